@@ -1,0 +1,1 @@
+"""Operating-system primitives: processes, mounts, namespaces, cgroups, system calls, the database. Knows nothing of pods."""

@@ -1,0 +1,118 @@
+"""System calls that Python 3.11's ``os`` lacks, through ctypes. Each raises OSError with errno and the paths involved.
+
+Blocking ones (mount, umount2) must be called from a worker thread. Kernel needs: pidfd_getfd 5.6, mount_setattr 5.12,
+PIDFD_GET_INFO 6.15 (exit information since then); ENOSYS or ENOTTY reaches the caller, who falls back or refuses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_NOATIME = 0x400
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_UNBINDABLE = 1 << 17
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+
+MNT_DETACH = 0x2
+UMOUNT_NOFOLLOW = 0x8
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_SYS_PIDFD_GETFD = 438
+
+_PIDFD_INFO_EXIT = 1 << 3
+# struct pidfd_info, 64 bytes in its first version (include/uapi/linux/pidfd.h): mask, cgroupid, pid, tgid, ppid,
+# ruid … fsgid (8 × u32), exit_code.
+_PIDFD_INFO = struct.Struct("=QQIII8Ii")
+_PIDFD_GET_INFO = (3 << 30) | (_PIDFD_INFO.size << 16) | (0xFF << 8) | 11
+
+
+def _check(result: int, what: str, *names: str | os.PathLike[str]) -> int:
+    if result == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}", " ".join(os.fspath(n) for n in names) or None)
+    return result
+
+
+def _path(value: str | os.PathLike[str]) -> bytes:
+    return os.fsencode(value)
+
+
+def mount(source: str | os.PathLike[str], target: str | os.PathLike[str], fstype: str = "", flags: int = 0, data: str = "") -> None:
+    """mount(2)."""
+    result = _libc.mount(_path(source), _path(target), fstype.encode() or None, ctypes.c_ulong(flags), data.encode() or None)
+    _check(result, f"mount {fstype or 'bind'}", source, target)
+
+
+def umount(target: str | os.PathLike[str], flags: int = 0) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(_path(target), flags), "umount", target)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2) for the calling thread."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def setns(fd: int, flags: int = 0) -> None:
+    """setns(2) for the calling thread."""
+    _check(_libc.setns(fd, flags), "setns")
+
+
+def sethostname(name: str) -> None:
+    """sethostname(2) in the calling thread's UTS namespace."""
+    raw = name.encode()
+    _check(_libc.sethostname(raw, len(raw)), "sethostname", name)
+
+
+def set_child_subreaper(enabled: bool = True) -> None:
+    """Make this process the reaper of its orphaned descendants."""
+    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, int(enabled), 0, 0, 0), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def set_parent_death_signal(signal: int) -> None:
+    """Have this process receive ``signal`` when the thread that made it ends."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+
+
+def pidfd_getfd(pidfd: int, target_fd: int) -> int:
+    """Duplicate descriptor ``target_fd`` of the process behind ``pidfd`` (Linux ≥ 5.6); close-on-exec is set."""
+    return _check(_libc.syscall(_SYS_PIDFD_GETFD, pidfd, target_fd, 0), "pidfd_getfd")
+
+
+def pidfd_exit_code(pidfd: int) -> int | None:
+    """The raw wait status of the process behind ``pidfd``, also when someone else reaped it (Linux ≥ 6.15).
+
+    None while it runs or where the kernel can't tell.
+    """
+    buffer = bytearray(_PIDFD_INFO.pack(_PIDFD_INFO_EXIT, *([0] * 13)))
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, buffer)
+    except OSError as exc:
+        if exc.errno in (errno.ENOTTY, errno.EINVAL, errno.ESRCH, errno.ENOSYS):
+            return None
+        raise
+    fields = _PIDFD_INFO.unpack(buffer)
+    return int(fields[-1]) if fields[0] & _PIDFD_INFO_EXIT else None

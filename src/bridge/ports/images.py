@@ -1,0 +1,102 @@
+"""The port to the image store: what core and api ask of images and of container root filesystems.
+
+List and get answer from memory. An image's ``id`` is its config digest ("sha256:…"). Sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """The parts of an OCI image config that a container start uses (OCI image spec, config.md)."""
+
+    user: str = ""
+    env: Sequence[str] = ()
+    entrypoint: Sequence[str] = ()
+    cmd: Sequence[str] = ()
+    working_dir: str = ""
+    stop_signal: str = ""
+    volumes: Sequence[str] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    architecture: str = ""
+    os: str = ""
+    variant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A complete image in the store. ``size`` is what its unpacked layers take on disk; ``chain_ids`` go from base to top."""
+
+    id: str
+    repo_tags: Sequence[str]
+    repo_digests: Sequence[str]
+    size: int
+    pinned: bool
+    config: ImageConfig
+    chain_ids: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryAuth:
+    """Credentials of one pull request, as CRI's AuthConfig gives them; never logged."""
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    auth: str = field(default="", repr=False)
+    server_address: str = ""
+    identity_token: str = field(default="", repr=False)
+    registry_token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FsUsage:
+    """Usage of one file system or directory, from counters."""
+
+    mountpoint: Path
+    used_bytes: int
+    inodes_used: int
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rootfs:
+    """A container's mounted root filesystem; ``upper`` is its writable layer."""
+
+    path: Path
+    upper: Path
+
+
+class Images(Protocol):
+    """The shared image store."""
+
+    def list(self) -> Sequence[Image]: ...
+    def find(self, reference: str) -> Image | None:
+        """By reference (normalised as docker.io does), by id, or by unique id prefix. Raises InvalidRequest for a bad or ambiguous one."""
+        ...
+
+    async def pull(self, reference: str, auth: RegistryAuth | None = None) -> Image:
+        """Pull (single flight per reference and credentials). Raises ImagePullFailed, RegistryUnavailable, InvalidRequest."""
+        ...
+
+    async def remove(self, reference: str) -> None:
+        """Untag, or remove with all tags when given an id; absent is success; raises InUse when a container uses it."""
+        ...
+
+    def image_usage(self) -> FsUsage: ...
+    def container_usage(self) -> FsUsage: ...
+    async def mount_rootfs(self, container_id: str, image_id: str, target: Path) -> Rootfs:
+        """Make (or find again) the container's overlay and mount it at ``target``. NotFound when the image is gone."""
+        ...
+
+    async def remove_rootfs(self, container_id: str, target: Path) -> None:
+        """Unmount and delete the writable layer; absent is success."""
+        ...
+
+    async def remount_rootfs(self, container_id: str, target: Path) -> Rootfs:
+        """Mount an existing overlay again (after a reboot or a lost mount)."""
+        ...

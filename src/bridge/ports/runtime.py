@@ -1,0 +1,255 @@
+"""The port to a runtime backend: what core asks of runc, gVisor, Kata and whatever comes next.
+
+Lifecycle of a sandbox: ``RuntimeBackend.create_sandbox`` → ``SandboxHandle`` → any number of ``create_container`` →
+``ContainerHandle`` … → ``stop`` → ``delete``. After a restart of the server ``load_sandbox`` and ``load_container``
+rebuild the handles from the opaque, versioned ``record`` that each handle offers and core stored.
+
+Rules for implementers: every stop, kill and delete is idempotent and absent means success; a call cancelled half-way
+can be repeated; errors are ``bridge.errors`` classes; an ability that is missing is declared in ``features``, not stubbed.
+Every number of bytes, nanoseconds and every path is what its name says; pids are in the host's PID namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+Record = Mapping[str, Any]
+"""JSON-able state of a backend; carries its own ``"v"`` version. Core stores it and never reads it."""
+
+
+class Support(StrEnum):
+    """How an ability is there (field-notes: ``features`` alone can lie, so each is probed)."""
+
+    SUPPORTED = "supported"
+    EMULATED = "emulated"
+    UNSUPPORTED = "unsupported"
+
+
+class SandboxKind(StrEnum):
+    """What a sandbox is made of: pinned namespaces only, a sandbox container, or a virtual machine."""
+
+    NAMESPACES = "namespaces"
+    CONTAINER = "container"
+    VM = "vm"
+
+
+class Ability(StrEnum):
+    """Abilities that a backend declares. Core refuses a request that needs an unsupported one with Unsupported."""
+
+    EXEC = "exec"
+    TTY = "tty"
+    SECCOMP = "seccomp"
+    APPARMOR = "apparmor"
+    SELINUX = "selinux"
+    USER_NAMESPACES = "user-namespaces"
+    RECURSIVE_READ_ONLY = "recursive-read-only-mounts"
+    IDMAPPED_MOUNTS = "idmapped-mounts"
+    SYSTEMD_CGROUP = "systemd-cgroup"
+    SHARED_PID = "shared-pid-namespace"
+    UPDATE = "update"
+    PAUSE = "pause"
+    CHECKPOINT = "checkpoint"
+    PORT_FORWARD = "port-forward"
+    STATS = "stats"
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One ability as probed: ``detail`` says how it was verified or why it is missing."""
+
+    support: Support
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeFeatures:
+    """What the probe found: the binary's own version line, its path, and each ability."""
+
+    version: str
+    path: str
+    abilities: Mapping[Ability, Feature]
+
+    def has(self, ability: Ability) -> bool:
+        """Whether ``ability`` is supported or emulated."""
+        found = self.abilities.get(ability)
+        return found is not None and found.support is not Support.UNSUPPORTED
+
+
+@dataclass(frozen=True, slots=True)
+class NamespacePaths:
+    """Pinned namespaces of a pod as bind-mounted files; None where the host's own (or, for pid, none yet) is meant."""
+
+    net: Path | None = None
+    ipc: Path | None = None
+    uts: Path | None = None
+    user: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What a backend needs to make a sandbox.
+
+    ``state_dir`` exists, is private to this sandbox (below /run) and may hold the backend's bundle and sockets.
+    ``oci`` is the OCI runtime spec of the sandbox container, given when the backend's kind is not NAMESPACES or when
+    ``shared_pid`` asks for a process that owns the pod's PID namespace; its root.path is ready.
+    """
+
+    id: str
+    name: str
+    namespace: str
+    uid: str
+    hostname: str
+    state_dir: Path
+    namespaces: NamespacePaths
+    shared_pid: bool
+    cgroup_parent: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    oci: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerIO:
+    """Stdio of a container: ``log_path`` None means output is discarded after attach clients got it."""
+
+    terminal: bool = False
+    stdin: bool = False
+    stdin_once: bool = False
+    log_path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """What a backend needs to make a container. ``bundle`` exists and is private; ``oci`` root.path is mounted."""
+
+    id: str
+    sandbox_id: str
+    bundle: Path
+    oci: Mapping[str, Any]
+    io: ContainerIO
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended. ``code`` is 0–255 (128+signal when killed); ``at_ns`` is Unix time in nanoseconds."""
+
+    code: int
+    signal: int | None = None
+    oom_killed: bool = False
+    at_ns: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecSpec:
+    """A process to run in a running container.
+
+    ``process`` is an OCI process object (args, env, cwd, user, terminal …). ``stdin``, ``stdout``, ``stderr`` are open
+    descriptors of the caller that the process gets as they are (None: /dev/null); the caller closes its copies after
+    ``exec`` returned. With ``process["terminal"]`` true, ``console`` is a connected or listening-socket *path* to which
+    the runtime sends the pty master (the OCI console-socket protocol); the three descriptors are then None.
+    """
+
+    id: str
+    process: Mapping[str, Any]
+    stdin: int | None = None
+    stdout: int | None = None
+    stderr: int | None = None
+    console: Path | None = None
+
+
+class ExecProcess(Protocol):
+    """A running exec. The process ends with its owner: ``delete`` kills whatever is left of it, children included."""
+
+    @property
+    def pid(self) -> int: ...
+    async def wait(self) -> ExitStatus: ...
+    async def kill(self, signal: int) -> None: ...
+    async def delete(self) -> None: ...
+
+
+class ContainerHandle(Protocol):
+    """A container of a backend, from created to deleted."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def record(self) -> Record: ...
+    @property
+    def pid(self) -> int | None: ...
+    async def start(self) -> int:
+        """Start it and return its pid. Raises RuntimeFailed with what the runtime said."""
+        ...
+
+    async def kill(self, signal: int, *, all_processes: bool = False) -> None: ...
+    async def wait(self) -> ExitStatus:
+        """Wait for its exit; returns at once when it has ended (also while the server was away). Many may wait."""
+        ...
+
+    async def exec(self, spec: ExecSpec) -> ExecProcess: ...
+    async def reopen_log(self) -> None: ...
+    async def delete(self) -> None:
+        """Kill what is left and remove every trace the backend made (runtime state, cgroup, monitor record)."""
+        ...
+
+
+class SandboxHandle(Protocol):
+    """A sandbox of a backend."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def record(self) -> Record: ...
+    @property
+    def pid(self) -> int | None:
+        """Process that owns the pod's PID namespace or guest; None when there is none."""
+        ...
+
+    async def create_container(self, spec: ContainerSpec) -> ContainerHandle: ...
+    async def load_container(self, spec: ContainerSpec, record: Record) -> ContainerHandle:
+        """Handle of a container that existed before the server restarted. NotFound when nothing is left of it."""
+        ...
+
+    async def wait(self) -> ExitStatus:
+        """Wait until the sandbox died by itself. Never returns for a sandbox without process."""
+        ...
+
+    async def stop(self) -> None: ...
+    async def delete(self) -> None: ...
+
+
+class RuntimeBackend(Protocol):
+    """One opened handler."""
+
+    @property
+    def features(self) -> RuntimeFeatures: ...
+    @property
+    def sandbox_kind(self) -> SandboxKind: ...
+    async def create_sandbox(self, spec: SandboxSpec) -> SandboxHandle: ...
+    async def load_sandbox(self, spec: SandboxSpec, record: Record) -> SandboxHandle: ...
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerState:
+    """A handler for Status and error texts: enabled with features, or disabled with the reason."""
+
+    name: str
+    plugin: str
+    features: RuntimeFeatures | None
+    disabled_reason: str = ""
+
+
+class Handlers(Protocol):
+    """The live registry of handlers that core sees."""
+
+    @property
+    def default(self) -> str: ...
+    def backend(self, name: str) -> RuntimeBackend:
+        """The backend of handler ``name`` ("" means the default). NotFound lists the handlers that exist and why others are disabled."""
+        ...
+
+    def states(self) -> Sequence[HandlerState]: ...
