@@ -1,0 +1,99 @@
+"""The records core keeps: Sandbox and Container, frozen. Only ``core/store`` makes new ones, by applying an event.
+
+Times are Unix nanoseconds, 0 when it has not happened. ``revision`` grows with each change of the object, so that an
+encoded copy can be kept with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from bridge.core.model import ContainerConfig, PodConfig
+
+
+class SandboxState(StrEnum):
+    """creating → ready → stopped → removing; the CRI shows ready as READY and everything else as NOTREADY."""
+
+    CREATING = "creating"
+    READY = "ready"
+    STOPPED = "stopped"
+    REMOVING = "removing"
+
+
+class ContainerState(StrEnum):
+    """creating → created → starting → running → exited → removing; the CRI shows starting as CREATED."""
+
+    CREATING = "creating"
+    CREATED = "created"
+    STARTING = "starting"
+    RUNNING = "running"
+    EXITED = "exited"
+    REMOVING = "removing"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """The resolved identity of a container's first process."""
+
+    uid: int = 0
+    gid: int = 0
+    additional_gids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """One pod sandbox. ``handler`` is the resolved handler, ``runtime_handler`` what the client named ("" = default)."""
+
+    id: str
+    config: PodConfig
+    handler: str
+    runtime_handler: str
+    state: SandboxState
+    created_at: int
+    boot_id: str
+    ips: tuple[str, ...] = ()
+    attachment: Mapping[str, Any] | None = None
+    namespaces: Mapping[str, str] = field(default_factory=dict)
+    cgroup_parent: str = ""
+    backend: Mapping[str, Any] | None = None
+    pid: int = 0
+    revision: int = 0
+
+    @property
+    def name_key(self) -> str:
+        """What must be unique among live sandboxes."""
+        meta = self.config.metadata
+        return f"{meta.name}_{meta.namespace}_{meta.uid}_{meta.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One container. ``image_id`` is the config digest; ``image_ref`` what ContainerStatus.image_ref reports."""
+
+    id: str
+    sandbox_id: str
+    config: ContainerConfig
+    image_id: str
+    image_ref: str
+    state: ContainerState
+    created_at: int
+    boot_id: str
+    log_path: str = ""
+    stop_signal: str = "SIGTERM"
+    user: User = field(default_factory=User)
+    started_at: int = 0
+    finished_at: int = 0
+    exit_code: int = 0
+    reason: str = ""
+    message: str = ""
+    pid: int = 0
+    backend: Mapping[str, Any] | None = None
+    revision: int = 0
+
+    @property
+    def name_key(self) -> str:
+        """What must be unique among live containers of one sandbox."""
+        return f"{self.sandbox_id}_{self.config.metadata.name}_{self.config.metadata.attempt}"
