@@ -1,0 +1,256 @@
+"""Make, inspect, empty and remove cgroups, on v2 and on v1 (hybrid too).
+
+A *cgroup* is named here by its path from the root of the hierarchies ("/kubepods/pod7"); a *directory* is one such
+cgroup in one hierarchy. Resource limits are the runtime's work, not ours. Everything blocks (some operations wait for
+the kernel): call from a worker thread, except the three reads of_pid, oom_kills and pids, which take microseconds.
+Standard library only: the monitor imports it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from bridge.errors import HostError, TimedOut
+from bridge.host.cgroup_paths import UNIFIED, CgroupLayout, parse_counter, parse_mountinfo, parse_proc_cgroup
+
+_POLL_SECONDS = 0.002
+_FREEZE_SECONDS = 0.2
+"""How long a v1 freezer may take: a process in uninterruptible sleep can't be frozen, and must not hold up the kill."""
+
+
+@functools.cache
+def layout() -> CgroupLayout:
+    """This host's hierarchies, read once (mountinfo grows with every container); ``layout.cache_clear()`` reads anew."""
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_text())
+
+
+def is_v2() -> bool:
+    """Whether cgroup v2 holds the controllers on this host."""
+    return layout().is_v2
+
+
+def of_pid(pid: int, *, on: CgroupLayout | None = None, proc: Path = Path("/proc")) -> Mapping[str, Path]:
+    """Controller → directory of the cgroup that process ``pid`` is in; "" is v2.
+
+    Raises HostError with errno ESRCH when there is no such process.
+    """
+    hierarchies = on or layout()
+    try:
+        text = (proc / str(pid) / "cgroup").read_text()
+    except (FileNotFoundError, ProcessLookupError) as exc:
+        raise HostError(f"process {pid} is gone", errno=errno.ESRCH) from exc
+    paths = parse_proc_cgroup(text)
+    return {name: hierarchies.mounts[name].directory(path) for name, path in paths.items() if name in hierarchies.mounts}
+
+
+def controller_directory(directories: Mapping[str, Path], controller: str) -> Path | None:
+    """The directory in which ``controller`` acts, of what of_pid returned: v1's own, else v2's."""
+    return directories.get(controller) or directories.get(UNIFIED)
+
+
+def oom_kills(memory_dir: Path) -> int:
+    """How many processes the kernel's OOM killer ended in this cgroup; 0 when the cgroup is gone.
+
+    v2 counts descendants too; v1 counts the cgroup itself.
+    """
+    for name in ("memory.events", "memory.oom_control"):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            try:
+                return parse_counter((memory_dir / name).read_text(), "oom_kill")
+            except OSError as exc:
+                if exc.errno == errno.ENODEV:  # removed between open and read
+                    return 0
+                raise
+    return 0
+
+
+def pids(directory: Path) -> list[int]:
+    """Processes in a cgroup and its descendants; empty when it is gone. Threaded cgroups of v2 are counted at their domain."""
+    found: list[int] = []
+    for each in _tree(directory):
+        try:
+            found += map(int, (each / "cgroup.procs").read_text().split())
+        except OSError as exc:
+            if exc.errno not in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
+                raise HostError(f"can't read the processes of {each}: {exc.strerror}", errno=exc.errno) from exc
+    return found
+
+
+def _tree(directory: Path) -> Iterator[Path]:
+    """``directory`` and its descendants, deepest first."""
+    try:
+        with os.scandir(directory) as entries:
+            children = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENODEV):
+            return
+        raise HostError(f"can't list {directory}: {exc.strerror}", errno=exc.errno) from exc
+    for child in children:
+        yield from _tree(child)
+    yield directory
+
+
+def create(cgroup: str, *, on: CgroupLayout | None = None) -> tuple[Path, ...]:
+    """Make ``cgroup``, with its parents, in every hierarchy; an existing one stays as it is. Returns its directories.
+
+    Not for the systemd driver, where systemd makes slices. Raises HostError; what was made until then is left to ``remove``.
+    """
+    hierarchies = on or layout()
+    for controller, mount in hierarchies.mounts.items():
+        directory = mount.directory(cgroup)
+        if directory.exists():
+            continue
+        for parent in [*reversed(directory.relative_to(mount.point).parents), directory.relative_to(mount.point)]:
+            _create_one(mount.point / parent, controller, leaf=mount.point / parent == directory)
+    return hierarchies.directories(cgroup)
+
+
+def _create_one(directory: Path, controller: str, *, leaf: bool) -> None:
+    try:
+        directory.mkdir(exist_ok=True)
+        if controller == "cpuset":
+            _inherit_cpuset(directory)
+        elif controller == UNIFIED and not leaf:
+            _enable_controllers(directory)
+    except OSError as exc:
+        raise HostError(f"can't make cgroup {directory}: {exc.strerror}", errno=exc.errno) from exc
+
+
+def _inherit_cpuset(directory: Path) -> None:
+    """A new v1 cpuset is empty, and nothing can run in it until its CPUs and memory nodes are set."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        target, source = directory / name, directory.parent / name
+        if target.exists() and source.exists() and not target.read_text().strip():
+            target.write_text(source.read_text())
+
+
+def _enable_controllers(directory: Path) -> None:
+    """Hand every controller down to the children, one by one: one that is busy or for threads only must not stop the others."""
+    for name in (directory / "cgroup.controllers").read_text().split():
+        try:
+            (directory / "cgroup.subtree_control").write_text(f"+{name}")
+        except OSError as exc:
+            # The runtime says which controller it misses when a limit needs it; the pod may need none.
+            if exc.errno not in (errno.EBUSY, errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+
+
+def join(cgroup: str, *, on: CgroupLayout | None = None) -> None:
+    """Move the calling process into ``cgroup`` in every hierarchy, making it first.
+
+    For server and monitor, so that no pod's limit or kill reaches them and they are in nobody's accounts. Raises HostError.
+    """
+    for directory in create(cgroup, on=on):
+        try:
+            (directory / "cgroup.procs").write_text("0")
+        except OSError as exc:
+            raise HostError(f"can't join cgroup {directory}: {exc.strerror}", errno=exc.errno) from exc
+
+
+def move(pid: int, directory: Path) -> bool:
+    """Move process ``pid`` into an existing cgroup directory; False when the process is gone. Raises HostError."""
+    try:
+        (directory / "cgroup.procs").write_text(str(pid))
+    except OSError as exc:
+        if exc.errno == errno.ESRCH:
+            return False
+        raise HostError(f"can't move process {pid} to {directory}: {exc.strerror}", errno=exc.errno) from exc
+    return True
+
+
+def remove(cgroup: str, *, timeout: float = 2.0, on: CgroupLayout | None = None) -> None:
+    """Remove ``cgroup`` and its descendants in every hierarchy; absent means success.
+
+    Waits up to ``timeout`` seconds for killed processes to be gone. Raises TimedOut naming the processes that are left.
+    """
+    deadline = time.monotonic() + timeout
+    hierarchies = on or layout()
+    for directory in hierarchies.directories(cgroup):
+        if directory in {mount.point for mount in hierarchies.mounts.values()}:
+            raise HostError(f"{directory} is a hierarchy's root and can't be removed")
+        remove_directory(directory, timeout=max(0.0, deadline - time.monotonic()))
+
+
+def remove_directory(directory: Path, *, timeout: float = 2.0) -> None:
+    """``remove`` for one directory."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            for each in _tree(directory):
+                with contextlib.suppress(FileNotFoundError):
+                    each.rmdir()
+        except OSError as exc:
+            if exc.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                raise HostError(f"can't remove cgroup {directory}: {exc.strerror}", errno=exc.errno) from exc
+            if time.monotonic() >= deadline:
+                raise TimedOut(f"cgroup {directory} is still in use by processes {pids(directory)}") from exc
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
+
+
+def kill_all(directory: Path, *, timeout: float = 5.0) -> None:
+    """SIGKILL every process of a cgroup and its descendants, whatever they fork meanwhile; absent means success.
+
+    ``directory`` lies in v2, or in v1's freezer hierarchy (any other v1 hierarchy works too, but a fork bomb may outrun
+    it). Returns once none is left. Raises TimedOut with the survivors: those are stuck in the kernel.
+    """
+    deadline = time.monotonic() + timeout
+    while _kill_once(directory):
+        if not pids(directory):
+            return
+        if time.monotonic() >= deadline:
+            raise TimedOut(f"processes {pids(directory)} of cgroup {directory} survived SIGKILL for {timeout:g} s")
+        time.sleep(_POLL_SECONDS)
+
+
+def _kill_once(directory: Path) -> bool:
+    """One round; False when there was nobody to kill."""
+    if not pids(directory):
+        return False
+    if _write(directory / "cgroup.kill", "1"):
+        return True
+    with _frozen(directory):
+        for pid in pids(directory):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    return True
+
+
+@contextlib.contextmanager
+def _frozen(directory: Path) -> Iterator[None]:
+    """Hold a v1 freezer cgroup still, so that nobody forks between the listing and the kill. Elsewhere: nothing."""
+    state = directory / "freezer.state"
+    if not state.exists():
+        yield
+        return
+    try:
+        _write(state, "FROZEN")
+        deadline = time.monotonic() + _FREEZE_SECONDS
+        while state.exists() and state.read_text().strip() == "FREEZING" and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        _write(state, "THAWED")  # a frozen process dies of its SIGKILL only once thawed
+
+
+def _write(file: Path, value: str) -> bool:
+    """Write to a control file; False when it does not exist: another cgroup version or kernel, or the cgroup is gone."""
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, value.encode())
+        finally:
+            os.close(descriptor)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENODEV):
+            return False
+        raise HostError(f"can't write {value!r} to {file}: {exc.strerror}", errno=exc.errno) from exc
+    return True
