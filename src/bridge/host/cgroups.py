@@ -108,16 +108,17 @@ def create(cgroup: str, *, on: CgroupLayout | None = None) -> tuple[Path, ...]:
         if directory.exists():
             continue
         for parent in [*reversed(directory.relative_to(mount.point).parents), directory.relative_to(mount.point)]:
-            _create_one(mount.point / parent, controller, leaf=mount.point / parent == directory)
+            hand_down = hierarchies.is_v2 and mount.point / parent != directory
+            _create_one(mount.point / parent, controller, hand_down=hand_down)
     return hierarchies.directories(cgroup)
 
 
-def _create_one(directory: Path, controller: str, *, leaf: bool) -> None:
+def _create_one(directory: Path, controller: str, *, hand_down: bool) -> None:
     try:
         directory.mkdir(exist_ok=True)
         if controller == "cpuset":
             _inherit_cpuset(directory)
-        elif controller == UNIFIED and not leaf:
+        elif hand_down:  # never on a hybrid host: it would bind the controller to v2 and take it from v1
             _enable_controllers(directory)
     except OSError as exc:
         raise HostError(f"can't make cgroup {directory}: {exc.strerror}", errno=exc.errno) from exc

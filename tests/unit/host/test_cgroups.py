@@ -79,6 +79,15 @@ def test_create_on_v2_hands_the_controllers_down_but_not_below_the_leaf(tmp_path
     assert list((tmp_path / "pods/p1").iterdir()) == []
 
 
+def test_create_on_a_hybrid_host_leaves_v2s_controllers_free_for_v1(tmp_path: Path) -> None:
+    (tmp_path / "unified").mkdir()
+    v2_tree(tmp_path / "unified")
+    layout = CgroupLayout({**v1_tree(tmp_path).mounts, "": CgroupMount(tmp_path / "unified")})
+    cgroups.create("/pods/p1", on=layout)
+    assert (tmp_path / "unified/cgroup.subtree_control").read_text() == ""
+    assert (tmp_path / "unified/pods/p1").is_dir()
+
+
 def test_remove_takes_descendants_and_absent_is_success(tmp_path: Path) -> None:
     layout = v1_tree(tmp_path)
     cgroups.create("/pods/p1", on=layout)
