@@ -12,7 +12,18 @@ from bridge.errors import TimedOut
 from bridge.host import cgroups
 
 pytestmark = pytest.mark.root
-FORKER = "import os, time\nwhile True:\n    os.fork() or time.sleep(0.02)\n    time.sleep(0.005)\n"
+# It forks only once it was moved, at most 400 times, and every child ends by itself: whatever the kill under test does, the
+# machine survives it.
+FORKER = """
+import os, sys, time
+sys.stdin.readline()
+for _ in range(400):
+    if os.fork() == 0:
+        time.sleep(20)
+        os._exit(0)
+    time.sleep(0.001)
+time.sleep(20)
+"""
 
 
 @pytest.fixture
@@ -25,7 +36,7 @@ def cgroup() -> Iterator[str]:
 
 
 def spawn(code: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, start_new_session=True)
 
 
 def kill_directory(cgroup: str) -> str:
@@ -56,8 +67,11 @@ def test_kill_all_outruns_a_process_that_forks_on(cgroup: str) -> None:
     cgroups.create(cgroup)
     directory = cgroups.layout().mounts[kill_directory(cgroup)].directory(cgroup)
     child = spawn(FORKER)
-    assert cgroups.move(child.pid, directory)
+    assert child.stdin is not None
     try:
+        assert cgroups.move(child.pid, directory)
+        child.stdin.write(b"\n")
+        child.stdin.close()
         deadline = time.monotonic() + 20
         while len(cgroups.pids(directory)) < 20:
             assert time.monotonic() < deadline
@@ -72,5 +86,5 @@ def test_kill_all_outruns_a_process_that_forks_on(cgroup: str) -> None:
 def test_move_of_a_process_that_is_gone(cgroup: str) -> None:
     directory = cgroups.create(cgroup)[0]
     child = spawn("")
-    child.wait()
+    child.communicate()
     assert not cgroups.move(child.pid, directory)
