@@ -8,7 +8,7 @@ nothing of pods.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -86,6 +86,9 @@ class SingleFlight(Generic[K, T]):
 
     def __len__(self) -> int:
         return len(self._flights)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._flights
 
     async def join(self, key: K, work: Callable[[], Awaitable[T]]) -> T:
         """The result of the running flight of ``key``, or of ``work`` started now as that flight."""
@@ -226,6 +229,25 @@ class Broadcast(Generic[T]):
             self._subscriptions.discard(subscription)
             subscription._send.close()
             subscription._receive.close()
+
+
+async def run_all(works: Iterable[Callable[[], Awaitable[object]]]) -> None:
+    """Run every work at once and wait for all; a failure does not stop the others. Then the first failure is raised."""
+    failures: list[Exception] = []
+
+    async def run(work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await work()
+        except Exception as exc:  # noqa: BLE001 - raised below, once all have ended
+            failures.append(exc)
+
+    async with anyio.create_task_group() as group:
+        for work in works:
+            group.start_soon(run, work)
+    for extra in failures[1:]:
+        _logger.error("further failure: %s", describe(extra))
+    if failures:
+        raise failures[0]
 
 
 def describe(exc: BaseException) -> str:

@@ -1,0 +1,247 @@
+"""Containers: create, start, stop, remove, look up, and the watch over each one's exit.
+
+Create, start and remove are flights of the daemon keyed by identity. Stop is a task of the daemon with a deadline that a
+later, more impatient caller can bring forward; no lock is held while anything is waited for (design promises 1 and 4).
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+
+from bridge import log
+from bridge.aio import SingleFlight, Supervisor
+from bridge.core import trace
+from bridge.core.container_create import ContainerCreator, erase
+from bridge.core.container_stop import Stopper
+from bridge.core.entities import Container, ContainerState, SandboxState
+from bridge.core.live import Live, LiveContainer
+from bridge.core.model import ContainerConfig
+from bridge.core.sandbox_run import new_id
+from bridge.core.selectors import labels_match
+from bridge.core.settings import CoreSettings
+from bridge.core.store import Store
+from bridge.errors import AlreadyExists, BridgeError, IllegalTransition, NotFound
+from bridge.ports.images import Images
+from bridge.ports.runtime import ContainerHandle, ExitStatus
+
+_logger = log.get("core.containers")
+START_ERROR_CODE = 128
+"""Exit code of a container that never ran, as peers report it."""
+
+
+class ContainerService:
+    """CreateContainer, StartContainer, StopContainer, RemoveContainer, ReopenContainerLog and lookups."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        live: Live,
+        images: Images,
+        creator: ContainerCreator,
+        settings: CoreSettings,
+        traces: trace.Traces,
+        supervisor: Supervisor,
+    ) -> None:
+        self._store = store
+        self._live = live
+        self._images = images
+        self._creator = creator
+        self._settings = settings
+        self._traces = traces
+        self._supervisor = supervisor
+        self._stopper = Stopper(store, live, settings, supervisor)
+        self.creations: SingleFlight[str, Container] = SingleFlight(supervisor, "create container")
+        self.starts: SingleFlight[str, None] = SingleFlight(supervisor, "start container")
+        self.removals: SingleFlight[str, None] = SingleFlight(supervisor, "remove container")
+
+    async def create(self, sandbox_id: str, config: ContainerConfig) -> Container:
+        """Make a container in a ready sandbox, or join its making, or return it when an earlier try has made it.
+
+        Raises NotFound (sandbox, image), IllegalTransition (sandbox not ready), AlreadyExists, InvalidRequest, Unsupported.
+        """
+        sandbox = self._store.sandbox(sandbox_id)
+        key = f"{sandbox.id}_{config.metadata.name}_{config.metadata.attempt}"
+        return await self.creations.join(key, lambda: self._create(sandbox.id, key, config))
+
+    async def _create(self, sandbox_id: str, key: str, config: ContainerConfig) -> Container:
+        sandbox = self._store.sandbox(sandbox_id)
+        if sandbox.state is not SandboxState.READY:
+            raise IllegalTransition(f"sandbox {sandbox_id} is {sandbox.state}, not ready")
+        holder = self._store.named(key)
+        if holder is not None:
+            earlier = self._store.containers[holder]
+            if earlier.state is ContainerState.CREATED and earlier.config == config:
+                return earlier
+            raise AlreadyExists(f"container {key!r} exists as {holder} and is {earlier.state}; remove it first")
+        ident = new_id()
+        name = config.metadata.name
+        with log.context(pod=sandbox_id[:13], container=ident[:13]):
+            with trace.recording(self._traces, sandbox_id, f"CreateContainer {name}"):
+                container = await self._creator.create(ident, sandbox, config)
+            _logger.info("container %s created", name)
+            return container
+
+    def find(self, ident: str) -> Container:
+        """By id or unique prefix. A container still being made is not there yet. Raises NotFound."""
+        container = self._store.container(ident)
+        if container.state is ContainerState.CREATING:
+            raise NotFound(f"container {ident} not found: it is still being created")
+        return container
+
+    def list(
+        self,
+        ident: str = "",
+        sandbox_id: str = "",
+        states: frozenset[ContainerState] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> list[Container]:
+        """Containers that match every given condition, oldest first; an unknown id gives an empty list."""
+        return [
+            container
+            for container in self._store.containers.values()
+            if container.state not in (ContainerState.CREATING, ContainerState.REMOVING)
+            and container.id.startswith(ident)
+            and container.sandbox_id.startswith(sandbox_id)
+            and (states is None or container.state in states)
+            and labels_match(labels, container.config.labels)
+        ]
+
+    async def start(self, ident: str) -> None:
+        """Start a created container. Raises IllegalTransition when it was started before, RuntimeFailed."""
+        container = self.find(ident)
+        await self.starts.join(container.id, functools.partial(self._start, container.id))
+
+    async def _start(self, ident: str) -> None:
+        container = self._store.container(ident)
+        entry = self._live.container(ident)
+        name = container.config.metadata.name
+        with log.context(pod=container.sandbox_id[:13], container=ident[:13]):
+            with trace.recording(self._traces, container.sandbox_id, f"StartContainer {name}"):
+                with trace.span("journal"):
+                    await self._store.apply_container(ident, "starting")
+                try:
+                    with trace.span("runtime"):
+                        pid = await entry.handle.start()
+                except BridgeError as exc:
+                    await self._start_failed(ident, entry, exc)
+                    raise
+                with trace.span("commit"):
+                    record = dict(entry.handle.record)
+                    await self._store.apply_container(ident, "started", pid=pid, started_at=time.time_ns(), backend=record)
+            self.watch(ident)
+            _logger.info("container %s runs, pid %d", name, pid)
+
+    async def _start_failed(self, ident: str, entry: LiveContainer, exc: BridgeError) -> None:
+        await self._store.apply_container(
+            ident, "start-failed", exit_code=START_ERROR_CODE, reason="StartError", message=str(exc), finished_at=time.time_ns()
+        )
+        entry.exited.set()
+        self._supervisor.spawn(f"release {ident}", lambda: self._release(ident, entry))
+
+    def adopt(self, ident: str, handle: ContainerHandle, process: Mapping[str, Any], *, running: bool) -> None:
+        """Take over a container from before the server's restart."""
+        self._live.containers[ident] = LiveContainer(handle, process)
+        if running:
+            self.watch(ident)
+        elif self._store.containers[ident].state is ContainerState.EXITED:
+            self._live.containers[ident].exited.set()
+            self._live.containers[ident].released.set()
+
+    def watch(self, ident: str) -> None:
+        """Have the daemon wait for this container's exit."""
+        entry = self._live.containers[ident]
+        entry.watched = True
+        self._supervisor.spawn(f"watch container {ident}", lambda: self._until_exit(ident, entry))
+
+    async def _until_exit(self, ident: str, entry: LiveContainer) -> None:
+        status = await entry.handle.wait()
+        container = self._store.containers.get(ident)
+        if container is not None and container.state in (ContainerState.RUNNING, ContainerState.STARTING):
+            await self.record_exit(ident, status)
+        entry.exited.set()
+        await self._release(ident, entry)
+
+    async def record_exit(self, ident: str, status: ExitStatus) -> None:
+        """Put an exit into the store, with the reason a kubelet expects."""
+        await self._store.apply_container(
+            ident, "exited", exit_code=status.code, reason=exit_reason(status), finished_at=status.at_ns or time.time_ns(), pid=0
+        )
+        _logger.info("container %s exited: code %d%s", ident[:13], status.code, ", out of memory" if status.oom_killed else "")
+
+    async def _release(self, ident: str, entry: LiveContainer) -> None:
+        # Freeing the runtime's state right after the exit keeps RemoveContainer cheap; that call repeats what failed here.
+        try:
+            await entry.handle.release()
+        except BridgeError as exc:
+            _logger.warning("container %s: the runtime's state is left for its removal: %s", ident[:13], exc)
+        finally:
+            entry.released.set()
+
+    async def stop(self, ident: str, timeout: float) -> None:
+        """Stop signal, then after ``timeout`` s SIGKILL. Absent or ended is success; see container_stop."""
+        try:
+            container = self._store.container(ident)
+        except NotFound:
+            return
+        if container.id in self.starts:
+            await self._settled(container.id)
+        await self._stopper.stop(container.id, timeout)
+
+    async def _settled(self, ident: str) -> None:
+        try:
+            await self.starts.join(ident, functools.partial(self._start, ident))
+        except BridgeError as exc:
+            _logger.debug("the start that a stop waited for failed: %s", exc)
+
+    async def remove(self, ident: str) -> None:
+        """Kill it if need be and remove every trace of it but its log. Absent is success."""
+        try:
+            container = self._store.container(ident)
+        except NotFound:
+            return
+        await self.removals.join(container.id, functools.partial(self._remove, container.id))
+
+    async def _remove(self, ident: str) -> None:
+        container = self._store.containers.get(ident)
+        if container is None:
+            return
+        with log.context(pod=container.sandbox_id[:13], container=ident[:13]):
+            with trace.recording(self._traces, container.sandbox_id, f"RemoveContainer {container.config.metadata.name}"):
+                await self.stop(ident, 0.0)
+                await self._store.apply_container(ident, "removing")
+                entry = self._live.containers.get(ident)
+                if entry is not None:
+                    with trace.span("backend delete"):
+                        await self._await_release(entry)
+                        await entry.handle.delete()
+                await erase(self._settings, self._images, container)
+                self._live.containers.pop(ident, None)
+                await self._store.remove(ident)
+            _logger.info("container removed")
+
+    async def _await_release(self, entry: LiveContainer) -> None:
+        if entry.exited.is_set():
+            with anyio.move_on_after(self._settings.kill_timeout):
+                await entry.released.wait()
+
+    async def reopen_log(self, ident: str) -> None:
+        """After the kubelet rotated the log. Raises IllegalTransition when the container is not running."""
+        container = self.find(ident)
+        if container.state is not ContainerState.RUNNING:
+            raise IllegalTransition(f"container {ident} is {container.state}, not running")
+        await self._live.container(container.id).handle.reopen_log()
+
+
+def exit_reason(status: ExitStatus) -> str:
+    """ContainerStatus.reason as the kubelet and crictl know it."""
+    if status.oom_killed:
+        return "OOMKilled"
+    if status.reason:
+        return status.reason
+    return "Completed" if status.code == 0 else "Error"

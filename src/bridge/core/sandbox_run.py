@@ -1,0 +1,225 @@
+"""The steps of RunPodSandbox, each with its undo on the next line (design §6.1).
+
+Journal → pod cgroup → namespaces → network → pod files → backend → ready. Nothing here spawns a process but the CNI
+plugins, and the backend where it needs a sandbox container.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from anyio.to_thread import run_sync
+
+from bridge.aio import Rollback
+from bridge.core import podfiles, spec, trace
+from bridge.core.detach import Detacher, to_record
+from bridge.core.entities import Sandbox, SandboxState
+from bridge.core.live import Live
+from bridge.core.model import NamespaceMode, PodConfig
+from bridge.core.settings import CoreSettings
+from bridge.core.store import Store
+from bridge.errors import InvalidRequest, Unsupported
+from bridge.host import cgroups, files, mounts, namespaces
+from bridge.ports.network import Network, PodNetworkRequest
+from bridge.ports.runtime import Ability, NamespacePaths, RuntimeBackend, SandboxHandle, SandboxKind, SandboxSpec
+
+HOST_RESOLV_CONF = Path("/etc/resolv.conf")
+HOST_HOSTS = Path("/etc/hosts")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SandboxRunner:
+    """Makes one sandbox a call. Stateless: everything it makes is in the store, in ``live`` or undone."""
+
+    store: Store
+    live: Live
+    network: Network
+    detacher: Detacher
+    settings: CoreSettings
+    facts: spec.HostFacts
+    spec_settings: spec.SpecSettings
+
+    async def run(self, ident: str, config: PodConfig, handler: str, runtime_handler: str, backend: RuntimeBackend) -> Sandbox:
+        """Make the sandbox; on any failure or cancellation nothing of it is left. Returns it in state ready."""
+        check(config, backend)
+        sandbox = self._record(ident, config, handler, runtime_handler)
+        async with Rollback(f"run pod {ident[:12]}", step_timeout=self.settings.undo_timeout) as undo:
+            undo.push("forget the record", lambda: self.store.remove(ident))
+            with trace.span("journal"):
+                await self.store.add(sandbox)
+            sandbox = await self._cgroup(sandbox, undo)
+            sandbox = await self._namespaces(sandbox, undo)
+            sandbox = await self._network(sandbox, undo)
+            await self._files(sandbox, undo)
+            handle = await self._backend(sandbox, backend, undo)
+            with trace.span("commit"):
+                sandbox = await self.store.apply_sandbox(ident, "created", backend=dict(handle.record), pid=handle.pid or 0)
+            self.live.sandboxes[ident] = handle
+            undo.commit()
+        return sandbox
+
+    def _record(self, ident: str, config: PodConfig, handler: str, runtime_handler: str) -> Sandbox:
+        return Sandbox(
+            id=ident,
+            config=config,
+            handler=handler,
+            runtime_handler=runtime_handler,
+            state=SandboxState.CREATING,
+            created_at=time.time_ns(),
+            boot_id=self.settings.boot_id,
+            cgroup_parent=config.cgroup_parent or self.settings.default_cgroup_parent,
+        )
+
+    async def _cgroup(self, sandbox: Sandbox, undo: Rollback) -> Sandbox:
+        # A kubelet makes the pod's cgroup itself; crictl and critest name parents that nobody made, which would be left.
+        if not sandbox.config.cgroup_parent or self.spec_settings.cgroup_driver == "systemd":
+            return sandbox
+        with trace.span("cgroup"):
+            if await run_sync(_cgroup_exists, sandbox.cgroup_parent):
+                return sandbox
+            sandbox = await self.store.apply_sandbox(sandbox.id, "journal", cgroup_owned=True)
+            undo.push("remove the pod cgroup", lambda: run_sync(cgroups.remove, sandbox.cgroup_parent))
+            await run_sync(cgroups.create, sandbox.cgroup_parent)
+        return sandbox
+
+    async def _namespaces(self, sandbox: Sandbox, undo: Rollback) -> Sandbox:
+        options = sandbox.config.security.namespaces
+        net, ipc = options.network is not NamespaceMode.NODE, options.ipc is not NamespaceMode.NODE
+        directory = self.settings.sandbox_dir(sandbox.id)
+        undo.push("remove the pod directory", lambda: files.remove_tree(directory))
+        with trace.span("namespaces"):
+            await files.make_dir(directory, 0o711)
+            undo.push("remove the namespaces", lambda: namespaces.remove(directory / "ns"))
+            pins = await namespaces.create(
+                directory / "ns", net=net, ipc=ipc, uts=net, hostname=sandbox.config.hostname, sysctls=sandbox.config.sysctls
+            )
+        # The pins' paths follow from the id, so they need no commit of their own; the next journal entry carries them.
+        return dataclasses.replace(sandbox, namespaces={kind: str(path) for kind, path in pins.items()})
+
+    async def _network(self, sandbox: Sandbox, undo: Rollback) -> Sandbox:
+        if "net" not in sandbox.namespaces:
+            return await self.store.apply_sandbox(sandbox.id, "journal", namespaces=sandbox.namespaces)
+        netns = Path(sandbox.namespaces["net"])
+        attachment = self.network.plan(network_request(sandbox, netns))
+        record = to_record(attachment)
+        with trace.span("journal"):
+            await self.store.apply_sandbox(sandbox.id, "journal", namespaces=sandbox.namespaces, attachment=record)
+        undo.push("cni del", lambda: self.detacher.detach(sandbox.id, record))
+        with trace.span("cni add"):
+            result = await self.network.add(attachment)
+        record.update(to_record(result.attachment))
+        if sandbox.config.sysctls:
+            pins = {kind: Path(path) for kind, path in sandbox.namespaces.items()}
+            await namespaces.set_interface_sysctls(pins, sandbox.config.sysctls)
+        # The addresses are committed with "created": until then the journaled attachment is enough for a DEL.
+        return await self.store.apply_sandbox(sandbox.id, "journal", ips=tuple(result.ips), attachment=dict(record))
+
+    async def _files(self, sandbox: Sandbox, undo: Rollback) -> None:
+        with trace.span("pod files"):
+            directory = self.settings.sandbox_dir(sandbox.id)
+            undo.push("unmount below the pod directory", lambda: mounts.unmount_tree(directory))
+            await files.write_files(directory, await pod_files(sandbox))
+            if sandbox.config.security.namespaces.ipc is not NamespaceMode.NODE:
+                await files.mount_tmpfs(directory / "shm", size=self.settings.shm_bytes)
+
+    async def _backend(self, sandbox: Sandbox, backend: RuntimeBackend, undo: Rollback) -> SandboxHandle:
+        with trace.span(f"backend {sandbox.handler}"):
+            request = sandbox_spec(sandbox, backend, self.settings, self.facts, self.spec_settings)
+            handle = await backend.create_sandbox(request)
+            undo.push("delete the backend's sandbox", handle.delete)
+        return handle
+
+
+def check(config: PodConfig, backend: RuntimeBackend) -> None:
+    """Refuse what this server or this backend can't do, naming the field, before anything is touched."""
+    podfiles.check_hostname(config.hostname)
+    options = config.security.namespaces
+    prefix = "config.linux.security_context.namespace_options"
+    if options.user is not None and options.user.mode is not NamespaceMode.NODE:
+        raise Unsupported(f"{prefix}.userns_options: pods in a user namespace of their own are not supported")
+    if options.pid is NamespaceMode.TARGET:
+        raise InvalidRequest("TARGET is for containers only", field=f"{prefix}.pid")
+    if options.network is NamespaceMode.NODE and any(key.startswith("net.") for key in config.sysctls):
+        raise InvalidRequest("net.* sysctls would change the host: the pod uses the host's network", field="config.linux.sysctls")
+    if shares_pid(config) and not backend.features.has(Ability.SHARED_PID):
+        raise Unsupported(f"{prefix}.pid: this handler can't share one PID namespace in the pod")
+
+
+def shares_pid(config: PodConfig) -> bool:
+    """Whether the pod has one PID namespace for all, which needs a process of its own."""
+    return config.security.namespaces.pid is NamespaceMode.POD
+
+
+def sandbox_spec(
+    sandbox: Sandbox, backend: RuntimeBackend, settings: CoreSettings, facts: spec.HostFacts, spec_settings: spec.SpecSettings
+) -> SandboxSpec:
+    """What the backend gets, at creation and again after a restart."""
+    shared = shares_pid(sandbox.config)
+    oci: Mapping[str, Any] | None = None
+    if shared or backend.sandbox_kind is not SandboxKind.NAMESPACES:
+        if settings.pause_rootfs is None:
+            raise Unsupported(
+                "this pod needs a sandbox process, and no static pause binary was found (install catatonit or busybox-static)"
+            )
+        oci = spec.build_sandbox(sandbox, settings.pause_rootfs, settings.pause_argv, facts, spec_settings)
+    paths = {kind: Path(path) for kind, path in sandbox.namespaces.items()}
+    meta = sandbox.config.metadata
+    return SandboxSpec(
+        id=sandbox.id,
+        name=meta.name,
+        namespace=meta.namespace,
+        uid=meta.uid,
+        hostname=sandbox.config.hostname,
+        state_dir=settings.sandbox_dir(sandbox.id),
+        namespaces=NamespacePaths(net=paths.get("net"), ipc=paths.get("ipc"), uts=paths.get("uts")),
+        shared_pid=shared,
+        cgroup_parent=sandbox.cgroup_parent,
+        labels=sandbox.config.labels,
+        annotations=sandbox.config.annotations,
+        oci=oci,
+    )
+
+
+def network_request(sandbox: Sandbox, netns: Path) -> PodNetworkRequest:
+    """The pod's facts for CNI."""
+    config, meta = sandbox.config, sandbox.config.metadata
+    dns = {"servers": config.dns.servers, "searches": config.dns.searches, "options": config.dns.options} if config.dns else {}
+    return PodNetworkRequest(
+        sandbox_id=sandbox.id,
+        name=meta.name,
+        namespace=meta.namespace,
+        uid=meta.uid,
+        netns=netns,
+        cgroup_path=sandbox.cgroup_parent,
+        port_mappings=tuple(mapping for mapping in config.port_mappings if mapping.host_port),
+        dns=dns,
+        annotations=config.annotations,
+    )
+
+
+async def pod_files(sandbox: Sandbox) -> dict[str, str]:
+    """hostname, hosts and resolv.conf of the pod."""
+    config = sandbox.config
+    host_network = config.security.namespaces.network is NamespaceMode.NODE
+    needs_host_dns = config.dns is None or not (config.dns.servers or config.dns.searches or config.dns.options)
+    host_dns = await files.read_text(HOST_RESOLV_CONF) if needs_host_dns else ""
+    host_hosts = await files.read_text(HOST_HOSTS) if host_network else None
+    return {
+        "hostname": config.hostname + "\n",
+        "hosts": podfiles.hosts(config.hostname, sandbox.ips, host_text=host_hosts),
+        "resolv.conf": podfiles.resolv_conf(config.dns, host_dns),
+    }
+
+
+def _cgroup_exists(parent: str) -> bool:
+    return any(directory.exists() for directory in cgroups.layout().directories(parent))
+
+
+def new_id() -> str:
+    """64 random hex digits, as every peer's ids."""
+    return secrets.token_hex(32)

@@ -1,0 +1,202 @@
+"""Pod sandboxes: run, stop, remove, look up.
+
+Each mutation is a flight of the daemon, keyed by the pod's identity: a caller that gives up only leaves, and its retry
+joins the running work or collects the result (design promise 1).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+from anyio.to_thread import run_sync
+
+from bridge import log
+from bridge.aio import SingleFlight, Supervisor, run_all
+from bridge.core import trace
+from bridge.core.containers import ContainerService
+from bridge.core.detach import Detacher
+from bridge.core.entities import ContainerState, Sandbox, SandboxState
+from bridge.core.live import Live
+from bridge.core.model import PodConfig
+from bridge.core.sandbox_run import SandboxRunner, new_id
+from bridge.core.selectors import labels_match
+from bridge.core.settings import CoreSettings
+from bridge.core.store import Store
+from bridge.errors import AlreadyExists, BridgeError, NotFound
+from bridge.host import cgroups, files, mounts, namespaces
+from bridge.ports.runtime import Handlers, SandboxHandle
+
+_logger = log.get("core.sandboxes")
+
+
+class SandboxService:
+    """RunPodSandbox, StopPodSandbox, RemovePodSandbox and the lookups behind Status and List."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        live: Live,
+        handlers: Handlers,
+        containers: ContainerService,
+        runner: SandboxRunner,
+        detacher: Detacher,
+        settings: CoreSettings,
+        traces: trace.Traces,
+        supervisor: Supervisor,
+    ) -> None:
+        self._store = store
+        self._live = live
+        self._handlers = handlers
+        self._containers = containers
+        self._runner = runner
+        self._detacher = detacher
+        self._settings = settings
+        self._traces = traces
+        self._supervisor = supervisor
+        self.runs: SingleFlight[str, Sandbox] = SingleFlight(supervisor, "run pod")
+        self.stops: SingleFlight[str, None] = SingleFlight(supervisor, "stop pod")
+        self.removals: SingleFlight[str, None] = SingleFlight(supervisor, "remove pod")
+
+    async def run(self, config: PodConfig, runtime_handler: str) -> Sandbox:
+        """Make the pod's sandbox, or join the making of it, or return it when an earlier try has made it.
+
+        Raises NotFound (unknown or disabled handler), AlreadyExists (same identity, other configuration or stopped),
+        InvalidRequest, Unsupported, Unavailable (network not ready), NetworkFailed, RuntimeFailed.
+        """
+        meta = config.metadata
+        key = f"{meta.name}_{meta.namespace}_{meta.uid}_{meta.attempt}"
+        return await self.runs.join(key, lambda: self._run(key, config, runtime_handler))
+
+    async def _run(self, key: str, config: PodConfig, runtime_handler: str) -> Sandbox:
+        backend = self._handlers.backend(runtime_handler)
+        holder = self._store.named(key)
+        if holder is not None:
+            return self._earlier(self._store.sandboxes[holder], config, runtime_handler)
+        ident = new_id()
+        with log.context(pod=ident[:13]), trace.recording(self._traces, ident, "RunPodSandbox"):
+            handler = runtime_handler or self._handlers.default
+            sandbox = await self._runner.run(ident, config, handler, runtime_handler, backend)
+            self._watch(ident)
+            _logger.info("pod %s/%s runs on %s", config.metadata.namespace, config.metadata.name, handler)
+            return sandbox
+
+    def _earlier(self, sandbox: Sandbox, config: PodConfig, runtime_handler: str) -> Sandbox:
+        if sandbox.state is SandboxState.READY and sandbox.config == config and sandbox.runtime_handler == runtime_handler:
+            return sandbox
+        why = "with another configuration" if sandbox.state is SandboxState.READY else f"and is {sandbox.state}"
+        raise AlreadyExists(f"pod {sandbox.name_key!r} exists as sandbox {sandbox.id} {why}; remove it first")
+
+    def find(self, ident: str) -> Sandbox:
+        """By id or unique prefix. A sandbox still being made is not there yet. Raises NotFound."""
+        sandbox = self._store.sandbox(ident)
+        if sandbox.state is SandboxState.CREATING:
+            raise NotFound(f"sandbox {ident} not found: it is still being created")
+        return sandbox
+
+    def list(self, ident: str = "", ready: bool | None = None, labels: Mapping[str, str] | None = None) -> list[Sandbox]:
+        """Sandboxes that match every given condition, oldest first; an unknown id gives an empty list."""
+        return [
+            sandbox
+            for sandbox in self._store.sandboxes.values()
+            if sandbox.state not in (SandboxState.CREATING, SandboxState.REMOVING)
+            and sandbox.id.startswith(ident)
+            and (ready is None or ready is (sandbox.state is SandboxState.READY))
+            and labels_match(labels, sandbox.config.labels)
+        ]
+
+    async def stop(self, ident: str) -> None:
+        """Kill its containers, take it off the network, drop its namespaces. Absent or stopped is success."""
+        try:
+            sandbox = self._store.sandbox(ident)
+        except NotFound:
+            return
+        await self.stops.join(sandbox.id, functools.partial(self._stop, sandbox.id))
+
+    async def _stop(self, ident: str) -> None:
+        sandbox = self._store.sandboxes.get(ident)
+        if sandbox is None or sandbox.state is SandboxState.REMOVING:
+            return
+        stopped = sandbox.state is SandboxState.STOPPED and sandbox.attachment is None
+        if stopped and not any(member.state is ContainerState.RUNNING for member in self._store.members(ident)):
+            return
+        with log.context(pod=ident[:13]), trace.recording(self._traces, ident, "StopPodSandbox"):
+            await self._stop_members(ident)
+            await self._tear_down(sandbox)
+            if sandbox.state in (SandboxState.READY, SandboxState.STOPPED):
+                await self._store.apply_sandbox(ident, "stopped", attachment=None, pid=0)
+            _logger.info("pod stopped")
+
+    async def _stop_members(self, ident: str) -> None:
+        with trace.span("stop containers"):
+            members = self._store.members(ident)
+            await run_all(functools.partial(self._containers.stop, container.id, 0.0) for container in members)
+
+    async def _tear_down(self, sandbox: Sandbox) -> None:
+        """Network, backend and namespaces of a pod, in an order that works after any crash. Each step is idempotent."""
+        if sandbox.attachment is not None:
+            with trace.span("cni del"):
+                await self._detacher.detach(sandbox.id, sandbox.attachment)
+        handle = self._live.sandboxes.get(sandbox.id)
+        if handle is not None:
+            with trace.span("backend stop"):
+                await handle.stop()
+        with trace.span("namespaces"):
+            await namespaces.remove(self._settings.sandbox_dir(sandbox.id) / "ns")
+
+    async def remove(self, ident: str) -> None:
+        """Stop it, remove its containers and every trace of it. Absent is success."""
+        try:
+            sandbox = self._store.sandbox(ident)
+        except NotFound:
+            return
+        await self.removals.join(sandbox.id, functools.partial(self._remove, sandbox.id))
+
+    async def _remove(self, ident: str) -> None:
+        await self.stops.join(ident, functools.partial(self._stop, ident))
+        with log.context(pod=ident[:13]), trace.recording(self._traces, ident, "RemovePodSandbox"):
+            sandbox = await self._store.apply_sandbox(ident, "removing")
+            for container in self._store.members(ident):
+                await self._containers.remove(container.id)
+            handle = self._live.sandboxes.get(ident)
+            if handle is not None:
+                with trace.span("backend delete"):
+                    await handle.delete()
+            await self.erase(sandbox)
+            self._live.sandboxes.pop(ident, None)
+            await self._store.remove(ident)
+            self._traces.forget(ident)
+            _logger.info("pod removed")
+
+    async def erase(self, sandbox: Sandbox) -> None:
+        """Everything outside the backend that a sandbox may have: mounts, directory, cgroup. Idempotent."""
+        directory = self._settings.sandbox_dir(sandbox.id)
+        with trace.span("pod files"):
+            await namespaces.remove(directory / "ns")
+            await mounts.unmount_tree(directory)
+            await files.remove_tree(directory)
+        if sandbox.cgroup_owned:
+            with trace.span("cgroup"):
+                await run_sync(cgroups.remove, sandbox.cgroup_parent)
+
+    def adopt(self, ident: str, handle: SandboxHandle) -> None:
+        """Take over a sandbox that was running before the server restarted."""
+        self._live.sandboxes[ident] = handle
+        self._watch(ident)
+
+    def _watch(self, ident: str) -> None:
+        handle = self._live.sandboxes[ident]
+        if handle.pid is not None:
+            self._supervisor.spawn(f"watch pod {ident}", lambda: self._until_death(ident, handle))
+
+    async def _until_death(self, ident: str, handle: SandboxHandle) -> None:
+        try:
+            status = await handle.wait()
+        except BridgeError as exc:
+            _logger.warning("pod %s can't be watched: %s", ident, exc)
+            return
+        sandbox = self._store.sandboxes.get(ident)
+        if sandbox is not None and sandbox.state is SandboxState.READY and ident not in self.stops and ident not in self.removals:
+            _logger.warning("pod %s died by itself: exit code %d", ident, status.code)
+            await self._store.apply_sandbox(ident, "died", pid=0)

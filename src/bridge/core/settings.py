@@ -1,0 +1,37 @@
+"""What core needs to know of the configuration, as small frozen objects (the daemon fills them in)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class CoreSettings:
+    """Paths, limits and deadlines of core. Seconds and bytes.
+
+    ``run_dir`` holds one directory a sandbox and vanishes at reboot.
+    ``pause_rootfs`` and ``pause_argv`` are the sandbox container's root and command (None: no static binary was found, and
+    what needs a sandbox container is refused). ``volume_timeout`` bounds each look at a volume's host path.
+    """
+
+    run_dir: Path
+    pause_rootfs: Path | None
+    pause_argv: tuple[str, ...]
+    boot_id: str
+    default_cgroup_parent: str = ""
+    shm_bytes: int = 64 << 20
+    exec_output_limit: int = 16 << 20
+    exec_drain: float = 1.0
+    kill_timeout: float = 30.0
+    undo_timeout: float = 60.0
+    volume_timeout: float = 10.0
+    create_missing_volumes: bool = True
+
+    def sandbox_dir(self, sandbox_id: str) -> Path:
+        """State of one sandbox: hostname, hosts, resolv.conf, shm, namespace pins."""
+        return self.run_dir / "sandboxes" / sandbox_id
+
+    def bundle(self, sandbox_id: str, container_id: str) -> Path:
+        """OCI bundle of one container, its rootfs mount included."""
+        return self.sandbox_dir(sandbox_id) / "containers" / container_id

@@ -1,0 +1,89 @@
+"""Where a pod's start spent its time: named spans, kept per pod in memory.
+
+``with trace.recording(traces, id): …`` makes a trace current for the task; ``with trace.span("cni add")`` adds to it
+(and is a no-op without one). The newest traces stay readable for ``cri-bridge trace POD``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Span:
+    """One step. ``start`` is Unix nanoseconds, ``duration`` nanoseconds; ``depth`` 0 is a request."""
+
+    name: str
+    start: int
+    duration: int = 0
+    depth: int = 0
+    failed: bool = False
+
+
+@dataclass(slots=True)
+class _Open:
+    spans: list[Span]
+    depth: int = 0
+
+
+@dataclass(slots=True)
+class Traces:
+    """The newest ``limit`` pods' spans, in order of their start."""
+
+    limit: int = 512
+    pods: OrderedDict[str, list[Span]] = field(default_factory=OrderedDict)
+
+    def of(self, sandbox_id: str) -> list[Span]:
+        """Spans of one pod; empty when unknown."""
+        return list(self.pods.get(sandbox_id, ()))
+
+    def forget(self, sandbox_id: str) -> None:
+        """Drop a removed pod."""
+        self.pods.pop(sandbox_id, None)
+
+    def _spans(self, sandbox_id: str) -> list[Span]:
+        spans = self.pods.setdefault(sandbox_id, [])
+        while len(self.pods) > self.limit:
+            self.pods.popitem(last=False)
+        return spans
+
+
+_current: ContextVar[_Open | None] = ContextVar("bridge_trace", default=None)
+_SPANS_PER_POD = 256
+
+
+@contextlib.contextmanager
+def recording(traces: Traces, sandbox_id: str, name: str) -> Iterator[None]:
+    """Record the block, and every span inside it, as request ``name`` of the pod."""
+    token = _current.set(_Open(traces._spans(sandbox_id)))
+    try:
+        with span(name):
+            yield
+    finally:
+        _current.reset(token)
+
+
+@contextlib.contextmanager
+def span(name: str) -> Iterator[None]:
+    """Time the block under ``name`` in the current trace, if there is one."""
+    trace = _current.get()
+    if trace is None or len(trace.spans) >= _SPANS_PER_POD:
+        yield
+        return
+    entry = Span(name, time.time_ns(), depth=trace.depth)
+    trace.spans.append(entry)
+    began = time.perf_counter_ns()
+    trace.depth += 1
+    try:
+        yield
+    except BaseException:
+        entry.failed = True
+        raise
+    finally:
+        trace.depth -= 1
+        entry.duration = time.perf_counter_ns() - began

@@ -1,0 +1,102 @@
+"""Small file-system steps, each one hop to a worker thread: make, write, remove, tmpfs.
+
+Removal never crosses a mount: a tree that still has something mounted below it is refused, so that files of a container's
+volume can't be deleted through its bind mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import anyio.to_thread
+
+from bridge.errors import HostError
+from bridge.host import syscalls
+
+
+async def make_dir(path: Path, mode: int = 0o700) -> None:
+    """Make ``path`` and its parents. Raises HostError."""
+    await anyio.to_thread.run_sync(_make_dir, path, mode)
+
+
+async def write_files(directory: Path, contents: Mapping[str, str], *, mode: int = 0o644) -> None:
+    """Make ``directory`` (0711) and write each file into it. Raises HostError naming the path."""
+    await anyio.to_thread.run_sync(_write_files, directory, contents, mode)
+
+
+async def mount_tmpfs(target: Path, *, size: int, mode: int = 0o1777) -> None:
+    """Mount a tmpfs of ``size`` bytes, nosuid, nodev, noexec, on a new directory."""
+    await anyio.to_thread.run_sync(_mount_tmpfs, target, size, mode)
+
+
+async def read_text(path: Path, limit: int = 1 << 20) -> str:
+    """The file's text, at most ``limit`` bytes; absent is "". Raises HostError."""
+    return await anyio.to_thread.run_sync(_read_text, path, limit)
+
+
+async def remove_tree(path: Path) -> None:
+    """Delete a directory with all in it; absent is success. Raises HostError when something is still mounted below."""
+    await anyio.to_thread.run_sync(_remove_tree, path)
+
+
+async def exists(path: Path, *, timeout: float) -> bool:
+    """Whether ``path`` is there. A dead network mount makes the look hang: after ``timeout`` s TimeoutError is raised.
+
+    The stuck look keeps one worker thread until the kernel lets it go.
+    """
+    with anyio.fail_after(timeout):
+        return await anyio.to_thread.run_sync(os.path.lexists, path, abandon_on_cancel=True)
+
+
+def _make_dir(path: Path, mode: int) -> None:
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise HostError(f"can't make directory {path}: {exc.strerror}", errno=exc.errno) from exc
+
+
+def _write_files(directory: Path, contents: Mapping[str, str], mode: int) -> None:
+    _make_dir(directory, 0o711)
+    for name, text in contents.items():
+        target = directory / name
+        try:
+            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+            with open(descriptor, "w", encoding="utf-8") as stream:
+                os.fchmod(descriptor, mode)
+                stream.write(text)
+        except OSError as exc:
+            raise HostError(f"can't write {target}: {exc.strerror}", errno=exc.errno) from exc
+
+
+def _mount_tmpfs(target: Path, size: int, mode: int) -> None:
+    _make_dir(target, 0o755)
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    try:
+        syscalls.mount("shm", target, "tmpfs", flags, f"mode={mode:o},size={size}")
+    except OSError as exc:
+        raise HostError(f"can't mount tmpfs on {target}: {exc.strerror}", errno=exc.errno) from exc
+
+
+def _read_text(path: Path, limit: int) -> str:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(limit).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as exc:
+        raise HostError(f"can't read {path}: {exc.strerror}", errno=exc.errno) from exc
+
+
+def _remove_tree(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        if exc.errno == errno.EBUSY:
+            raise HostError(f"can't remove {exc.filename}: something is still mounted there", errno=exc.errno) from exc
+        raise HostError(f"can't remove {exc.filename or path}: {exc.strerror}", errno=exc.errno) from exc
