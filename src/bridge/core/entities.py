@@ -45,7 +45,10 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """One pod sandbox. ``handler`` is the resolved handler, ``runtime_handler`` what the client named ("" = default)."""
+    """One pod sandbox. ``handler`` is the resolved handler, ``runtime_handler`` what the client named ("" = default).
+
+    ``namespaces`` maps net, ipc, uts to pin paths; ``cgroup_owned`` says that we made ``cgroup_parent`` and remove it.
+    """
 
     id: str
     config: PodConfig
@@ -58,6 +61,7 @@ class Sandbox:
     attachment: Mapping[str, Any] | None = None
     namespaces: Mapping[str, str] = field(default_factory=dict)
     cgroup_parent: str = ""
+    cgroup_owned: bool = False
     backend: Mapping[str, Any] | None = None
     pid: int = 0
     revision: int = 0

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import cache
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ def dumps(record: object) -> str:
 def loads(kind: type[T], text: str) -> T:
     """The dataclass back. Raises CorruptData."""
     try:
-        return typing.cast("T", _decoder(kind)(json.loads(text)))
+        return typing.cast("T", _decoder(typing.cast("Any", kind))(json.loads(text)))
     except (ValueError, TypeError, KeyError, AttributeError) as exc:
         raise CorruptData(f"stored {kind.__name__} record is unreadable: {exc}") from exc
 
@@ -44,7 +44,7 @@ def _plain(value: object) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value):
         out: dict[str, Any] = {}
-        for name, default in _defaults(type(value)):
+        for name, default in _defaults(typing.cast("Any", type(value))):
             item = getattr(value, name)
             if item is not default and item != default:
                 out[name] = _plain(item)
@@ -72,7 +72,7 @@ def _decoder(kind: Any) -> Decoder:
         return lambda value: None if value is None else decode(value)
     if origin is tuple or (isinstance(origin, type) and issubclass(origin, tuple)):
         return _tuple_decoder(args)
-    if isinstance(origin, type) and issubclass(origin, typing.Sequence):  # type: ignore[arg-type]
+    if isinstance(origin, type) and issubclass(origin, Sequence):
         each = _decoder(args[0])
         return lambda value: tuple(each(item) for item in value)
     if isinstance(origin, type) and issubclass(origin, Mapping):

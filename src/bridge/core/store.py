@@ -79,7 +79,8 @@ class Store:
                 raise CorruptData(f"its sandbox {entity.sandbox_id} has no readable record")
         except CorruptData as exc:
             _logger.error("record %s of %s set aside: %s", ident, table, exc)
-            await self._write(lambda db: _set_aside(db, table, ident, body, str(exc)))
+            why = str(exc)
+            await self._write(lambda db: _set_aside(db, table, ident, body, why))
             return
         self._publish(entity)
 
