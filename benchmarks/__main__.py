@@ -1,0 +1,80 @@
+"""`python -m benchmarks cycle|list|memory|logs|all`: needs root, containerd, runc and the CNI plugins; no network."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import FrameType
+
+import anyio
+
+from . import cycle, lists, machine, memory
+from .report import Table
+from .servers import Options, containerd, cri_bridge
+from .workspace import Workspace
+
+SERVERS = {"containerd": containerd, "cri-bridge": cri_bridge}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("what", choices=["cycle", "list", "memory", "logs", "all"])
+    parser.add_argument("--rounds", type=int, default=40, help="timed pod cycles a server (default 40)")
+    parser.add_argument("--pods", type=int, default=50, help="pods of the list and memory benchmarks (default 50)")
+    parser.add_argument("--containers", type=int, default=4, help="containers a pod of the list benchmark (default 4)")
+    parser.add_argument("--server", action="append", choices=list(SERVERS), help="only this one; may be repeated (default: both)")
+    parser.add_argument("--runtime", type=Path, default=Path("/usr/sbin/runc"), help="OCI runtime of both servers")
+    parser.add_argument("--cni-bin", type=Path, default=Path("/usr/lib/cni"), help="directory of the CNI plugins")
+    parser.add_argument("--json", type=Path, help="also write all samples to this file")
+    return parser
+
+
+async def _fresh(workspace: Workspace, arguments: argparse.Namespace, what: str) -> Table:
+    """Start the servers anew, so that no table depends on the one before, and make the table ``what``."""
+    options = Options(arguments.runtime, arguments.cni_bin)
+    async with AsyncExitStack() as stack:
+        names = arguments.server or list(SERVERS)
+        running = [await stack.enter_async_context(SERVERS[name](workspace, options)) for name in names]
+        print(f"{what}: {', '.join(server.version for server in running)}", file=sys.stderr, flush=True)
+        if what == "cycle":
+            return await cycle.measure(running, rounds=arguments.rounds)
+        if what == "list":
+            return await lists.measure(running, pods=arguments.pods, containers=arguments.containers)
+        return await memory.measure(running, counts=sorted({0, 20, arguments.pods}))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (a signal handler's signature)
+    """End the run on SIGTERM as on ^C: by an exception, so that everything is cleaned up."""
+    raise KeyboardInterrupt
+
+
+def _table(arguments: argparse.Namespace, what: str) -> Table:
+    signal.signal(signal.SIGTERM, _interrupt)
+    with Workspace() as workspace:
+        return anyio.run(_fresh, workspace, arguments, what)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the tables asked for and print them as Markdown."""
+    arguments = _parser().parse_args(argv)
+    if os.geteuid() != 0:
+        print("the benchmarks need root: they make network namespaces, mounts and cgroups", file=sys.stderr)
+        return 1
+    print(f"Machine: {machine.describe()}.", end="\n\n")
+    print(f"Versions: {'; '.join(machine.first_line([tool, '--version']) for tool in ('containerd', str(arguments.runtime)))}.", end="\n\n")
+    tables = [_table(arguments, what) for what in ("cycle", "list", "memory") if arguments.what in (what, "all")]
+    for table in tables:
+        print(table.markdown())
+    if arguments.json:
+        arguments.json.write_text(json.dumps([table.raw() for table in tables], indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""What a node pays in memory for being able to run pods: PSS of the server with its monitor or shims."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+
+from .report import Table
+from .servers import Running
+from .workload import remove_pod, run_pod
+
+_IDLE = ("sleep", "86400")
+_SETTLE = 5.0  # seconds for collectors and shims to come to rest after the last start
+
+
+def pss_mib(pid: int) -> float:
+    """Proportional set size of a process in MiB. Source: proc_pid_smaps(5), smaps_rollup."""
+    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"no Pss in /proc/{pid}/smaps_rollup")
+    return int(found.group(1)) / 1024
+
+
+async def measure(servers: Sequence[Running], *, counts: Sequence[int] = (0, 20, 50)) -> Table:
+    """PSS at each number of pods, of one container each, and the slope a pod between the first and the last."""
+    table = Table("Memory of server and monitor or shims (PSS)", "MiB", [server.name for server in servers], shares=())
+    for server in servers:
+        sandboxes: list[str] = []
+        base = 0.0
+        for count in counts:
+            while len(sandboxes) < count:
+                _, sandbox, _ = await run_pod(server, len(sandboxes), 1, _IDLE)
+                sandboxes.append(sandbox)
+            await anyio.sleep(_SETTLE)
+            pids = server.workspace.processes(server.name)
+            total = sum(pss_mib(pid) for pid in pids)
+            base = base if sandboxes else total
+            table.add(f"{count} pods", server.name, total)
+            table.add(f"{count} pods: processes", server.name, len(pids))
+        if sandboxes:
+            table.add("a pod more", server.name, (total - base) / len(sandboxes))
+        for sandbox in sandboxes:
+            await remove_pod(server, sandbox)
+    table.notes.append(
+        "Of the processes that are not in a pod's cgroup. Containers and pause containers are not counted. "
+        "PSS shares a page among all that map it, this benchmark's own interpreter included."
+    )
+    return table

@@ -1,0 +1,173 @@
+"""Starting the two servers, each private: own roots, sockets, CNI configuration, bridge and addresses; same runtime, same image."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bridge._proto.runtime import v1 as cri
+
+from .images import PAUSE, WORKLOAD, write_layouts
+from .rpc import Rpc, connect
+from .workspace import Workspace
+
+_STOP = 30.0  # seconds a server gets to end on SIGTERM
+
+
+@dataclass(frozen=True)
+class Options:
+    """What both servers use: the runtime's binary and the directory of the CNI plugins."""
+
+    runtime: Path
+    cni_bin: Path
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers."""
+
+    name: str
+    version: str
+    rpc: Rpc
+    directory: Path
+    workspace: Workspace
+
+
+def _write_cni(directory: Path, bridge: str, subnet: str) -> Path:
+    """The conflist that both servers get: bridge, host-local and portmap; only names, addresses and directories differ."""
+    conf_dir = directory / "cni"
+    conf_dir.mkdir()
+    ipam = {"type": "host-local", "dataDir": str(directory / "ipam"), "ranges": [[{"subnet": subnet}]], "routes": [{"dst": "0.0.0.0/0"}]}
+    plugins = [
+        {"type": "bridge", "bridge": bridge, "isGateway": True, "ipMasq": False, "hairpinMode": True, "ipam": ipam},
+        {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
+    ]
+    (conf_dir / "10-bench.conflist").write_text(json.dumps({"cniVersion": "1.0.0", "name": bridge, "plugins": plugins}, indent=1))
+    return conf_dir
+
+
+def _spawn(workspace: Workspace, name: str, argv: list[str], env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start a server in its own cgroup, its output in <name>/server.log."""
+    directory = workspace.directory(name)
+    with (directory / "server.log").open("wb") as output:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=directory, env=env, start_new_session=True
+        )
+    workspace.adopt(name, process.pid)
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _run(argv: list[str], env: dict[str, str] | None = None) -> None:
+    """Run a set-up command. Raises RuntimeError with what it said."""
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=120, env=env)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(argv)}: exit code {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
+
+
+@asynccontextmanager
+async def _answering(workspace: Workspace, name: str, process: subprocess.Popen[bytes], socket: Path) -> AsyncIterator[Running]:
+    """The server once it answers; ends it afterwards. A server that never answers shows its log."""
+    directory = workspace.directory(name)
+    async with AsyncExitStack() as stack:
+        stack.callback(_end, process)
+        try:
+            rpc = await stack.enter_async_context(connect(socket, cri.VersionRequest()))
+        except TimeoutError as exc:
+            raise RuntimeError(f"{name} does not answer:\n{(directory / 'server.log').read_text()[-4000:]}") from exc
+        version = await rpc.call("Version", cri.VersionRequest(), cri.VersionResponse)
+        yield Running(name, f"{version.runtime_name} {version.runtime_version}", rpc, directory, workspace)
+
+
+_CONTAINERD_TOML = """version = 2
+root = "{dir}/root"
+state = "{dir}/state"
+disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.zfs"]
+[grpc]
+  address = "{dir}/cri.sock"
+[ttrpc]
+  address = "{dir}/ttrpc.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
+  stream_server_address = "127.0.0.1"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{cni_bin}"
+    conf_dir = "{cni_conf}"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+    default_runtime_name = "runc"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        BinaryName = "{runtime}"
+        Root = "{dir}/runc"
+        SystemdCgroup = false
+"""
+
+
+@asynccontextmanager
+async def containerd(workspace: Workspace, options: Options) -> AsyncIterator[Running]:
+    """A private containerd with its CRI plugin on, the images imported."""
+    directory = workspace.directory("containerd")
+    conf_dir = _write_cni(directory, workspace.bridge(0), "10.253.0.0/20")
+    text = _CONTAINERD_TOML.format(dir=directory, pause=PAUSE, cni_bin=options.cni_bin, cni_conf=conf_dir, runtime=options.runtime)
+    (directory / "config.toml").write_text(text)
+    process = _spawn(workspace, "containerd", ["containerd", "--config", str(directory / "config.toml")])
+    async with _answering(workspace, "containerd", process, directory / "cri.sock") as running:
+        for archive in write_layouts(workspace.directory("images")):
+            _run(["ctr", "--address", str(directory / "cri.sock"), "--namespace", "k8s.io", "images", "import", str(archive)])
+        yield running
+
+
+_BRIDGE_TOML = """[server]
+socket = "{dir}/cri.sock"
+state_dir = "{dir}/state"
+run_dir = "{dir}/run"
+log_level = "{log_level}"
+[runtime]
+default_handler = "runc"
+cgroup_driver = "cgroupfs"
+[runtime.handlers.runc]
+plugin = "runc"
+options.path = "{runtime}"
+[runtime.handlers.crun]
+enabled = false
+[network]
+conf_dir = "{cni_conf}"
+bin_dirs = ["{cni_bin}"]
+"""
+
+
+@asynccontextmanager
+async def cri_bridge(workspace: Workspace, options: Options) -> AsyncIterator[Running]:
+    """A private cri-bridge server with its monitor, the image imported."""
+    directory = workspace.directory("cri-bridge")
+    conf_dir = _write_cni(directory, workspace.bridge(1), "10.254.0.0/20")
+    config = directory / "config.toml"
+    config.write_text(
+        _BRIDGE_TOML.format(dir=directory, log_level="info", cni_bin=options.cni_bin, cni_conf=conf_dir, runtime=options.runtime)
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", "bridge"]
+    process = _spawn(workspace, "cri-bridge", [*command, "serve", "--config", str(config)], env)
+    async with _answering(workspace, "cri-bridge", process, directory / "cri.sock") as running:
+        archive = write_layouts(workspace.directory("images"))[0]
+        _run([*command, "image", "import", "--config", str(config), "--name", WORKLOAD, str(archive)], env)
+        yield running
