@@ -45,7 +45,7 @@ def test_capabilities_lose_their_prefix() -> None:
 
 def test_configuration_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        Config().server.log_level = "debug"  # type: ignore[misc]
+        Config().server.log_level = "debug"
 
 
 def test_every_key_says_what_it_does_and_why() -> None:

@@ -1,0 +1,44 @@
+"""A cgroup v1 hierarchy that crun asks for, made where it is absent.
+
+On a host whose controllers are mounted as cgroup v1 one by one, crun refuses to run without a hugetlb hierarchy. Hosts
+set up by systemd have it; slim machines may not. Tests and the demo borrow the controller for as long as they run.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bridge import log
+from bridge.host import syscalls
+from bridge.host.cgroups import layout
+
+_TOP = Path("/sys/fs/cgroup")
+_logger = log.get("testing")
+
+
+@contextmanager
+def hugetlb_for_crun(top: Path = _TOP) -> Iterator[bool]:
+    """Mount ``top``/hugetlb if this is a v1 host without it; true when it did. Unmounted at the end, unless it's in use."""
+    layout.cache_clear()  # another process may have mounted or unmounted it meanwhile
+    mounted = layout().mounts
+    if "hugetlb" in mounted or "memory" not in mounted:
+        yield False
+        return
+    target = top / "hugetlb"
+    target.mkdir(exist_ok=True)
+    syscalls.mount("none", target, "cgroup", 0, "hugetlb")
+    layout.cache_clear()
+    try:
+        yield True
+    finally:
+        try:
+            syscalls.umount(target)
+            target.rmdir()
+            layout.cache_clear()
+        except OSError as exc:
+            if exc.errno != errno.EBUSY:
+                raise
+            _logger.warning("%s stays mounted: it is in use", target)

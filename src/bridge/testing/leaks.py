@@ -1,0 +1,155 @@
+"""The leak audit: what a server left behind on this host, as a difference of two snapshots.
+
+A ``Scope`` says what belongs to the server under test, so that other software on the host is never blamed: everything
+below its directories, its bridges and their ports, cgroups that carry its name, processes that mention its directories
+or descend from its own. Reads only. Used by the integration tests, the demo and ``cri-bridge doctor --leaks``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from bridge.host import mounts
+
+_GONE = (FileNotFoundError, ProcessLookupError, NotADirectoryError, PermissionError)
+_NUMBERED = re.compile(r"^(socket|pipe|anon_inode|mnt|net|ipc|uts|pid):.*")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What belongs to the server under test.
+
+    ``roots``: directories of which every mount, file and mentioning process is its own. ``bridges``: network devices whose
+    existence and ports are its own. ``cgroup_marks``: words in the path of a cgroup that make it its own. ``pids``:
+    processes whose descendants are its own, and whose descriptors are counted.
+    """
+
+    roots: Sequence[Path] = ()
+    bridges: Sequence[str] = ()
+    cgroup_marks: Sequence[str] = ()
+    pids: Sequence[int] = ()
+
+
+Snapshot = Mapping[str, "Counter[str]"]
+"""Kind of resource → how often each described resource was there."""
+
+
+def snapshot(scope: Scope) -> Snapshot:
+    """Everything in ``scope`` that exists now."""
+    kinds: Mapping[str, Callable[[Scope], Iterable[str]]] = {
+        "mount": _mounts,
+        "file": _files,
+        "network device": _links,
+        "cgroup": _cgroups,
+        "process": _processes,
+        "descriptor": _descriptors,
+    }
+    return {kind: Counter(look(scope)) for kind, look in kinds.items()}
+
+
+def difference(before: Snapshot, after: Snapshot) -> Sequence[str]:
+    """One line for each resource that is in ``after`` and was not in ``before``; empty means nothing leaked."""
+    lines = []
+    for kind, found in after.items():
+        extra = found - before.get(kind, Counter())
+        lines += [f"{kind}: {what}" + (f" ({count} more)" if count > 1 else "") for what, count in sorted(extra.items())]
+    return lines
+
+
+def settle(scope: Scope, before: Snapshot, *, timeout: float = 5.0, interval: float = 0.05) -> Sequence[str]:
+    """As ``difference`` with the present, once nothing is left or ``timeout`` seconds passed. Blocks.
+
+    Kernel and daemons finish some clean-up a moment after they answered (a dead process's cgroup, a veth's peer).
+    """
+    deadline = time.monotonic() + timeout
+    while (left := difference(before, snapshot(scope))) and time.monotonic() < deadline:
+        time.sleep(interval)
+    return left
+
+
+def _inside(path: str, roots: Sequence[Path]) -> bool:
+    return any(path == str(root) or path.startswith(f"{root}/") for root in roots)
+
+
+def _mounts(scope: Scope) -> Iterator[str]:
+    for mount in mounts.read_mountinfo():
+        target = mount.target.removesuffix("//deleted")
+        if _inside(target, scope.roots):
+            yield f"{mount.fstype} on {target}"
+
+
+def _files(scope: Scope) -> Iterator[str]:
+    """Files, sockets and directories below the roots; IPAM leases and namespace pins are among them. Mounts aren't entered."""
+    for root in scope.roots:
+        for directory, names, files in os.walk(root):
+            names[:] = [name for name in names if not os.path.ismount(os.path.join(directory, name))]
+            yield from (os.path.join(directory, name) for name in (*names, *files))
+
+
+def _links(scope: Scope) -> Iterator[str]:
+    with suppress(*_GONE):
+        for name in os.listdir("/sys/class/net"):
+            master = os.path.basename(os.path.realpath(f"/sys/class/net/{name}/master"))
+            if name in scope.bridges:
+                yield name
+            elif master in scope.bridges:
+                yield f"port of bridge {master}"  # veth names are random
+
+
+def _cgroups(scope: Scope) -> Iterator[str]:
+    if not scope.cgroup_marks:
+        return
+    hierarchies = {mount.device: mount.target for mount in reversed(mounts.read_mountinfo()) if mount.fstype in ("cgroup", "cgroup2")}
+    for top in hierarchies.values():
+        for directory, names, _ in os.walk(top):
+            for name in names:
+                path = os.path.join(directory, name)
+                if any(mark in path.removeprefix(top) for mark in scope.cgroup_marks):
+                    yield path
+
+
+def _processes(scope: Scope) -> Iterator[str]:
+    own = os.getpid()
+    table = dict(_process_table())
+    descendants = _descendants(table, scope.pids)
+    words = [os.fsencode(root) for root in scope.roots] + [mark.encode() for mark in scope.cgroup_marks]
+    for pid, (_, state, command) in table.items():
+        if pid != own and pid not in scope.pids and (pid in descendants or any(word in command for word in words)):
+            said = command.replace(b"\0", b" ").decode(errors="replace").strip()
+            yield f"{pid} {'(zombie) ' if state == 'Z' else ''}{said[:160]}"
+
+
+def _process_table() -> Iterator[tuple[int, tuple[int, str, bytes]]]:
+    """(pid, (parent, state letter, command line)) of every process."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with suppress(*_GONE):
+                stat = Path(f"/proc/{entry}/stat").read_text(errors="replace")
+                name, _, rest = stat.partition("(")[2].rpartition(")")
+                state, parent = rest.split()[:2]
+                yield int(entry), (int(parent), state, Path(f"/proc/{entry}/cmdline").read_bytes() or name.encode())
+
+
+def _descendants(table: Mapping[int, tuple[int, str, bytes]], ancestors: Sequence[int]) -> set[int]:
+    found = set(ancestors)
+    while more := {pid for pid, (parent, _, _) in table.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def _descriptors(scope: Scope) -> Iterator[str]:
+    """The descriptors of the scope's processes; those that are only a number to us count by kind."""
+    for pid in scope.pids:
+        with suppress(*_GONE):
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                with suppress(*_GONE):
+                    target = os.readlink(f"/proc/{pid}/fd/{number}")
+                    match = _NUMBERED.match(target)
+                    yield f"of process {pid}: {match[1] if match and match[1] != 'anon_inode' else target}"
