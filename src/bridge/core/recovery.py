@@ -1,0 +1,188 @@
+"""After a restart of the server: take over what runs, finish or undo what was half-way, and never fail as a whole.
+
+Assumptions, in order:
+1. The store is loaded and List is answered from it already; nothing here is waited for by a reader.
+2. A record of an earlier boot owns no process, mount or namespace any more: /run was emptied and the kernel is new. Its CNI
+   attachment may still own an address.
+3. A record in phase creating belongs to nobody: the client got no id. It is undone.
+4. For everything else the backend's handle says what is true now. A container that is gone without a known exit is reported
+   as exited, code 255; never as running.
+Each sandbox is handled on its own and in parallel with a bound; one that can't be handled is logged and left as stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from bridge import log
+from bridge.aio import describe, run_all
+from bridge.core import container_create, spec
+from bridge.core.containers import ContainerService
+from bridge.core.detach import Detacher, from_record
+from bridge.core.entities import Container, ContainerState, Sandbox, SandboxState
+from bridge.core.sandbox_run import sandbox_spec
+from bridge.core.sandboxes import SandboxService
+from bridge.core.settings import CoreSettings
+from bridge.core.store import Store
+from bridge.errors import BridgeError, NotFound
+from bridge.host import files
+from bridge.ports.images import Images
+from bridge.ports.network import Network
+from bridge.ports.runtime import ContainerHandle, ContainerSpec, ExitStatus, Handlers, SandboxHandle
+
+_logger = log.get("core.recovery")
+LOST_CODE = 255
+"""Exit code of a container whose real one nobody could learn."""
+_PARALLEL = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Recovery:
+    """Runs once, after the store was loaded and the backends were opened."""
+
+    store: Store
+    handlers: Handlers
+    images: Images
+    network: Network
+    detacher: Detacher
+    sandboxes: SandboxService
+    containers: ContainerService
+    settings: CoreSettings
+    facts: spec.HostFacts
+    spec_settings: spec.SpecSettings
+
+    async def run(self) -> None:
+        """Bring every record into agreement with the host."""
+        limiter = anyio.CapacityLimiter(_PARALLEL)
+        records = list(self.store.sandboxes.values())
+        await run_all(functools.partial(self._one, sandbox, limiter) for sandbox in records)
+        for sandbox_id in tuple(self.store.detachments):
+            self.detacher.schedule(sandbox_id)
+        keep = [from_record(s.attachment) for s in self.store.sandboxes.values() if s.attachment is not None]
+        keep += [from_record(record) for record in self.store.detachments.values()]
+        try:
+            await self.network.collect(keep)
+        except BridgeError as exc:
+            _logger.warning("CNI GC failed: %s", exc)
+        if records:
+            _logger.info("recovered %d pods, %d containers", len(self.store.sandboxes), len(self.store.containers))
+
+    async def _one(self, sandbox: Sandbox, limiter: anyio.CapacityLimiter) -> None:
+        async with limiter:
+            with log.context(pod=sandbox.id[:13]):
+                try:
+                    await self._sandbox(sandbox)
+                except BridgeError as exc:
+                    _logger.error("pod can't be recovered and counts as stopped: %s", exc)
+                    await self._count_as_dead(sandbox, str(exc))
+                except Exception as exc:
+                    _logger.exception("pod can't be recovered and counts as stopped")
+                    await self._count_as_dead(sandbox, describe(exc))
+
+    async def _sandbox(self, sandbox: Sandbox) -> None:
+        if sandbox.state in (SandboxState.CREATING, SandboxState.REMOVING):
+            await self._finish_removal(sandbox)
+        elif sandbox.boot_id != self.settings.boot_id:
+            await self._after_reboot(sandbox)
+        else:
+            await self._adopt(sandbox)
+
+    async def _finish_removal(self, sandbox: Sandbox) -> None:
+        _logger.info("undoing the pod's interrupted %s", "creation" if sandbox.state is SandboxState.CREATING else "removal")
+        if sandbox.boot_id == self.settings.boot_id:
+            await self._adopt_for_removal(sandbox)
+        if sandbox.attachment is not None:
+            await self.detacher.detach(sandbox.id, sandbox.attachment)
+        if sandbox.state is SandboxState.CREATING:
+            await self.store.apply_sandbox(sandbox.id, "removing", attachment=None)
+        await self.sandboxes.remove(sandbox.id)
+
+    async def _adopt_for_removal(self, sandbox: Sandbox) -> None:
+        try:
+            handle = await self._load(sandbox)
+        except BridgeError as exc:
+            _logger.warning("the backend can't help with the removal: %s", exc)
+            return
+        for container in self.store.members(sandbox.id):
+            await self._adopt_container(container, handle)
+        self.sandboxes.adopt(sandbox.id, handle)
+
+    async def _after_reboot(self, sandbox: Sandbox) -> None:
+        for container in self.store.members(sandbox.id):
+            await self._mark_exited(container, "the node was rebooted")
+            await self._undo_half_made(container)
+        if sandbox.attachment is not None:
+            await self.detacher.detach(sandbox.id, sandbox.attachment)
+        await self.store.apply_sandbox(sandbox.id, "died", attachment=None, pid=0, namespaces={})
+
+    async def _adopt(self, sandbox: Sandbox) -> None:
+        handle = await self._load(sandbox)
+        self.sandboxes.adopt(sandbox.id, handle)
+        for container in self.store.members(sandbox.id):
+            await self._adopt_container(container, handle)
+            await self._undo_half_made(container)
+
+    async def _load(self, sandbox: Sandbox) -> SandboxHandle:
+        backend = self.handlers.backend(sandbox.handler)
+        request = sandbox_spec(sandbox, backend, self.settings, self.facts, self.spec_settings)
+        return await backend.load_sandbox(request, sandbox.backend or {})
+
+    async def _adopt_container(self, container: Container, sandbox: SandboxHandle) -> None:
+        if container.state is ContainerState.CREATING and container.backend is None:
+            return
+        request = await self._request(container)
+        try:
+            handle = await sandbox.load_container(request, container.backend or {})
+        except NotFound as exc:
+            await self._mark_exited(container, f"nothing is left of it: {exc}")
+            return
+        await self._agree(container, handle, request.oci.get("process", {}))
+
+    async def _agree(self, container: Container, handle: ContainerHandle, process: Mapping[str, Any]) -> None:
+        pid = handle.pid
+        if container.state is ContainerState.STARTING:
+            if pid is None:
+                await self._mark_exited(container, "the server ended while it was being started")
+            else:
+                now = time.time_ns()
+                await self.store.apply_container(container.id, "started", pid=pid, started_at=now, backend=dict(handle.record))
+        running = self.store.containers[container.id].state is ContainerState.RUNNING
+        self.containers.adopt(container.id, handle, process, running=running)
+
+    async def _request(self, container: Container) -> ContainerSpec:
+        bundle = self.settings.bundle(container.sandbox_id, container.id)
+        text = await files.read_text(Path(bundle) / "config.json", limit=16 << 20)
+        oci = json.loads(text) if text else {}
+        return ContainerSpec(container.id, container.sandbox_id, bundle, oci, container_create.container_io(container))
+
+    async def _undo_half_made(self, container: Container) -> None:
+        if self.store.containers.get(container.id) is container and container.state in (
+            ContainerState.CREATING,
+            ContainerState.REMOVING,
+        ):
+            await self.containers.remove(container.id)
+
+    async def _mark_exited(self, container: Container, why: str) -> None:
+        status = ExitStatus(LOST_CODE, at_ns=time.time_ns(), reason="ContainerLost")
+        if container.state in (ContainerState.RUNNING, ContainerState.STARTING):
+            _logger.warning("container %s counts as exited: %s", container.id[:13], why)
+            await self.containers.record_exit(container.id, status)
+        elif container.state is ContainerState.CREATED:
+            await self.store.apply_container(
+                container.id, "abandoned", exit_code=LOST_CODE, reason="ContainerLost", message=why, finished_at=status.at_ns
+            )
+
+    async def _count_as_dead(self, sandbox: Sandbox, why: str) -> None:
+        for container in self.store.members(sandbox.id):
+            await self._mark_exited(container, why)
+        current = self.store.sandboxes.get(sandbox.id)
+        if current is not None and current.state is SandboxState.READY:
+            await self.store.apply_sandbox(sandbox.id, "died", pid=0)
