@@ -80,10 +80,13 @@ class RuntimeFailed(BridgeError):
     """A runtime was run and failed. Carries what it said (design promise 7).
 
     ``verb`` is the runtime's sub-command, ``exit_code`` its status (negative: killed by that signal), ``log_tail``
-    the last lines of its log or stderr.
+    the last lines of its log or stderr. ``start_code`` is the exit code to report for a container that could not be
+    started: 127 its command was not found, 126 it can't be executed, 128 anything else.
     """
 
-    def __init__(self, *, handler: str, verb: str, exit_code: int | None, log_tail: Sequence[str] = (), hint: str = "") -> None:
+    def __init__(
+        self, *, handler: str, verb: str, exit_code: int | None, log_tail: Sequence[str] = (), hint: str = "", start_code: int = 128
+    ) -> None:
         status = "timed out" if exit_code is None else f"exit code {exit_code}"
         said = "; ".join(line.strip() for line in log_tail if line.strip()) or "it said nothing"
         super().__init__(f"handler {handler!r}: {verb} failed ({status}): {said}" + (f" [{hint}]" if hint else ""))
@@ -91,6 +94,7 @@ class RuntimeFailed(BridgeError):
         self.verb = verb
         self.exit_code = exit_code
         self.log_tail = tuple(log_tail)
+        self.start_code = start_code
 
 
 class NetworkFailed(BridgeError):

@@ -21,6 +21,10 @@ Record = Mapping[str, Any]
 """JSON-able state of a backend; carries its own ``"v"`` version. Core stores it and never reads it."""
 
 
+SANDBOX_PID_NAMESPACE = "@sandbox"
+"""Path of the pid namespace in ``ContainerSpec.oci`` that means "the sandbox's": the backend puts in the real one, known to it alone."""
+
+
 class Support(StrEnum):
     """How an ability is there (field-notes: ``features`` alone can lie, so each is probed)."""
 
@@ -124,7 +128,10 @@ class ContainerIO:
 
 @dataclass(frozen=True, slots=True)
 class ContainerSpec:
-    """What a backend needs to make a container. ``bundle`` exists and is private; ``oci`` root.path is mounted."""
+    """What a backend needs to make a container. ``bundle`` exists and is private; ``oci`` root.path is mounted.
+
+    In a pod with a shared PID namespace, ``oci`` has ``{"type": "pid", "path": SANDBOX_PID_NAMESPACE}``.
+    """
 
     id: str
     sandbox_id: str
