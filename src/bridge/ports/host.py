@@ -1,0 +1,107 @@
+"""What the server offers to a runtime backend: directories, the cgroup driver, the pause process, and the monitor.
+
+A plugin's ``open`` gets one HostContext. The monitor is reached through a provider because its connection is replaced
+when the monitor had to be started anew: ask for it at each use, never keep it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from bridge.host.cgroup_paths import CgroupDriver
+from bridge.ports.runtime import ContainerIO, ExitStatus
+
+
+class Task(Protocol):
+    """What the monitor holds of one container or exec; ``exit`` is None while it runs, ``pid`` 0 while it is being launched."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def exit(self) -> ExitStatus | None: ...
+
+
+class Monitor(Protocol):
+    """The process that owns stdio, logs and exits (bridge.monitor.client.MonitorClient). Every call may raise MonitorGone."""
+
+    async def launch(
+        self,
+        task_id: str,
+        argv: Sequence[str],
+        *,
+        cwd: Path,
+        pid_file: Path,
+        io: ContainerIO,
+        env: Mapping[str, str] | None = None,
+        console_socket: Path | None = None,
+        timeout: float,
+        on_failure: Sequence[str] = (),
+    ) -> int:
+        """Run a runtime verb that detaches, adopt the process in ``pid_file`` and return its pid. Raises LaunchFailed."""
+        ...
+
+    async def exec(
+        self,
+        exec_id: str,
+        argv: Sequence[str],
+        *,
+        cwd: Path,
+        pid_file: Path,
+        stdin: int | None,
+        stdout: int | None,
+        stderr: int | None,
+        env: Mapping[str, str] | None = None,
+        timeout: float,
+    ) -> int:
+        """The same for an exec, which gets the caller's descriptors and dies with the connection. Raises LaunchFailed."""
+        ...
+
+    async def wait(self, task_id: str) -> ExitStatus: ...
+    async def kill(self, task_id: str, signal: int) -> None: ...
+    async def reopen_log(self, task_id: str) -> None: ...
+    async def tasks(self) -> Sequence[Task]: ...
+    async def forget(self, task_id: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PauseProcess:
+    """The process of a sandbox that needs one: a directory with a static binary, and its argv."""
+
+    rootfs: Path
+    argv: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeTimeouts:
+    """Deadlines in seconds. A handler's options may override them."""
+
+    create: float = 60.0
+    start: float = 60.0
+    exec: float = 30.0
+    delete: float = 30.0
+    kill: float = 10.0
+    probe: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostContext:
+    """Given to each handler when it is opened.
+
+    ``monitor()`` returns the live monitor or raises MonitorGone. ``state_root`` (below /run: vanishes at reboot) and
+    ``cache_dir`` (survives) are for backends; each handler uses a directory of its own name in them. ``run_root`` is short
+    enough for unix sockets below it.
+    """
+
+    monitor: Callable[[], Monitor]
+    state_root: Path
+    run_root: Path
+    cache_dir: Path
+    cgroup_driver: CgroupDriver
+    boot_id: str
+    pause: PauseProcess | None = None
+    timeouts: RuntimeTimeouts = field(default_factory=RuntimeTimeouts)
