@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,15 +23,26 @@ from .workspace import Workspace
 SERVERS = {"containerd": containerd, "cri-bridge": cri_bridge}
 
 
+def _default_runtime() -> Path:
+    return Path(shutil.which("runc", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin") or "runc")
+
+
+def _default_cni_bin() -> Path:
+    candidates = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
+    return next((path for path in candidates if (path / "bridge").exists()), candidates[0])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", choices=["cycle", "list", "memory", "logs", "all"])
+    parser.add_argument(
+        "what", nargs="?", default="all", choices=["cycle", "list", "memory", "logs", "all"], help="which table (default: all)"
+    )
     parser.add_argument("--rounds", type=int, default=40, help="timed pod cycles a server (default 40)")
     parser.add_argument("--pods", type=int, default=50, help="pods of the list and memory benchmarks (default 50)")
     parser.add_argument("--containers", type=int, default=4, help="containers a pod of the list benchmark (default 4)")
     parser.add_argument("--server", action="append", choices=list(SERVERS), help="only this one; may be repeated (default: both)")
-    parser.add_argument("--runtime", type=Path, default=Path("/usr/sbin/runc"), help="OCI runtime of both servers")
-    parser.add_argument("--cni-bin", type=Path, default=Path("/usr/lib/cni"), help="directory of the CNI plugins")
+    parser.add_argument("--runtime", type=Path, default=_default_runtime(), help="runc, used by both servers (default %(default)s)")
+    parser.add_argument("--cni-bin", type=Path, default=_default_cni_bin(), help="directory of the CNI plugins (default %(default)s)")
     parser.add_argument("--json", type=Path, help="also write all samples to this file")
     return parser
 
