@@ -40,7 +40,12 @@ UMOUNT_NOFOLLOW = 0x8
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_SYS_OPENAT2 = 437
 _SYS_PIDFD_GETFD = 438
+
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_IN_ROOT = 0x10
+_OPEN_HOW = struct.Struct("=QQQ")
 
 _PIDFD_INFO_EXIT = 1 << 3
 # struct pidfd_info, 64 bytes in its first version (include/uapi/linux/pidfd.h): mask, cgroupid, pid, tgid, ppid,
@@ -95,6 +100,12 @@ def set_child_subreaper(enabled: bool = True) -> None:
 def set_parent_death_signal(signal: int) -> None:
     """Have this process receive ``signal`` when the thread that made it ends."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+
+
+def openat2(dir_fd: int, path: str | os.PathLike[str], flags: int, resolve: int) -> int:
+    """openat2(2) (Linux ≥ 5.6): open ``path`` relative to ``dir_fd`` under the RESOLVE_* rules; close-on-exec is set."""
+    how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, 0, resolve)
+    return _check(_libc.syscall(_SYS_OPENAT2, dir_fd, _path(path), how, len(how)), "openat2", path)
 
 
 def pidfd_getfd(pidfd: int, target_fd: int) -> int:

@@ -1,0 +1,202 @@
+"""From CRI config, image config and host facts to an OCI runtime spec: pure functions, no I/O.
+
+This module joins the parts (process, mounts, resources, annotations, security); each part knows its own CRI messages and
+names the CRI field when it refuses. Source: OCI runtime spec 1.0.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bridge.core import seccomp, security, spec_annotations, spec_mounts, spec_process, spec_resources
+from bridge.core.entities import Sandbox, User
+from bridge.core.model import ContainerSecurity, NamespaceMode, ProfileType, Resources, SecurityProfile, UserNamespace
+from bridge.core.spec_inputs import ContainerInputs, DeviceNode, SpecSettings
+from bridge.core.spec_resources import cgroups_path
+from bridge.errors import InvalidRequest, Unsupported
+from bridge.host.facts import HostFacts
+
+__all__ = [
+    "SANDBOX_PID",
+    "ContainerInputs",
+    "DeviceNode",
+    "HostFacts",
+    "SpecSettings",
+    "build_container",
+    "build_sandbox",
+    "cgroups_path",
+    "process_for_exec",
+]
+
+OCI_VERSION = "1.0.2"
+SANDBOX_PID = "@sandbox"
+"""Placeholder path of the pod's PID namespace; the backend puts its sandbox process's there."""
+
+_NOBODY = User(uid=65535, gid=65535)
+_SANDBOX_OOM_SCORE = -998
+_CONTEXT = "linux.security_context"
+
+
+def build_container(inputs: ContainerInputs, facts: HostFacts, settings: SpecSettings) -> dict[str, Any]:
+    """The spec of one container. Raises InvalidRequest, Unsupported or Denied naming the CRI field."""
+    config, request = inputs.config, inputs.config.security
+    if request.privileged and not inputs.sandbox.config.security.privileged:
+        raise InvalidRequest("a privileged container needs a privileged pod sandbox", field=f"{_CONTEXT}.privileged")
+    process = spec_process.build(inputs, facts, settings)
+    mounts, propagation = spec_mounts.build(inputs)
+    masked, readonly = security.hidden_paths(request)
+    linux: dict[str, Any] = {
+        "namespaces": _container_namespaces(inputs, facts),
+        "cgroupsPath": _cgroup(inputs.sandbox, settings, settings.cgroup_prefix, inputs.container_id),
+        "resources": spec_resources.build(config.resources, inputs.devices, request.privileged, facts, settings),
+    }
+    if masked:
+        linux["maskedPaths"] = masked
+    if readonly:
+        linux["readonlyPaths"] = readonly
+    if propagation:
+        linux["rootfsPropagation"] = propagation
+    if inputs.devices:
+        linux["devices"] = [_device(device) for device in inputs.devices]
+    profile = _seccomp(request.seccomp, request.privileged, inputs.seccomp_localhost, process, facts, settings)
+    if profile is not None:
+        linux["seccomp"] = profile
+    return {
+        "ociVersion": OCI_VERSION,
+        "process": process,
+        "root": {"path": str(inputs.rootfs), "readonly": request.readonly_rootfs},
+        "mounts": mounts,
+        "annotations": spec_annotations.for_container(inputs, settings),
+        "linux": linux,
+    }
+
+
+def build_sandbox(sandbox: Sandbox, rootfs: Path, argv: Sequence[str], facts: HostFacts, settings: SpecSettings) -> dict[str, Any]:
+    """The sandbox container: one idle process that owns the pod's PID namespace, with no privilege at all."""
+    wanted = sandbox.config.security
+    _no_user_namespace(wanted.namespaces.user)
+    uid = _NOBODY.uid if wanted.run_as_user is None else wanted.run_as_user
+    gid = _NOBODY.gid if wanted.run_as_group is None else wanted.run_as_group
+    process: dict[str, Any] = {
+        "terminal": False,
+        "user": spec_process.user_object(User(uid=uid, gid=gid)),
+        "args": list(argv),
+        "env": [f"PATH={spec_process.DEFAULT_PATH}"],
+        "cwd": "/",
+        "capabilities": security.no_capabilities(),
+        "noNewPrivileges": True,
+        "oomScoreAdj": spec_resources.oom_score_adj(_SANDBOX_OOM_SCORE, facts),
+    }
+    masked, readonly = security.hidden_paths(ContainerSecurity())
+    linux: dict[str, Any] = {
+        "namespaces": [{"type": "mount"}, {"type": "pid"}, *_pod_namespaces(sandbox), *_cgroup_namespace(False, facts)],
+        "cgroupsPath": _cgroup(sandbox, settings, f"{settings.cgroup_prefix}-sandbox", sandbox.id),
+        "resources": spec_resources.build(Resources(cpu_shares=2), (), False, facts, settings),
+        "maskedPaths": masked,
+        "readonlyPaths": readonly,
+    }
+    profile = _seccomp(None, False, None, process, facts, settings)
+    if profile is not None:
+        linux["seccomp"] = profile
+    return {
+        "ociVersion": OCI_VERSION,
+        "process": process,
+        "root": {"path": str(rootfs), "readonly": True},
+        "mounts": spec_mounts.kernel_mounts(False)[:2],
+        "annotations": spec_annotations.for_sandbox(sandbox, settings),
+        "linux": linux,
+    }
+
+
+def process_for_exec(spec: Mapping[str, Any], argv: Sequence[str], tty: bool) -> dict[str, Any]:
+    """OCI process object for an exec in the container of ``spec``: same user, environment, capabilities and limits."""
+    return spec_process.for_exec(spec, argv, tty)
+
+
+def _cgroup(sandbox: Sandbox, settings: SpecSettings, prefix: str, identifier: str) -> str:
+    parent = sandbox.cgroup_parent or sandbox.config.cgroup_parent or settings.default_cgroup_parent
+    return cgroups_path(settings.cgroup_driver, parent, prefix, identifier)
+
+
+def _container_namespaces(inputs: ContainerInputs, facts: HostFacts) -> list[dict[str, str]]:
+    wanted = inputs.config.security.namespaces
+    for name, mode in (("network", wanted.network), ("ipc", wanted.ipc)):
+        if mode not in (NamespaceMode.POD, NamespaceMode.NODE):
+            raise InvalidRequest(f"{mode} is not possible: it is the pod's or the node's", field=f"{_CONTEXT}.namespace_options.{name}")
+    _no_user_namespace(wanted.user)
+    return [
+        {"type": "mount"},
+        *_pod_namespaces(inputs.sandbox),
+        *_pid_namespace(inputs),
+        *_cgroup_namespace(inputs.config.security.privileged, facts),
+    ]
+
+
+def _pod_namespaces(sandbox: Sandbox) -> list[dict[str, str]]:
+    """The pod's pinned namespaces; one that isn't there is the host's. The pod decides, not its containers."""
+    kinds = (("network", "net"), ("ipc", "ipc"), ("uts", "uts"))
+    return [{"type": kind, "path": sandbox.namespaces[key]} for kind, key in kinds if key in sandbox.namespaces]
+
+
+def _pid_namespace(inputs: ContainerInputs) -> list[dict[str, str]]:
+    """POD means the pod's, whichever that is: shared, the node's, or (POD is also the CRI's unset value) one's own."""
+    mode = inputs.config.security.namespaces.pid
+    if mode is NamespaceMode.POD:
+        pod = inputs.sandbox.config.security.namespaces.pid
+        if pod is NamespaceMode.POD:
+            return [{"type": "pid", "path": SANDBOX_PID}]
+        mode = pod
+    if mode is NamespaceMode.TARGET:
+        if inputs.pid_target is None:
+            raise InvalidRequest("names no running container of this pod", field=f"{_CONTEXT}.namespace_options.target_id")
+        return [{"type": "pid", "path": str(inputs.pid_target)}]
+    return [] if mode is NamespaceMode.NODE else [{"type": "pid"}]
+
+
+def _cgroup_namespace(privileged: bool, facts: HostFacts) -> list[dict[str, str]]:
+    """Private on cgroup v2, as containerd and CRI-O do; on v1 the runtime bind-mounts the container's own part."""
+    return [{"type": "cgroup"}] if facts.cgroup_v2 and not privileged else []
+
+
+def _no_user_namespace(user: UserNamespace | None) -> None:
+    if user is not None and user.mode is not NamespaceMode.NODE:
+        raise Unsupported(f"{_CONTEXT}.namespace_options.userns_options: user namespaces are not served yet")
+
+
+def _device(device: DeviceNode) -> dict[str, Any]:
+    return {
+        "path": device.path,
+        "type": device.kind,
+        "major": device.major,
+        "minor": device.minor,
+        "fileMode": device.mode,
+        "uid": device.uid,
+        "gid": device.gid,
+    }
+
+
+def _seccomp(
+    request: SecurityProfile | None,
+    privileged: bool,
+    localhost: Mapping[str, Any] | None,
+    process: Mapping[str, Any],
+    facts: HostFacts,
+    settings: SpecSettings,
+) -> Mapping[str, Any] | None:
+    """The profile object, None for none. Privileged containers have none, whatever they ask for."""
+    wanted = request or SecurityProfile(settings.seccomp_when_unset)
+    if privileged or wanted.profile_type is ProfileType.UNCONFINED:
+        return None
+    if not facts.seccomp:
+        if request is None:
+            return None
+        raise Unsupported(f"{_CONTEXT}.seccomp: {wanted.profile_type} was asked for, but this kernel has no seccomp filters")
+    if wanted.profile_type is ProfileType.LOCALHOST:
+        if localhost is None:
+            raise InvalidRequest(f"profile {wanted.localhost_ref!r} was not found", field=f"{_CONTEXT}.seccomp.localhost_ref")
+        return localhost
+    if settings.seccomp_profile is not None:
+        return settings.seccomp_profile
+    return seccomp.default_profile(facts.architecture, process["capabilities"]["bounding"])

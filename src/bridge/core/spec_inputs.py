@@ -1,0 +1,76 @@
+"""What a spec is built from: frozen inputs, so that building is a pure function of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bridge.core.entities import Sandbox, User
+from bridge.core.model import ContainerConfig, ProfileType
+from bridge.core.security import DEFAULT_CAPABILITIES
+from bridge.ports.images import Image
+
+CGROUPFS = "cgroupfs"
+SYSTEMD = "systemd"
+
+
+@dataclass(frozen=True, slots=True)
+class SpecSettings:
+    """The operator's choices. ``cgroup_driver`` is "cgroupfs" or "systemd"; ``pids_limit`` 0 means none.
+
+    ``default_env`` holds "KEY=value" entries below the image's own. ``seccomp_profile`` replaces the built-in default (an
+    OCI linux.seccomp object). ``seccomp_when_unset`` is what a request without profile gets. ``apparmor_profile`` is a
+    loaded profile for RuntimeDefault, "" for none. ``allowed_annotations`` are prefixes of runtime-control annotations
+    that pods may set. ``default_cgroup_parent`` serves pods that name none.
+    """
+
+    cgroup_driver: str = CGROUPFS
+    default_env: tuple[str, ...] = ()
+    seccomp_profile: Mapping[str, Any] | None = None
+    seccomp_when_unset: ProfileType = ProfileType.RUNTIME_DEFAULT
+    apparmor_profile: str = ""
+    pids_limit: int = 0
+    default_cgroup_parent: str = ""
+    default_capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES
+    allowed_annotations: tuple[str, ...] = ()
+    cgroup_prefix: str = "cri-bridge"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceNode:
+    """A device found on the host for a container: ``kind`` is "c" or "b", ``mode`` its permission bits."""
+
+    path: str
+    kind: str
+    major: int
+    minor: int
+    mode: int = 0o600
+    uid: int = 0
+    gid: int = 0
+    permissions: str = "rwm"
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerInputs:
+    """Everything about one container. Paths are the host's.
+
+    ``sandbox_dir`` holds hostname, hosts, resolv.conf and shm/. ``pid_target`` is /proc/PID/ns/pid of the target in TARGET
+    mode. ``devices`` are the nodes behind config.devices (all of the host's when privileged), resolved by the caller.
+    ``seccomp_localhost`` is the parsed profile when the request names a local one. ``recursive_read_only`` says whether
+    the backend can do it.
+    """
+
+    container_id: str
+    sandbox: Sandbox
+    config: ContainerConfig
+    image: Image
+    rootfs: Path
+    sandbox_dir: Path
+    user: User
+    home: str
+    pid_target: Path | None = None
+    devices: tuple[DeviceNode, ...] = ()
+    seccomp_localhost: Mapping[str, Any] | None = None
+    recursive_read_only: bool = False
