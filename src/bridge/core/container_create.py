@@ -11,19 +11,17 @@ import time
 from pathlib import Path
 
 from bridge.aio import Rollback
-from bridge.core import spec, trace, users
+from bridge.core import container_facts, spec, trace
 from bridge.core.container_stop import checked_signal
 from bridge.core.entities import Container, ContainerState, Sandbox, User
 from bridge.core.live import Live, LiveContainer
-from bridge.core.model import ContainerConfig, MountRequest, NamespaceMode
+from bridge.core.model import ContainerConfig, NamespaceMode
 from bridge.core.settings import CoreSettings
 from bridge.core.store import Store
-from bridge.errors import IllegalTransition, InvalidRequest, NotFound, TimedOut, Unsupported
-from bridge.host import files, mounts, rootfs
+from bridge.errors import IllegalTransition, InvalidRequest, NotFound, Unsupported
+from bridge.host import files, mounts
 from bridge.ports.images import Image, Images
 from bridge.ports.runtime import ContainerIO, ContainerSpec
-
-_MAX_PASSWD = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,9 +52,8 @@ class ContainerCreator:
             with trace.span("rootfs"):
                 root = await self.images.mount_rootfs(ident, image.id, bundle / "rootfs")
             with trace.span("spec"):
-                user, home = await identity(config, image, root.path)
-                await self._look_at_volumes(config)
-                request = await self._request(container, sandbox, image, user, home, root.path)
+                await container_facts.look_at_volumes(config, self.settings)
+                user, request = await self._request(container, sandbox, image, root.path)
             with trace.span("backend"):
                 handle = await handle_of.create_container(request)
                 undo.push("delete the backend's container", handle.delete)
@@ -90,44 +87,30 @@ class ContainerCreator:
             stop_signal=checked_signal(config.stop_signal or image.config.stop_signal or "SIGTERM"),
         )
 
-    async def _look_at_volumes(self, config: ContainerConfig) -> None:
-        for index, mount in enumerate(config.mounts):
-            await self._look_at_volume(f"config.mounts[{index}].host_path", mount)
-
-    async def _look_at_volume(self, field: str, mount: MountRequest) -> None:
-        if not os.path.isabs(mount.host_path):
-            raise InvalidRequest(f"{mount.host_path!r} must be absolute", field=field)
-        path = Path(mount.host_path)
-        try:
-            there = await files.exists(path, timeout=self.settings.volume_timeout)
-        except TimeoutError as exc:
-            raise TimedOut(f"{field}: {path} did not answer within {self.settings.volume_timeout:g} s (a dead network mount?)") from exc
-        if there:
-            return
-        if not self.settings.create_missing_volumes:
-            raise InvalidRequest(f"{path} does not exist", field=field)
-        await files.make_dir(path, 0o755)
-
-    async def _request(self, container: Container, sandbox: Sandbox, image: Image, user: User, home: str, root: Path) -> ContainerSpec:
-        bundle = self.settings.bundle(sandbox.id, container.id)
+    async def _request(self, container: Container, sandbox: Sandbox, image: Image, root: Path) -> tuple[User, ContainerSpec]:
+        config = container.config
+        user, home = await container_facts.identity(config, image, root)
         inputs = spec.ContainerInputs(
             container_id=container.id,
             sandbox=sandbox,
-            config=container.config,
+            config=config,
             image=image,
             rootfs=root,
             sandbox_dir=self.settings.sandbox_dir(sandbox.id),
             user=user,
             home=home,
-            pid_target=self._pid_target(sandbox, container.config),
+            pid_target=self._pid_target(sandbox, config),
+            devices=await container_facts.device_nodes(config) if config.devices or config.security.privileged else (),
+            seccomp_localhost=await container_facts.local_seccomp(config),
         )
-        return ContainerSpec(
+        request = ContainerSpec(
             id=container.id,
             sandbox_id=sandbox.id,
-            bundle=bundle,
+            bundle=self.settings.bundle(sandbox.id, container.id),
             oci=spec.build_container(inputs, self.facts, self.spec_settings),
             io=container_io(container),
         )
+        return user, request
 
     def _pid_target(self, sandbox: Sandbox, config: ContainerConfig) -> Path | None:
         options = config.security.namespaces
@@ -151,13 +134,6 @@ def check(config: ContainerConfig) -> None:
         raise Unsupported("config.CDI_devices: CDI devices are not supported")
     if config.stdin_once and not config.stdin:
         raise InvalidRequest("needs stdin", field="config.stdin_once")
-
-
-async def identity(config: ContainerConfig, image: Image, root: Path) -> tuple[User, str]:
-    """User and home from the request, the image's user and the image's own passwd and group files."""
-    passwd = await rootfs.read_in_root(root, "/etc/passwd", limit=_MAX_PASSWD)
-    group = await rootfs.read_in_root(root, "/etc/group", limit=_MAX_PASSWD)
-    return users.resolve(config.security, image.config.user, passwd, group)
 
 
 def log_path(sandbox: Sandbox, config: ContainerConfig) -> str:
