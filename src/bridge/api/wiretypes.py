@@ -7,7 +7,6 @@ nothing. Source: protobuf.dev/programming-guides/encoding.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
 import typing
 from collections.abc import Callable
@@ -69,7 +68,7 @@ def fields_of(cls: type[Message]) -> list[Field]:
     """The fields of ``cls`` in the order of their numbers, which is the order in which they are written."""
     hints = typing.get_type_hints(cls, vars(sys.modules[cls.__module__]))
     found = []
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type] - Message itself is none, all subclasses are
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         meta = betterproto2.FieldMetadata.get(field)
         key = None
         if meta.map_meta is not None:
@@ -99,11 +98,16 @@ class Members(dict[int, Any]):
         return self._cls(number)
 
 
-@functools.cache
+_members: dict[type[Any] | None, Members] = {}
+
+
 def members_of(cls: type[Any] | None) -> Members:
     """The members of an enum class, one table for all who need it."""
-    assert cls is not None, "an enum field has a class"
-    return Members(cls)
+    found = _members.get(cls)
+    if found is None:
+        assert cls is not None, "an enum field has a class"
+        found = _members[cls] = Members(cls)
+    return found
 
 
 def varint(value: int) -> bytes:
