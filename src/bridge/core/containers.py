@@ -30,6 +30,7 @@ from bridge.ports.images import Images
 from bridge.ports.runtime import ContainerHandle, ExitStatus
 
 _logger = log.get("core.containers")
+_HALF = (ContainerState.CREATING, ContainerState.REMOVING)
 START_ERROR_CODE = 128
 """Exit code of a container that never ran, as peers report it."""
 
@@ -74,7 +75,10 @@ class ContainerService:
         if sandbox.state is not SandboxState.READY:
             raise IllegalTransition(f"sandbox {sandbox_id} is {sandbox.state}, not ready")
         holder = self._store.named(key)
-        if holder is not None:
+        if holder is not None and self._store.containers[holder].state in _HALF:
+            # This flight is the only one of its key, so that one's undo or removal failed. It must not hold the name.
+            await self.remove(holder)
+        elif holder is not None:
             earlier = self._store.containers[holder]
             if earlier.state is ContainerState.CREATED and earlier.config == config:
                 return earlier
@@ -105,7 +109,7 @@ class ContainerService:
         return [
             container
             for container in self._store.containers.values()
-            if container.state not in (ContainerState.CREATING, ContainerState.REMOVING)
+            if container.state not in _HALF
             and container.id.startswith(ident)
             and container.sandbox_id.startswith(sandbox_id)
             and (states is None or container.state in states)

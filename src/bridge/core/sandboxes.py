@@ -28,6 +28,7 @@ from bridge.host import cgroups, files, mounts, namespaces
 from bridge.ports.runtime import Handlers, SandboxHandle
 
 _logger = log.get("core.sandboxes")
+_HALF = (SandboxState.CREATING, SandboxState.REMOVING)
 
 
 class SandboxService:
@@ -72,7 +73,10 @@ class SandboxService:
     async def _run(self, key: str, config: PodConfig, runtime_handler: str) -> Sandbox:
         backend = self._handlers.backend(runtime_handler)
         holder = self._store.named(key)
-        if holder is not None:
+        if holder is not None and self._store.sandboxes[holder].state in _HALF:
+            # This flight is the only one of its key, so that one's undo or removal failed. It must not hold the name.
+            await self.remove(holder)
+        elif holder is not None:
             return self._earlier(self._store.sandboxes[holder], config, runtime_handler)
         ident = new_id()
         with log.context(pod=ident[:13]), trace.recording(self._traces, ident, "RunPodSandbox"):
@@ -100,7 +104,7 @@ class SandboxService:
         return [
             sandbox
             for sandbox in self._store.sandboxes.values()
-            if sandbox.state not in (SandboxState.CREATING, SandboxState.REMOVING)
+            if sandbox.state not in _HALF
             and sandbox.id.startswith(ident)
             and (ready is None or ready is (sandbox.state is SandboxState.READY))
             and labels_match(labels, sandbox.config.labels)
@@ -155,6 +159,8 @@ class SandboxService:
 
     async def _remove(self, ident: str) -> None:
         await self.stops.join(ident, functools.partial(self._stop, ident))
+        if ident not in self._store.sandboxes:
+            return
         with log.context(pod=ident[:13]), trace.recording(self._traces, ident, "RemovePodSandbox"):
             sandbox = await self._store.apply_sandbox(ident, "removing")
             for container in self._store.members(ident):

@@ -145,9 +145,10 @@ class Store:
         """Drop a record; absent is success. A sandbox's members must be gone before it."""
         async with self._lock(ident):
             entity = self.sandboxes.get(ident) or self.containers.get(ident)
+            # Also when memory has none: an insert may have reported a failure and happened all the same.
+            await self._write(lambda db: _delete(db, ident))
             if entity is None:
                 return
-            await self._write(lambda db: _delete(db, entity))
             self._names.pop(entity.name_key, None)
             if isinstance(entity, Container):
                 self.containers.pop(ident, None)
@@ -228,9 +229,9 @@ def _insert(db: sqlite3.Connection, entity: Sandbox | Container) -> None:
         db.execute("INSERT INTO containers VALUES (?, ?, ?, ?)", (entity.id, entity.sandbox_id, entity.name_key, body))
 
 
-def _delete(db: sqlite3.Connection, entity: Sandbox | Container) -> None:
-    table = "sandboxes" if isinstance(entity, Sandbox) else "containers"
-    db.execute(f"DELETE FROM {table} WHERE id = ?", (entity.id,))  # noqa: S608
+def _delete(db: sqlite3.Connection, ident: str) -> None:
+    db.execute("DELETE FROM containers WHERE id = ?", (ident,))
+    db.execute("DELETE FROM sandboxes WHERE id = ?", (ident,))
 
 
 def _set_aside(db: sqlite3.Connection, table: str, ident: str, body: str, why: str) -> None:

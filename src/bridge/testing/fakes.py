@@ -10,6 +10,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -41,6 +42,8 @@ IMAGE = Image(
     chain_ids=("sha256:" + "3" * 64,),
 )
 
+Made = TypeVar("Made", "FakeSandbox", "FakeContainer")
+
 
 class _Faults:
     """Calls that are to fail, once each."""
@@ -54,6 +57,16 @@ class _Faults:
         if call in self.fail_on:
             self.fail_on.discard(call)
             raise error
+
+
+async def _kept(made: Made, among: dict[str, Made]) -> Made:
+    """A create call's last wait: when it is cancelled there, what was made goes again, as the port demands."""
+    try:
+        await anyio.lowlevel.checkpoint()
+    except BaseException:
+        among.pop(made.id, None)
+        raise
+    return made
 
 
 class FakeExec:
@@ -159,8 +172,7 @@ class FakeSandbox:
         await self._backend.faults.passing("create_container", HostError("create failed"))
         container = FakeContainer(self._backend, spec)
         self._backend.containers[spec.id] = container
-        await anyio.lowlevel.checkpoint()
-        return container
+        return await _kept(container, self._backend.containers)
 
     async def load_container(self, spec: ContainerSpec, record: Record) -> FakeContainer:
         """The container from before. Raises NotFound."""
@@ -201,8 +213,7 @@ class FakeBackend:
         """Add a sandbox."""
         await self.faults.passing("create_sandbox", RuntimeFailed(handler="fake", verb="run", exit_code=1))
         sandbox = self.sandboxes[spec.id] = FakeSandbox(self, spec)
-        await anyio.lowlevel.checkpoint()
-        return sandbox
+        return await _kept(sandbox, self.sandboxes)
 
     async def load_sandbox(self, spec: SandboxSpec, record: Record) -> FakeSandbox:
         """The sandbox from before, or an empty one."""

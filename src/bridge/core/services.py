@@ -1,0 +1,102 @@
+"""Core put together from its ports: one function, so that the daemon and the tests build the same thing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bridge.aio import Supervisor
+from bridge.core import spec
+from bridge.core.container_create import ContainerCreator
+from bridge.core.containers import ContainerService
+from bridge.core.detach import Detacher
+from bridge.core.execs import ExecService
+from bridge.core.live import Live
+from bridge.core.recovery import Recovery
+from bridge.core.sandbox_run import SandboxRunner
+from bridge.core.sandboxes import SandboxService
+from bridge.core.settings import CoreSettings
+from bridge.core.store import Store
+from bridge.core.trace import Traces
+from bridge.ports.images import Images
+from bridge.ports.network import Network
+from bridge.ports.runtime import Handlers
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The adapters that core works through."""
+
+    handlers: Handlers
+    network: Network
+    images: Images
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything api needs of core."""
+
+    store: Store
+    live: Live
+    sandboxes: SandboxService
+    containers: ContainerService
+    execs: ExecService
+    recovery: Recovery
+    traces: Traces
+    ports: Ports
+
+    async def settle(self) -> None:
+        """Wait until no flight is in the air (the caller sets the deadline)."""
+        for flights in (self.sandboxes.runs, self.containers.creations, self.containers.starts):
+            await flights.wait_idle()
+        for flights in (self.sandboxes.stops, self.containers.removals, self.sandboxes.removals):
+            await flights.wait_idle()
+
+    def cancel(self) -> None:
+        """Cancel every flight; what they had taken is undone under their own deadlines."""
+        for flights in (self.sandboxes.runs, self.containers.creations, self.containers.starts):
+            flights.cancel_all()
+        for flights in (self.sandboxes.stops, self.containers.removals, self.sandboxes.removals):
+            flights.cancel_all()
+
+
+def assemble(
+    store: Store,
+    ports: Ports,
+    settings: CoreSettings,
+    facts: spec.HostFacts,
+    spec_settings: spec.SpecSettings,
+    supervisor: Supervisor,
+) -> Services:
+    """Build core over a loaded store."""
+    live, traces = Live(), Traces()
+    detacher = Detacher(store, ports.network, supervisor)
+    creator = ContainerCreator(store, live, ports.images, settings, facts, spec_settings)
+    containers = ContainerService(
+        store=store, live=live, images=ports.images, creator=creator, settings=settings, traces=traces, supervisor=supervisor
+    )
+    runner = SandboxRunner(store, live, ports.network, detacher, settings, facts, spec_settings)
+    sandboxes = SandboxService(
+        store=store,
+        live=live,
+        handlers=ports.handlers,
+        containers=containers,
+        runner=runner,
+        detacher=detacher,
+        settings=settings,
+        traces=traces,
+        supervisor=supervisor,
+    )
+    recovery = Recovery(
+        store=store,
+        handlers=ports.handlers,
+        images=ports.images,
+        network=ports.network,
+        detacher=detacher,
+        sandboxes=sandboxes,
+        containers=containers,
+        settings=settings,
+        facts=facts,
+        spec_settings=spec_settings,
+    )
+    execs = ExecService(store=store, live=live, settings=settings)
+    return Services(store, live, sandboxes, containers, execs, recovery, traces, ports)
