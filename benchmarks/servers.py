@@ -165,9 +165,9 @@ async def cri_bridge(workspace: Workspace, options: Options) -> AsyncIterator[Ru
         _BRIDGE_TOML.format(dir=directory, log_level="info", cni_bin=options.cni_bin, cni_conf=conf_dir, runtime=options.runtime)
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-m", "bridge"]
-    process = _spawn(workspace, "cri-bridge", [*command, "serve", "--config", str(config)], env)
+    command = [sys.executable, "-m", "bridge", "--config", str(config)]
+    process = _spawn(workspace, "cri-bridge", [*command, "serve"], env)
     async with _answering(workspace, "cri-bridge", process, directory / "cri.sock") as running:
         archive = write_layouts(workspace.directory("images"))[0]
-        _run([*command, "image", "import", "--config", str(config), "--name", WORKLOAD, str(archive)], env)
+        _run([*command, "image", "import", "--name", WORKLOAD, str(archive)], env)
         yield running
