@@ -57,7 +57,8 @@ def scan(conf_dir: Path, bin_dirs: Sequence[Path]) -> Snapshot:
     network: NetworkConf | None = None
     skipped: list[str] = []
     try:
-        names = sorted(entry.name for entry in os.scandir(conf_dir) if entry.name.endswith(SUFFIXES) and not entry.is_dir())
+        with os.scandir(conf_dir) as entries:
+            names = sorted(entry.name for entry in entries if entry.name.endswith(SUFFIXES) and not entry.is_dir())
     except FileNotFoundError:
         names = []
     except OSError as exc:
