@@ -1,0 +1,246 @@
+"""The server's side of the monitor: MonitorClient, one connection with any number of calls at once."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from bridge import log
+from bridge.errors import HostError, MonitorGone, Unavailable
+from bridge.monitor.channel import Channel
+from bridge.monitor.protocol import Frame, LaunchFailed, TaskInfo, error_from_wire, exit_from_wire, info_from_wire
+from bridge.ports.runtime import ContainerIO, ExitStatus
+
+__all__ = ["LaunchFailed", "MonitorClient", "TaskInfo"]
+
+_QUICK_SECONDS = 10.0
+"""Deadline of calls that wait for nothing but the monitor."""
+_LAUNCH_MARGIN = 60.0
+"""Beyond a launch's own timeout, which the monitor keeps: its clean-up of a failed one."""
+_RETRY_SECONDS = 0.02
+
+_logger = log.get("monitor.client")
+
+
+class _Call:
+    __slots__ = ("answer", "done")
+
+    def __init__(self) -> None:
+        self.done = anyio.Event()
+        self.answer: Mapping[str, Any] | None = None
+
+
+class MonitorClient:
+    """A connection to the monitor. Calls raise the error class that the monitor names, or MonitorGone when it is lost.
+
+    Cancelling a call gives its request up: a launch or exec under way is then killed, an attach ended, a wait dropped.
+    """
+
+    def __init__(self, sock: socket.socket, on_exit: Callable[[str, ExitStatus], None] | None = None) -> None:
+        """Use ``connect``; ``on_exit`` is called from the loop for every task that ends while connected."""
+        self._ids = itertools.count(1)
+        self._calls: dict[int, _Call] = {}
+        self._on_exit = on_exit
+        self.closed = anyio.Event()
+        self.pid = 0
+        """The monitor's pid, start time (Unix, ns) and the file descriptor limits (soft, hard) that it was started with."""
+        self.start_ns = 0
+        self.nofile = (0, 0)
+        self._channel = Channel(sock, self._on_frame, self._on_lost)
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls, socket: Path, *, timeout: float = 5.0, on_exit: Callable[[str, ExitStatus], None] | None = None
+    ) -> AsyncIterator[MonitorClient]:
+        """Connect within ``timeout`` seconds, waiting for the monitor to appear. Raises MonitorGone."""
+        client = cls(await _dial(socket, timeout), on_exit)
+        try:
+            hello = await client._call("hello", {}, timeout=timeout)
+            client.pid, client.start_ns, client.nofile = int(hello["pid"]), int(hello["start_ns"]), tuple(hello["nofile"])
+            yield client
+        finally:
+            client._channel.close()
+
+    async def launch(
+        self,
+        task_id: str,
+        argv: Sequence[str],
+        *,
+        cwd: Path,
+        pid_file: Path,
+        io: ContainerIO,
+        env: Mapping[str, str] | None = None,
+        console_socket: Path | None = None,
+        timeout: float,
+        on_failure: Sequence[str] = (),
+    ) -> int:
+        """Run a runtime's detaching verb as a container's start, and return the pid from ``pid_file`` (a host pid).
+
+        The monitor makes the stdio and the log, or with ``io.terminal`` listens on ``console_socket``. ``env`` None: the monitor's
+        own. Raises LaunchFailed after everything spawned was killed and ``on_failure`` was run; AlreadyExists, HostError. When
+        the connection is lost meanwhile the launch goes on, and a later client finds the task.
+        """
+        parameters = {
+            **_verb(task_id, argv, cwd, pid_file, env, timeout),
+            "terminal": io.terminal,
+            "stdin": io.stdin,
+            "stdin_once": io.stdin_once,
+            "log_path": io.log_path and str(io.log_path),
+            "console_socket": console_socket and str(console_socket),
+            "on_failure": list(on_failure),
+        }
+        return int((await self._call("launch", parameters, timeout=timeout + _LAUNCH_MARGIN))["pid"])
+
+    async def exec(
+        self,
+        exec_id: str,
+        argv: Sequence[str],
+        *,
+        cwd: Path,
+        pid_file: Path,
+        stdin: int | None,
+        stdout: int | None,
+        stderr: int | None,
+        env: Mapping[str, str] | None = None,
+        timeout: float,
+        on_failure: Sequence[str] = (),
+    ) -> int:
+        """Run a runtime's detaching exec with the caller's descriptors (None: /dev/null), which stay the caller's; returns the pid.
+
+        The process is killed when this connection is lost. Raises LaunchFailed without a tail, AlreadyExists, HostError.
+        """
+        parameters = _verb(exec_id, argv, cwd, pid_file, env, timeout) | {"on_failure": list(on_failure)}
+        names, fds = _given(stdin, stdout, stderr)
+        answer = await self._call("exec", parameters | {"fds": names}, fds, timeout=timeout + _LAUNCH_MARGIN)
+        return int(answer["pid"])
+
+    async def adopt(self, task_id: str, pid: int, start_ticks: int) -> None:
+        """Have the exit of a process watched that a lost monitor held; ``start_ticks`` (field 22 of /proc/PID/stat) identifies it.
+
+        Its exit is exact where the kernel can tell (Linux ≥ 6.15), else code 255 with reason MonitorLost.
+        """
+        await self._call("adopt", {"task": task_id, "pid": pid, "start_ticks": start_ticks})
+
+    async def wait(self, task_id: str) -> ExitStatus:
+        """Wait for the exit of a container or exec; at once when it has ended. NotFound when unknown, or when its launch failed."""
+        return exit_from_wire(await self._call("wait", {"task": task_id}, timeout=None))
+
+    async def kill(self, task_id: str, signal: int, *, group: bool = False) -> None:
+        """Send a signal, with ``group`` to the task's process group as well. One that has ended is success; NotFound when unknown."""
+        await self._call("kill", {"task": task_id, "signal": int(signal), "group": group})
+
+    async def reopen_log(self, task_id: str) -> None:
+        """Continue the log in a new file at its path. Raises IllegalTransition when the container has ended."""
+        await self._call("reopen_log", {"task": task_id})
+
+    async def resize(self, task_id: str, width: int, height: int) -> None:
+        """Set the terminal's size in columns and rows. Raises Unsupported without a terminal."""
+        await self._call("resize", {"task": task_id, "width": width, "height": height})
+
+    async def attach(self, task_id: str, *, stdin: int | None, stdout: int | None, stderr: int | None) -> None:
+        """Copy the container's output to, and its input from, these descriptors until its output ends or the client has gone.
+
+        They must be pipes, sockets or terminals, are set non-blocking, and stay the caller's: close them once this call is under way
+        and never before. Cancel to detach. Raises LimitExceeded when the client was too slow (see bridge.monitor.attach).
+        """
+        names, fds = _given(stdin, stdout, stderr)
+        await self._call("attach", {"task": task_id, "fds": names}, fds, timeout=None)
+
+    async def close_stdin(self, task_id: str) -> None:
+        """Close the container's stdin once what was written is read; a terminal's can't be closed."""
+        await self._call("close_stdin", {"task": task_id})
+
+    async def tasks(self) -> Sequence[TaskInfo]:
+        """Everything the monitor holds, tasks being launched included (pid 0)."""
+        return [info_from_wire(wire) for wire in await self._call("tasks", {})]
+
+    async def forget(self, task_id: str) -> None:
+        """Release the record, stdio and log of an ended task; an absent one is success. Raises InUse while it runs."""
+        await self._call("forget", {"task": task_id})
+
+    async def shutdown(self, *, force: bool = False) -> None:
+        """End the monitor. Raises InUse while it holds tasks, unless ``force``: containers then go on without logs."""
+        await self._call("shutdown", {"force": force})
+
+    async def _call(
+        self, op: str, parameters: Mapping[str, Any], fds: Sequence[int] = (), *, timeout: float | None = _QUICK_SECONDS
+    ) -> Any:
+        number, call = next(self._ids), _Call()
+        self._calls[number] = call
+        try:
+            if self.closed.is_set():
+                raise MonitorGone("the connection to the monitor is lost")
+            self._channel.send({**parameters, "id": number, "op": op}, fds)
+            with anyio.move_on_after(timeout):
+                await call.done.wait()
+            if not call.done.is_set():
+                raise Unavailable(f"the monitor did not answer {op} within {timeout:g} s")
+        finally:
+            del self._calls[number]
+            if not call.done.is_set():
+                self._channel.send({"op": "cancel", "id": number})
+        if call.answer is None:
+            raise MonitorGone(f"the connection to the monitor was lost during {op}")
+        if "error" in call.answer:
+            raise error_from_wire(call.answer["error"])
+        return call.answer.get("ok")
+
+    def _on_frame(self, frame: Frame) -> None:
+        message = frame.message
+        if message.get("event") == "exit":
+            if self._on_exit is not None:
+                self._on_exit(str(message["task"]), exit_from_wire(message["exit"]))
+            return
+        call = self._calls.get(message.get("id", 0))
+        if call is not None:  # else the call was cancelled meanwhile
+            call.answer = message
+            call.done.set()
+
+    def _on_lost(self, why: BaseException | None) -> None:
+        if why is not None:
+            _logger.warning("connection to the monitor lost: %s", why)
+        self.closed.set()
+        for call in self._calls.values():
+            call.done.set()
+
+
+def _verb(task_id: str, argv: Sequence[str], cwd: Path, pid_file: Path, env: Mapping[str, str] | None, timeout: float) -> dict[str, Any]:
+    return {
+        "task": task_id,
+        "argv": list(argv),
+        "cwd": str(cwd),
+        "pid_file": str(pid_file),
+        "env": None if env is None else dict(env),
+        "timeout": timeout,
+    }
+
+
+def _given(stdin: int | None, stdout: int | None, stderr: int | None) -> tuple[list[str], list[int]]:
+    given = {name: fd for name, fd in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)) if fd is not None}
+    return list(given), list(given.values())
+
+
+async def _dial(path: Path, timeout: float) -> socket.socket:
+    failure: OSError | None = None
+    with anyio.move_on_after(timeout):
+        while True:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                sock.connect(str(path))  # on a unix socket this never waits: it succeeds, or fails with EAGAIN when the queue is full
+            except OSError as exc:
+                sock.close()
+                failure = exc
+                if exc.errno not in (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN):
+                    raise HostError(f"can't connect to the monitor at {path}: {exc}", errno=exc.errno) from exc
+            else:
+                return sock
+            await anyio.sleep(_RETRY_SECONDS)
+    raise MonitorGone(f"no monitor answers at {path} within {timeout:g} s: {failure}") from failure

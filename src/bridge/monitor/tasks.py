@@ -1,0 +1,197 @@
+"""The tasks that the monitor holds: containers and execs, from adoption of their pid to ``forget``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from bridge import log
+from bridge.errors import AlreadyExists, HostError, IllegalTransition, InUse, NotFound
+from bridge.host import syscalls
+from bridge.monitor.container import ContainerStdio
+from bridge.monitor.memory import MemoryWatch
+from bridge.monitor.reaper import OnExit, Reaper, Relation, raw_status
+from bridge.ports.runtime import ExitStatus
+
+MONITOR_LOST = "MonitorLost"
+"""Reason of an exit whose code nobody could know, because the monitor that should have waited was gone (code 255)."""
+
+_POLL_SECONDS = 0.05
+_POLLS = 20
+
+_logger = log.get("monitor.tasks")
+
+
+class Task:
+    """One process and what the monitor knows of it. ``owner`` is the client an exec dies with."""
+
+    __slots__ = ("exit", "id", "kind", "memory", "owner", "pid", "pidfd", "stdio", "waiters")
+
+    def __init__(self, task_id: str, kind: str, pid: int, *, stdio: ContainerStdio | None = None, owner: object = None) -> None:
+        self.id = task_id
+        self.kind = kind
+        self.pid = pid
+        self.pidfd: int | None = None
+        self.stdio = stdio
+        self.owner = owner
+        self.exit: ExitStatus | None = None
+        self.waiters: list[OnExit] = []
+        self.memory: MemoryWatch | None = None
+
+    def kill(self, number: int, *, group: bool = False) -> None:
+        """Send a signal, to the whole process group with ``group``. One that has ended is no error. Raises HostError."""
+        if self.exit is not None or self.pidfd is None:
+            return
+        try:
+            if group:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.pid, number)
+            signal.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            pass
+        except OSError as exc:
+            raise HostError(f"can't signal {self.id}: {exc.strerror}", errno=exc.errno) from exc
+
+    def close(self) -> None:
+        """Release the descriptors."""
+        if self.stdio is not None:
+            self.stdio.close()
+        self.close_pidfd()
+
+    def close_pidfd(self) -> None:
+        """Release the pidfd once the process has been reaped."""
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None
+
+
+class Tasks:
+    """All tasks by id. ``on_exit`` is called with each task once, after its output was logged and before its waiters."""
+
+    def __init__(self, reaper: Reaper, on_exit: Callable[[Task], None]) -> None:
+        self._reaper = reaper
+        self._on_exit = on_exit
+        self._loop = asyncio.get_running_loop()
+        self._tasks: dict[str, Task] = {}
+        self.launching: dict[str, list[Callable[[Task | None], None]]] = {}
+        """Ids being launched, each with who waits for the outcome (None: the launch failed)."""
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(tuple(self._tasks.values()))
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def get(self, task_id: str) -> Task:
+        """Raises NotFound, or IllegalTransition while it is being launched."""
+        task = self._tasks.get(task_id)
+        if task is None:
+            if task_id in self.launching:
+                raise IllegalTransition(f"task {task_id} is still being launched")
+            raise NotFound(f"the monitor has no task {task_id}")
+        return task
+
+    def reserve(self, task_id: str) -> None:
+        """Claim an id for a launch. Raises AlreadyExists."""
+        if task_id in self._tasks or task_id in self.launching:
+            raise AlreadyExists(f"the monitor already has a task {task_id}")
+        self.launching[task_id] = []
+
+    def settle(self, task_id: str) -> None:
+        """The launch of ``task_id`` is over, with ``add`` or without."""
+        for on_outcome in self.launching.pop(task_id):
+            on_outcome(self._tasks.get(task_id))
+
+    def add(self, task: Task) -> None:
+        """Hold ``task`` and report its exit, also one that happened before. A stranger's pidfd must be open already."""
+        self._tasks[task.id] = task
+        relation = self._reaper.watch(task.pid, lambda status: self._ended(task, status))
+        if relation is Relation.STRANGER:
+            self._watch_stranger(task)
+        elif relation is Relation.CHILD:
+            task.pidfd = task.pidfd or open_pidfd(task.pid)
+            if task.kind == "container":
+                task.memory = MemoryWatch.of(task.pid)
+
+    def forget(self, task_id: str) -> None:
+        """Release an ended task; an absent one is no error. Raises InUse while it runs."""
+        task = self._tasks.get(task_id)
+        if task_id in self.launching or (task is not None and task.exit is None):
+            raise InUse(f"task {task_id} has not ended")
+        if task is not None:
+            del self._tasks[task_id]
+            task.close()
+
+    def orphan(self, owner: object) -> None:
+        """``owner`` is gone: its execs are killed, and forgotten when they have ended."""
+        for task in self:
+            if task.owner is not owner or owner is None:
+                continue
+            if task.exit is not None:
+                self.forget(task.id)
+            else:
+                task.waiters.append(lambda _, task_id=task.id: self.forget(task_id))  # type: ignore[misc]
+                with contextlib.suppress(HostError):
+                    task.kill(signal.SIGKILL, group=True)
+
+    def _ended(self, task: Task, status: ExitStatus) -> None:
+        task.close_pidfd()
+        if task.memory is not None and task.memory.oom_killed(status):
+            status = replace(status, oom_killed=True)
+        if task.stdio is None:
+            self._report(task, status)
+        else:
+            task.stdio.drain(lambda: self._report(task, status))
+
+    def _report(self, task: Task, status: ExitStatus) -> None:
+        task.exit = status
+        _logger.info("%s %s: pid %d ended with code %d%s", task.kind, task.id, task.pid, status.code, " (OOM)" if status.oom_killed else "")
+        self._on_exit(task)
+        waiters, task.waiters = task.waiters, []
+        for waiter in waiters:
+            waiter(status)
+
+    def _watch_stranger(self, task: Task) -> None:
+        """The process is another's child: its pidfd tells when it ends, and the kernel perhaps how."""
+        if task.pidfd is None:
+            self._loop.call_soon(self._ended, task, _lost())
+            return
+        self._loop.add_reader(task.pidfd, self._stranger_ended, task, _POLLS)
+
+    def _stranger_ended(self, task: Task, polls: int) -> None:
+        assert task.pidfd is not None
+        self._loop.remove_reader(task.pidfd)
+        wait_status = syscalls.pidfd_exit_code(task.pidfd)
+        if wait_status is None and polls:  # known only once its parent has reaped it
+            self._loop.call_later(_POLL_SECONDS, self._stranger_ended, task, polls - 1)
+        else:
+            self._ended(task, _lost() if wait_status is None else raw_status(wait_status, time.time_ns()))
+
+
+def _lost() -> ExitStatus:
+    return ExitStatus(code=255, at_ns=time.time_ns(), reason=MONITOR_LOST)
+
+
+def open_pidfd(pid: int) -> int | None:
+    """A pidfd, or None when there is no such process any more. Raises HostError."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    except OSError as exc:
+        raise HostError(f"can't open a pidfd of {pid}: {exc.strerror}", errno=exc.errno) from exc
+
+
+def start_ticks(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat, which tells a process from a later one of the same pid; None when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return int(fields[19])
