@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -44,6 +44,9 @@ class Supervisor:
         self._closing = True
         assert self._group is not None
         self._group.cancel_scope.cancel()
+        if isinstance(exc, Exception):  # tasks raise nothing, so the body's error comes out as it is, not in a group
+            await self._group.__aexit__(None, None, None)
+            return None
         return await self._group.__aexit__(kind, exc, tb)
 
     def spawn(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
@@ -60,7 +63,7 @@ class Supervisor:
 
 
 class _Flight(Generic[T]):
-    __slots__ = ("done", "error", "result", "scope", "waiters")
+    __slots__ = ("done", "error", "left_at", "result", "scope", "waiters")
 
     def __init__(self) -> None:
         self.done = anyio.Event()
@@ -68,6 +71,7 @@ class _Flight(Generic[T]):
         self.result: T | None = None
         self.scope = anyio.CancelScope()
         self.waiters = 0
+        self.left_at: float | None = None  # when the last waiter left; None while one waits
 
 
 class SingleFlight(Generic[K, T]):
@@ -102,12 +106,15 @@ class SingleFlight(Generic[K, T]):
                 del self._flights[key]
                 raise
         flight.waiters += 1
+        flight.left_at = None
         try:
             await flight.done.wait()
         finally:
             flight.waiters -= 1
             if not flight.waiters and not flight.done.is_set() and math.isfinite(self._linger):
-                self._supervisor.spawn(f"{self._name} {key} linger", lambda: self._abandon(flight))
+                flight.left_at = left_at = anyio.current_time()
+                with suppress(Unavailable):  # the supervisor is closing and cancels the flight itself
+                    self._supervisor.spawn(f"{self._name} {key} linger", lambda: self._abandon(flight, left_at))
         if flight.error is not None:
             raise flight.error.with_traceback(None)
         return flight.result  # type: ignore[return-value]
@@ -122,10 +129,10 @@ class SingleFlight(Generic[K, T]):
         for flight in self._flights.values():
             flight.scope.cancel()
 
-    async def _abandon(self, flight: _Flight[T]) -> None:
+    async def _abandon(self, flight: _Flight[T], left_at: float) -> None:
         with anyio.move_on_after(self._linger):
             await flight.done.wait()
-        if not flight.waiters:
+        if flight.left_at == left_at:  # nobody came since; else whoever left last has a task of his own
             flight.scope.cancel()
 
     async def _fly(self, key: K, flight: _Flight[T], work: Callable[[], Awaitable[T]]) -> None:

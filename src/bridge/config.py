@@ -131,9 +131,11 @@ class Runtime(Table):
     """Deadline of a backend for making a sandbox. Why: above any healthy time, below the kubelet's 2 min."""
     start_timeout: Seconds = 60.0
     """Deadline of the runtime for starting a container. Why: above any healthy time, below the kubelet's 2 min."""
-    kill_timeout: Seconds = 10.0
+    kill_timeout: Seconds = 30.0
     """How long SIGKILL may take to end a container before the stop fails, to be tried again.
     Why: a process in uninterruptible sleep must not hold its pod for ever."""
+    volume_timeout: Seconds = 10.0
+    """How long a look at a volume's path on the host may take. Why: the path may lie on a dead network mount."""
     exec_output_limit: Bytes = 16 * MIB
     """Output kept of each stream of an ExecSync; the rest is dropped. Why: the kubelet takes no larger message."""
     exec_drain_timeout: Seconds = 1.0

@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 _fields: ContextVar[Mapping[str, str]] = ContextVar("bridge_log_fields", default=_NONE)
-_QUOTE = set(' "=\\\n\r\t')
+_QUOTE = set(' "=\\')
 
 
 def get(name: str) -> logging.Logger:
@@ -40,10 +40,15 @@ def current() -> Mapping[str, str]:
 
 
 def quote(value: str) -> str:
-    """``value`` as logfmt: bare when it can be, else double-quoted with backslash escapes."""
-    if value and not (_QUOTE & set(value)):
+    """``value`` as logfmt: bare when it can be, else double-quoted with backslash escapes.
+
+    Control characters are always escaped: names and messages come from containers, and a terminal obeys what it is shown.
+    """
+    if value and value.isprintable() and not (_QUOTE & set(value)):
         return value
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    if not escaped.isprintable():
+        escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in escaped)
     return f'"{escaped}"'
 
 

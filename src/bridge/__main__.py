@@ -1,0 +1,26 @@
+"""Entry point of the ``cri-bridge`` command and of ``python -m bridge``.
+
+It chooses the process before anything is imported: the monitor must stay small, so it never meets the command line's
+parser, the configuration's models or gRPC.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with ``arguments`` (default: the process's own) and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["monitor"]:
+        from bridge.monitor.main import main as monitor
+
+        return monitor(words[1:])
+    from bridge.cli.main import main as command
+
+    return command(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

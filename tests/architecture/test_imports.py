@@ -1,0 +1,39 @@
+"""The import contracts of pyproject.toml hold, and the monitor process imports as little as promised."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TOP = Path(__file__).parents[2]
+PATHS = os.pathsep.join([str(TOP / "src"), *(str(TOP / "plugins" / name / "src") for name in ("runc", "gvisor", "kata"))])
+
+LOADED = """
+import sys
+import bridge.__main__
+import bridge.monitor.main
+print("\\n".join(sorted({name.split(".")[0] for name in sys.modules if not name.startswith("_")})))
+print("\\n".join(sorted(name for name in sys.modules if name.startswith("bridge."))))
+"""
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": PATHS, "COLUMNS": "160"}
+    return subprocess.run(argv, cwd=TOP, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_imports_point_inwards() -> None:
+    result = run(sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_monitor_imports_only_the_standard_library_and_the_lower_layers() -> None:
+    result = run(sys.executable, "-c", LOADED)
+    assert result.returncode == 0, result.stderr
+    names = result.stdout.split()
+    foreign = {name for name in names if "." not in name and name not in sys.stdlib_module_names} - {"bridge", "__main__"}
+    assert foreign <= {"sitecustomize", "usercustomize", "apport_python_hook"}, foreign
+    layers = {name.split(".")[1] for name in names if name.startswith("bridge.")}
+    assert layers <= {"__main__", "errors", "log", "ports", "host", "monitor"}
