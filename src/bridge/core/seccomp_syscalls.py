@@ -87,16 +87,17 @@ BY_CAPABILITY: dict[str, tuple[str, ...]] = {
     "CAP_SYS_TTY_CONFIG": _names("vhangup"),
     "CAP_SYSLOG": _names("syslog"),
 }
-"""Calls that a capability opens. Without any of the capabilities that name a call it answers EPERM."""
+"""Calls that a capability opens (containers have none of these capabilities by default, but for SYS_CHROOT)."""
 
 REFUSED = _names("""
-    add_key kexec_file_load kexec_load keyctl migrate_pages move_pages nfsservctl request_key swapoff swapon sysfs userfaultfd
-    uselib ustat
+    acct bpf chroot clock_settime clock_settime64 delete_module fanotify_init finit_module init_module ioperm iopl kcmp mount
+    open_by_handle_at perf_event_open pidfd_getfd pivot_root process_madvise quotactl reboot setdomainname sethostname setns
+    settimeofday stime swapoff swapon syslog umount umount2 unshare userfaultfd vhangup
 """)
-"""Calls that no capability of a container opens; EPERM says so better than ENOSYS would."""
-
-FALLS_BACK = frozenset({"clone3"})
-"""Never EPERM: the C library tries clone only after ENOSYS, and clone3's flags can't be filtered (they are in memory)."""
+"""Calls that answer EPERM unless opened: programs know what to make of a refusal. All others answer ENOSYS, on purpose also
+NUMA policies, keyrings, io_uring and the new mount calls: libnuma, Kerberos and util-linux then do without, while EPERM is
+an error to them. Above all clone3: the C library tries clone only after ENOSYS, and clone3's flags can't be filtered.
+"""
 
 BY_ARCHITECTURE: dict[str, tuple[str, ...]] = {
     "amd64": _names("arch_prctl modify_ldt"),

@@ -12,6 +12,7 @@ from bridge.errors import Denied, InvalidRequest, Unsupported
 from bridge.host.facts import CAPABILITIES, HostFacts
 
 DEFAULT_CAPABILITIES: tuple[str, ...] = (
+    "CAP_AUDIT_WRITE",
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_FOWNER",

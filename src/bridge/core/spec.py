@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge.core import seccomp, security, spec_annotations, spec_mounts, spec_process, spec_resources
+from bridge.core import seccomp, seccomp_profile, security, spec_annotations, spec_mounts, spec_process, spec_resources
 from bridge.core.entities import Sandbox, User
 from bridge.core.model import ContainerSecurity, NamespaceMode, ProfileType, Resources, SecurityProfile, UserNamespace
 from bridge.core.spec_inputs import ContainerInputs, DeviceNode, SpecSettings
@@ -187,6 +187,7 @@ def _seccomp(
 ) -> Mapping[str, Any] | None:
     """The profile object, None for none. Privileged containers have none, whatever they ask for."""
     wanted = request or SecurityProfile(settings.seccomp_when_unset)
+    bounding = process["capabilities"]["bounding"]
     if privileged or wanted.profile_type is ProfileType.UNCONFINED:
         return None
     if not facts.seccomp:
@@ -196,7 +197,7 @@ def _seccomp(
     if wanted.profile_type is ProfileType.LOCALHOST:
         if localhost is None:
             raise InvalidRequest(f"profile {wanted.localhost_ref!r} was not found", field=f"{_CONTEXT}.seccomp.localhost_ref")
-        return localhost
+        return seccomp_profile.resolve(localhost, facts.architecture, bounding, f"{_CONTEXT}.seccomp.localhost_ref")
     if settings.seccomp_profile is not None:
-        return settings.seccomp_profile
-    return seccomp.default_profile(facts.architecture, process["capabilities"]["bounding"])
+        return seccomp_profile.resolve(settings.seccomp_profile, facts.architecture, bounding, "seccomp_profile")
+    return seccomp.default_profile(facts.architecture, bounding, native_only=settings.seccomp_native_only)

@@ -21,15 +21,17 @@ class SpecSettings:
     """The operator's choices. ``cgroup_driver`` is "cgroupfs" or "systemd"; ``pids_limit`` 0 means none.
 
     ``default_env`` holds "KEY=value" entries below the image's own. ``seccomp_profile`` replaces the built-in default (an
-    OCI linux.seccomp object). ``seccomp_when_unset`` is what a request without profile gets. ``apparmor_profile`` is a
-    loaded profile for RuntimeDefault, "" for none. ``allowed_annotations`` are prefixes of runtime-control annotations
-    that pods may set. ``default_cgroup_parent`` serves pods that name none.
+    OCI linux.seccomp object or Docker's dialect of it). ``seccomp_when_unset`` is what a request without profile gets.
+    ``seccomp_native_only`` has the built-in profile kill 32-bit programs on 64-bit hosts, which makes each start and exec
+    cheaper. ``apparmor_profile`` is a loaded profile for RuntimeDefault, "" for none. ``default_cgroup_parent`` serves pods
+    that name none. ``allowed_annotations`` are prefixes of runtime-control annotations that pods may set.
     """
 
     cgroup_driver: str = CGROUPFS
     default_env: tuple[str, ...] = ()
     seccomp_profile: Mapping[str, Any] | None = None
     seccomp_when_unset: ProfileType = ProfileType.RUNTIME_DEFAULT
+    seccomp_native_only: bool = False
     apparmor_profile: str = ""
     pids_limit: int = 0
     default_cgroup_parent: str = ""
