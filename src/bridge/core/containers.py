@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -115,6 +116,10 @@ class ContainerService:
             and (states is None or container.state in states)
             and labels_match(labels, container.config.labels)
         ]
+
+    def bundle(self, container: Container) -> Path:
+        """Where its OCI bundle is."""
+        return self._settings.bundle(container.sandbox_id, container.id)
 
     async def start(self, ident: str) -> None:
         """Start a created container. Raises IllegalTransition when it was started before, RuntimeFailed."""

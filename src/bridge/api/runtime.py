@@ -1,0 +1,76 @@
+"""The RPCs about the runtime itself: Version, Status, RuntimeConfig. And the whole RuntimeService, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bridge import __version__
+from bridge._proto.runtime import v1
+from bridge.api.containers import ContainerRpcs
+from bridge.api.sandboxes import SandboxRpcs
+from bridge.core.services import Services
+from bridge.ports.runtime import HandlerState
+
+RUNTIME_NAME = "cri-bridge"
+API_VERSION = "v1"
+_KUBELET_VERSION = "0.1.0"  # what every runtime answers in VersionResponse.version: the version of the kubelet's own API
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """What Status tells of the node. ``health`` gives ("", "") or why the runtime is not ready: reason and message."""
+
+    systemd_cgroups: bool
+    health: Callable[[], tuple[str, str]]
+    details: Callable[[], Mapping[str, str]]
+
+
+class RuntimeRpcs(SandboxRpcs, ContainerRpcs):
+    """The RuntimeService. RPCs that no class here overrides answer UNIMPLEMENTED."""
+
+    def __init__(self, core: Services, node: NodeView) -> None:
+        SandboxRpcs.__init__(self, core)
+        ContainerRpcs.__init__(self, core)
+        self._node = node
+
+    async def version(self, message: v1.VersionRequest) -> v1.VersionResponse:
+        """Who we are."""
+        del message
+        return v1.VersionResponse(
+            version=_KUBELET_VERSION, runtime_name=RUNTIME_NAME, runtime_version=__version__, runtime_api_version=API_VERSION
+        )
+
+    async def status(self, message: v1.StatusRequest) -> v1.StatusResponse:
+        """Conditions and handlers, from memory."""
+        states = self._core.ports.handlers.states()
+        return v1.StatusResponse(
+            status=v1.RuntimeStatus(conditions=[self._runtime_ready(), self._network_ready()]),
+            info=dict(self._node.details()) if message.verbose else {},
+            runtime_handlers=_handlers(states, self._core.ports.handlers.default),
+            features=v1.RuntimeFeatures(supplemental_groups_policy=True),
+        )
+
+    def _runtime_ready(self) -> v1.RuntimeCondition:
+        reason, text = self._node.health()
+        return v1.RuntimeCondition(type="RuntimeReady", status=not reason, reason=reason, message=text)
+
+    def _network_ready(self) -> v1.RuntimeCondition:
+        status = self._core.ports.network.status()
+        return v1.RuntimeCondition(type="NetworkReady", status=status.ready, reason=status.reason, message=status.message)
+
+    async def runtime_config(self, message: v1.RuntimeConfigRequest) -> v1.RuntimeConfigResponse:
+        """The cgroup driver that the kubelet is to follow."""
+        del message
+        driver = v1.CgroupDriver.SYSTEMD if self._node.systemd_cgroups else v1.CgroupDriver.CGROUPFS
+        return v1.RuntimeConfigResponse(linux=v1.LinuxRuntimeConfiguration(cgroup_driver=driver))
+
+
+def _handlers(states: Sequence[HandlerState], default: str) -> list[v1.RuntimeHandler]:
+    # Recursive read-only mounts and user namespaces are promised only once core asks backends for them.
+    features = v1.RuntimeHandlerFeatures(recursive_read_only_mounts=False, user_namespaces=False)
+    found = [v1.RuntimeHandler(name=state.name, features=features) for state in states if state.features is not None]
+    if any(handler.name == default for handler in found):
+        # A kubelet looks the default handler up under the empty name (KEP-3857).
+        found.append(v1.RuntimeHandler(name="", features=features))
+    return found

@@ -1,0 +1,44 @@
+"""The pod sandbox RPCs: convert, call core, convert."""
+
+from __future__ import annotations
+
+from bridge._proto.runtime import v1
+from bridge.api import convert, encoding, info
+from bridge.api.pieces import Pieces
+from bridge.core.services import Services
+
+
+class SandboxRpcs(v1.RuntimeServiceBase):
+    """RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus, ListPodSandbox."""
+
+    def __init__(self, core: Services) -> None:
+        super().__init__()
+        self._core = core
+        self._sandbox_pieces = Pieces(convert.pod_sandbox)
+
+    async def run_pod_sandbox(self, message: v1.RunPodSandboxRequest) -> v1.RunPodSandboxResponse:
+        """Make the pod's sandbox; the retry of a request that was given up joins it."""
+        sandbox = await self._core.sandboxes.run(convert.pod_config(message.config), message.runtime_handler)
+        return v1.RunPodSandboxResponse(pod_sandbox_id=sandbox.id)
+
+    async def stop_pod_sandbox(self, message: v1.StopPodSandboxRequest) -> v1.StopPodSandboxResponse:
+        """Absent is success."""
+        await self._core.sandboxes.stop(message.pod_sandbox_id)
+        return v1.StopPodSandboxResponse()
+
+    async def remove_pod_sandbox(self, message: v1.RemovePodSandboxRequest) -> v1.RemovePodSandboxResponse:
+        """Absent is success."""
+        await self._core.sandboxes.remove(message.pod_sandbox_id)
+        return v1.RemovePodSandboxResponse()
+
+    async def pod_sandbox_status(self, message: v1.PodSandboxStatusRequest) -> v1.PodSandboxStatusResponse:
+        """From memory; ``info`` only when verbose."""
+        sandbox = self._core.sandboxes.find(message.pod_sandbox_id)
+        details = info.of_sandbox(sandbox, self._core) if message.verbose else {}
+        return v1.PodSandboxStatusResponse(status=convert.pod_sandbox_status(sandbox), info=details)
+
+    async def list_pod_sandbox(self, message: v1.ListPodSandboxRequest) -> v1.ListPodSandboxResponse:
+        """From memory, encoded pieces joined."""
+        wanted = convert.sandbox_filter(message.filter)
+        found = self._core.sandboxes.list(wanted.id, wanted.ready, wanted.labels)
+        return encoding.ready(v1.ListPodSandboxResponse, self._sandbox_pieces.of(found, len(self._core.store.sandboxes)))
