@@ -8,12 +8,12 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.component.conftest import World, container, pod
 
 from bridge.core.entities import ContainerState, SandboxState
 from bridge.core.sandbox_run import new_id
 from bridge.core.services import Services
 from bridge.errors import HostError
+from tests.component.conftest import World, container, pod
 
 pytestmark = pytest.mark.root
 MODES = ("cancel", "fail")

@@ -5,12 +5,12 @@ import signal
 
 import anyio
 import pytest
-from tests.component.conftest import World, container, pod
 
 from bridge.core.entities import ContainerState, SandboxState
 from bridge.core.model import PodMetadata
 from bridge.core.services import Services
 from bridge.errors import AlreadyExists, IllegalTransition, InvalidRequest, NetworkFailed, NotFound, RuntimeFailed, TimedOut
+from tests.component.conftest import World, container, pod
 
 pytestmark = pytest.mark.root
 
