@@ -108,5 +108,3 @@ class ServerProtocol(H2Protocol):
     def close(self) -> None:
         """Flush and close; running calls are cancelled."""
         self.processor.close("the server closes")
-
-
