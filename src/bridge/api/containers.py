@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bridge._proto.runtime import v1
-from bridge.api import convert, encoding, info
+from bridge.api import convert, convert_config, encoding, info
 from bridge.api.pieces import Pieces
 from bridge.core.services import Services
 
@@ -18,7 +18,7 @@ class ContainerRpcs(v1.RuntimeServiceBase):
 
     async def create_container(self, message: v1.CreateContainerRequest) -> v1.CreateContainerResponse:
         """Make a container; the retry of a request that was given up joins it."""
-        container = await self._core.containers.create(message.pod_sandbox_id, convert.container_config(message.config))
+        container = await self._core.containers.create(message.pod_sandbox_id, convert_config.container_config(message.config))
         return v1.CreateContainerResponse(container_id=container.id)
 
     async def start_container(self, message: v1.StartContainerRequest) -> v1.StartContainerResponse:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bridge._proto.runtime import v1
-from bridge.api import convert, encoding, info
+from bridge.api import convert, convert_config, encoding, info
 from bridge.api.pieces import Pieces
 from bridge.core.services import Services
 
@@ -18,7 +18,7 @@ class SandboxRpcs(v1.RuntimeServiceBase):
 
     async def run_pod_sandbox(self, message: v1.RunPodSandboxRequest) -> v1.RunPodSandboxResponse:
         """Make the pod's sandbox; the retry of a request that was given up joins it."""
-        sandbox = await self._core.sandboxes.run(convert.pod_config(message.config), message.runtime_handler)
+        sandbox = await self._core.sandboxes.run(convert_config.pod_config(message.config), message.runtime_handler)
         return v1.RunPodSandboxResponse(pod_sandbox_id=sandbox.id)
 
     async def stop_pod_sandbox(self, message: v1.StopPodSandboxRequest) -> v1.StopPodSandboxResponse:

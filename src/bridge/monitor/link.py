@@ -1,0 +1,115 @@
+"""The server's side of the monitor's life: connect, or start one; when the connection is lost, do it again.
+
+The link never gives up: between two monitors ``client`` raises MonitorGone, which is Unavailable to a kubelet, and it retries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from bridge import log
+from bridge.aio import Supervisor, describe
+from bridge.errors import BridgeError, MonitorGone
+from bridge.monitor import starting
+from bridge.monitor.client import MonitorClient
+
+_logger = log.get("monitor.link")
+_PAUSE = 0.5
+_QUICK = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """Where the monitor listens and logs, in which cgroup directories it is started, how long its start may take (seconds)."""
+
+    socket: Path
+    log_file: Path
+    log_level: str = "info"
+    cgroups: Sequence[Path] = ()
+    start_timeout: float = 10.0
+
+
+class MonitorLink:
+    """Holds one connection, and replaces it. Made by ``open``."""
+
+    def __init__(self, settings: LinkSettings) -> None:
+        self._settings = settings
+        self._client: MonitorClient | None = None
+        self._why = "it was not reached yet"
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: LinkSettings, supervisor: Supervisor) -> AsyncIterator[MonitorLink]:
+        """A link whose first connection stands. Raises MonitorGone, HostError, TimedOut when no monitor can be had."""
+        link = cls(settings)
+        async with AsyncExitStack() as first:
+            client = await link._connect(first)
+            connection = first.pop_all()
+        stopped = anyio.Event()
+        scope = anyio.CancelScope()
+        supervisor.spawn("monitor link", lambda: link._keep(client, connection, scope, stopped))
+        try:
+            yield link
+        finally:
+            scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await stopped.wait()
+
+    def client(self) -> MonitorClient:
+        """The live connection. Raises MonitorGone with the reason."""
+        if self._client is None or self._client.closed.is_set():
+            raise MonitorGone(f"the monitor is away: {self._why}")
+        return self._client
+
+    @property
+    def fault(self) -> str:
+        """Why there is no monitor now; "" when there is one."""
+        return "" if self._client is not None and not self._client.closed.is_set() else self._why
+
+    async def _connect(self, stack: AsyncExitStack) -> MonitorClient:
+        socket = self._settings.socket
+        try:
+            client = await stack.enter_async_context(MonitorClient.connect(socket, timeout=_QUICK))
+        except MonitorGone:
+            _logger.info("no monitor at %s: starting one", socket)
+            await starting.spawn(
+                socket,
+                log_file=self._settings.log_file,
+                log_level=self._settings.log_level,
+                cgroups=self._settings.cgroups,
+                timeout=self._settings.start_timeout,
+            )
+            client = await stack.enter_async_context(MonitorClient.connect(socket))
+        self._client = client
+        _logger.info("monitor %d holds the containers", client.pid)
+        return client
+
+    async def _keep(self, client: MonitorClient, stack: AsyncExitStack, scope: anyio.CancelScope, stopped: anyio.Event) -> None:
+        try:
+            with scope:
+                while True:
+                    async with stack:
+                        await client.closed.wait()
+                    self._why = "the connection was lost"
+                    _logger.error("the monitor is gone; containers go on, and a new monitor takes over")
+                    client, stack = await self._again()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await stack.aclose()
+            stopped.set()
+
+    async def _again(self) -> tuple[MonitorClient, AsyncExitStack]:
+        while True:
+            try:
+                async with AsyncExitStack() as stack:
+                    client = await self._connect(stack)
+                    return client, stack.pop_all()
+            except BridgeError as exc:
+                self._why = describe(exc)
+                _logger.error("no monitor can be had: %s", self._why)
+            await anyio.sleep(_PAUSE)
