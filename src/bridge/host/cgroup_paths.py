@@ -138,15 +138,18 @@ def pod_cgroup(parent: str, driver: CgroupDriver) -> str:
     return "/" + expand_slice(posixpath.basename(clean)) if clean != "/" else "/system.slice"
 
 
-def container_cgroups_path(parent: str, container_id: str, driver: CgroupDriver, *, prefix: str = "cri-bridge") -> str:
-    """``linux.cgroupsPath`` of a container: ``/kubepods/pod7/cri-bridge-ID``, or ``slice:cri-bridge:ID`` for systemd."""
-    pod = pod_cgroup(parent, driver)
+def of_cgroups_path(cgroups_path: str, driver: CgroupDriver) -> str:
+    """Where a container with this ``linux.cgroupsPath`` is, as a path from the hierarchies' root.
+
+    ``/kubepods/pod7/cri-bridge-ID`` is itself; ``slice:cri-bridge:ID`` under systemd is a scope in that slice (runc's rule).
+    Raises InvalidRequest for a path without meaning to the driver.
+    """
     if driver is CgroupDriver.CGROUPFS:
-        return posixpath.join(pod, f"{prefix}-{container_id}")
-    return f"{posixpath.basename(pod) or '-.slice'}:{prefix}:{container_id}"
-
-
-def container_cgroup(parent: str, container_id: str, driver: CgroupDriver, *, prefix: str = "cri-bridge") -> str:
-    """Where such a container ends up, as a path from the hierarchies' root (a scope under systemd)."""
-    suffix = ".scope" if driver is CgroupDriver.SYSTEMD else ""
-    return posixpath.join(pod_cgroup(parent, driver), f"{prefix}-{container_id}{suffix}")
+        if not cgroups_path.startswith("/"):
+            raise InvalidRequest(f"{cgroups_path!r} must be absolute for the cgroupfs driver", field="linux.cgroupsPath")
+        return posixpath.normpath(cgroups_path)
+    parts = cgroups_path.split(":")
+    if len(parts) != 3:
+        raise InvalidRequest(f"{cgroups_path!r} must be slice:prefix:name for the systemd driver", field="linux.cgroupsPath")
+    parent, prefix, name = parts
+    return posixpath.join("/", expand_slice(parent or "system.slice"), f"{prefix}-{name}.scope")

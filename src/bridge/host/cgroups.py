@@ -143,6 +143,27 @@ def _enable_controllers(directory: Path) -> None:
                 raise
 
 
+def create_child(cgroup: str, name: str, *, controller: str | None = None, on: CgroupLayout | None = None) -> tuple[Path, ...]:
+    """Make ``name`` below the existing ``cgroup``, in the hierarchy of ``controller`` or in all (None). Returns its directories.
+
+    Raises HostError, with errno ENOENT when ``cgroup`` is gone; then nothing was made.
+    """
+    hierarchies = on or layout()
+    chosen = hierarchies.mounts if controller is None else {controller: hierarchies.mounts[controller]}
+    made: dict[Path, None] = {}
+    try:
+        for each, mount in chosen.items():
+            directory = mount.directory(cgroup) / name
+            if directory not in made:
+                _create_one(directory, each, hand_down=False)
+                made[directory] = None
+    except HostError:
+        for directory in made:
+            remove_directory(directory)
+        raise
+    return tuple(made)
+
+
 def join(cgroup: str, *, on: CgroupLayout | None = None) -> None:
     """Move the calling process into ``cgroup`` in every hierarchy, making it first.
 

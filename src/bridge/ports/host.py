@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.ports.runtime import ContainerIO, ExitStatus
@@ -64,6 +64,10 @@ class Monitor(Protocol):
     async def wait(self, task_id: str) -> ExitStatus: ...
     async def kill(self, task_id: str, signal: int) -> None: ...
     async def reopen_log(self, task_id: str) -> None: ...
+    async def adopt(self, task_id: str, pid: int, start_ticks: int) -> None:
+        """Watch a process that another monitor launched. NotFound when it is gone (``start_ticks`` tells it from a later one)."""
+        ...
+
     async def tasks(self) -> Sequence[Task]: ...
     async def forget(self, task_id: str) -> None: ...
 
@@ -88,13 +92,24 @@ class RuntimeTimeouts:
     probe: float = 10.0
 
 
+AdjustSpec = Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
+"""(OCI spec, pod facts, container facts) → OCI spec; never fails."""
+
+
+def unadjusted(spec: Mapping[str, Any], pod: Mapping[str, Any], container: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The AdjustSpec of a host without adjusting plugins."""
+    del pod, container
+    return spec
+
+
 @dataclass(frozen=True, slots=True)
 class HostContext:
     """Given to each handler when it is opened.
 
     ``monitor()`` returns the live monitor or raises MonitorGone. ``state_root`` (below /run: vanishes at reboot) and
-    ``cache_dir`` (survives) are for backends; each handler uses a directory of its own name in them. ``run_root`` is short
-    enough for unix sockets below it.
+    ``cache_dir`` (survives, and programs in it may be executed) are for backends; each handler uses a directory of its own
+    name in them. ``run_root`` is short enough for unix sockets below it. ``adjust_spec`` passes a container's OCI spec, with
+    the facts of its pod and its own, through the plugins that want to change it.
     """
 
     monitor: Callable[[], Monitor]
@@ -102,6 +117,6 @@ class HostContext:
     run_root: Path
     cache_dir: Path
     cgroup_driver: CgroupDriver
-    boot_id: str
     pause: PauseProcess | None = None
     timeouts: RuntimeTimeouts = field(default_factory=RuntimeTimeouts)
+    adjust_spec: AdjustSpec = unadjusted

@@ -82,8 +82,9 @@ def test_cgroupfs_rules() -> None:
     driver = CgroupDriver.CGROUPFS
     assert paths.pod_cgroup("/kubepods/burstable/pod7", driver) == "/kubepods/burstable/pod7"
     assert paths.pod_cgroup("kubepods//pod7/", driver) == "/kubepods/pod7"
-    assert paths.container_cgroups_path("/kubepods/pod7", "c1", driver) == "/kubepods/pod7/cri-bridge-c1"
-    assert paths.container_cgroup("/kubepods/pod7", "c1", driver) == "/kubepods/pod7/cri-bridge-c1"
+    assert paths.of_cgroups_path("/kubepods/pod7/cri-bridge-c1", driver) == "/kubepods/pod7/cri-bridge-c1"
+    with pytest.raises(InvalidRequest, match="must be absolute"):
+        paths.of_cgroups_path("a.slice:p:c1", driver)
 
 
 def test_systemd_rules() -> None:
@@ -92,8 +93,10 @@ def test_systemd_rules() -> None:
     assert paths.pod_cgroup(parent, driver) == parent
     assert paths.pod_cgroup("kubepods-pod7.slice", driver) == parent
     assert paths.pod_cgroup("", driver) == "/system.slice"
-    assert paths.container_cgroups_path(parent, "c1", driver) == "kubepods-pod7.slice:cri-bridge:c1"
-    assert paths.container_cgroup(parent, "c1", driver) == parent + "/cri-bridge-c1.scope"
+    assert paths.of_cgroups_path("kubepods-pod7.slice:cri-bridge:c1", driver) == parent + "/cri-bridge-c1.scope"
+    assert paths.of_cgroups_path(":cri-bridge:c1", driver) == "/system.slice/cri-bridge-c1.scope"
+    with pytest.raises(InvalidRequest, match="slice:prefix:name"):
+        paths.of_cgroups_path("/kubepods/pod7/c1", driver)
 
 
 def test_the_two_drivers_are_told_apart() -> None:

@@ -1,0 +1,65 @@
+"""A handler on a runc-compatible runtime: opening it means finding its binary and probing it (bridge.ports.runtime.RuntimeBackend)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from anyio import to_thread
+
+from bridge.errors import HostError
+from bridge.oci import sandbox
+from bridge.oci.cli import OciCli, OciSettings
+from bridge.oci.probe import probe
+from bridge.oci.runtime import OciRuntime
+from bridge.oci.sandbox import OciSandbox
+from bridge.ports.host import HostContext
+from bridge.ports.runtime import Record, RuntimeFeatures, SandboxKind, SandboxSpec
+
+
+class OciBackend:
+    """See the module docstring. Made by ``open_backend``."""
+
+    def __init__(self, runtime: OciRuntime, features: RuntimeFeatures) -> None:
+        self._runtime = runtime
+        self._features = features
+
+    @property
+    def features(self) -> RuntimeFeatures:
+        """What the probe found."""
+        return self._features
+
+    @property
+    def sandbox_kind(self) -> SandboxKind:
+        """Pinned namespaces; a process only where PIDs are shared."""
+        return SandboxKind.NAMESPACES
+
+    async def create_sandbox(self, spec: SandboxSpec) -> OciSandbox:
+        """See bridge.oci.sandbox.create."""
+        return await sandbox.create(self._runtime, spec)
+
+    async def load_sandbox(self, spec: SandboxSpec, record: Record) -> OciSandbox:
+        """See bridge.oci.sandbox.load_sandbox."""
+        return await sandbox.load_sandbox(self._runtime, spec, record)
+
+
+def _make_directories(settings: OciSettings, context: HostContext) -> None:
+    try:
+        for path in (settings.root, context.state_root, context.run_root / "tty", context.cache_dir):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise HostError(f"can't make {exc.filename}: {exc.strerror}", errno=exc.errno) from exc
+
+
+@asynccontextmanager
+async def open_backend(settings: OciSettings, context: HostContext) -> AsyncIterator[OciBackend]:
+    """Probe the runtime and serve it while the block is open; containers outlive it.
+
+    Raises HostError, Unsupported or RuntimeFailed with why this runtime can't be used on this host.
+    """
+    await to_thread.run_sync(_make_directories, settings, context)
+    cli = OciCli(settings)
+    name = f"probe-{settings.handler}"
+    found = await probe(cli, cache=context.state_root / f"{name}.json", scratch=Path(context.cache_dir) / name)
+    yield OciBackend(OciRuntime(cli, context, found.exec_cgroup), found.features)

@@ -1,0 +1,169 @@
+"""One exec in a container: a single ``exec --detach`` through the monitor, in a sub-cgroup of its own.
+
+The sub-cgroup is what makes ``delete`` complete: everything that the process forked, daemons included, is in it, whatever
+sessions and groups they made (kubernetes#124226). On v2 it is a child of the container's cgroup; on v1 a child in the freezer
+hierarchy suffices, so that limits and accounts stay the container's. A runtime without ``exec --cgroup`` gets its process
+moved right after the start: what it forked before that is missed, and ends with the container.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+from anyio import to_thread
+
+from bridge import log
+from bridge.errors import BridgeError, HostError, IllegalTransition, MonitorGone, NotFound, TimedOut
+from bridge.host import cgroups
+from bridge.monitor.protocol import LaunchFailed
+from bridge.oci.runtime import ExecCgroup, OciRuntime, write_json
+from bridge.ports.runtime import ExecSpec, ExitStatus
+
+_logger = log.get("oci.exec")
+_FREEZER = "freezer"
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The files of one exec, in the container's bundle."""
+
+    process: Path
+    pid: Path
+    log: Path
+
+    def remove(self) -> None:
+        for path in (self.process, self.pid, self.log):
+            path.unlink(missing_ok=True)
+
+
+class OciExec:
+    """A running exec (bridge.ports.runtime.ExecProcess). Made by ``start`` alone."""
+
+    def __init__(self, runtime: OciRuntime, spec: ExecSpec, bundle: Path) -> None:
+        self._runtime = runtime
+        self._spec = spec
+        self._bundle = bundle
+        stem = bundle / f"exec-{spec.id}"
+        self._files = _Files(stem.with_suffix(".json"), stem.with_suffix(".pid"), stem.with_suffix(".log"))
+        self._directories: tuple[Path, ...] = ()
+        self._pid = 0
+        self._ended = False
+
+    @property
+    def pid(self) -> int:
+        """Host pid."""
+        return self._pid
+
+    async def start(self, container_id: str, container_cgroup: str | None) -> None:
+        """Run it. Raises RuntimeFailed, IllegalTransition when the container is gone; then nothing of it is left."""
+        try:
+            await to_thread.run_sync(self._prepare, container_cgroup)
+            self._pid = await self._launch(container_id)
+            await self._confine()
+        except BaseException:
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._runtime.cli.settings.timeouts.kill):
+                await self._delete_logged()
+            raise
+
+    def _prepare(self, container_cgroup: str | None) -> None:
+        write_json(self._files.process, self._spec.process)
+        if container_cgroup is None:
+            return
+        everywhere = cgroups.is_v2() or self._runtime.exec_cgroup is ExecCgroup.PATH
+        try:
+            self._directories = cgroups.create_child(container_cgroup, f"exec-{self._spec.id}", controller=None if everywhere else _FREEZER)
+        except HostError as exc:
+            if exc.errno == errno.ENOENT:
+                raise IllegalTransition("the container's cgroup is gone: it has ended") from exc
+            raise
+
+    async def _launch(self, container_id: str) -> int:
+        spec, files = self._spec, self._files
+        flags = ["--detach", "--process", str(files.process), "--pid-file", str(files.pid), *self._cgroup_flags()]
+        if spec.console is not None:
+            flags += ["--console-socket", str(spec.console)]
+        cli = self._runtime.cli
+        try:
+            return await self._runtime.monitor.exec(
+                spec.id,
+                cli.argv("exec", *flags, container_id, log=files.log),
+                cwd=self._bundle,
+                pid_file=files.pid,
+                stdin=spec.stdin,
+                stdout=spec.stdout,
+                stderr=spec.stderr,
+                env=cli.settings.env,
+                timeout=cli.settings.timeouts.exec,
+            )
+        except LaunchFailed as exc:
+            raise await self._runtime.failure("exec", exc, files.log) from exc
+
+    def _cgroup_flags(self) -> list[str]:
+        if not self._directories or self._runtime.exec_cgroup is ExecCgroup.NONE:
+            return []
+        name = self._directories[0].name
+        by_controller = self._runtime.exec_cgroup is ExecCgroup.CONTROLLER and not cgroups.is_v2()
+        return ["--cgroup", f"{_FREEZER}:{name}" if by_controller else name]
+
+    async def _confine(self) -> None:
+        """Verify that it is in its sub-cgroup, else move it there: a runtime's word for it is not enough to promise a clean kill."""
+        if not self._directories:
+            return
+        try:
+            where = set(cgroups.of_pid(self._pid).values())
+        except HostError as exc:
+            if exc.errno == errno.ESRCH:
+                return
+            raise
+        for directory in self._directories:
+            if directory not in where:
+                await to_thread.run_sync(cgroups.move, self._pid, directory)
+
+    async def wait(self) -> ExitStatus:
+        """Its exit. NotFound once deleted."""
+        status = await self._runtime.monitor.wait(self._spec.id)
+        self._ended = True
+        return status
+
+    async def kill(self, signal: int) -> None:
+        """Signal the process itself; ended is success."""
+        with contextlib.suppress(NotFound):
+            await self._runtime.monitor.kill(self._spec.id, signal)
+
+    async def delete(self) -> None:
+        """Kill whatever is left of it, children included, and remove its traces. Raises TimedOut for a process stuck in the kernel."""
+        try:
+            if self._directories:
+                await to_thread.run_sync(self._remove_cgroup)
+            else:
+                await self.kill(9)
+        finally:
+            await to_thread.run_sync(self._files.remove)
+        # A monitor kills and forgets the execs of a lost connection itself; it does not know one that could not be launched.
+        with contextlib.suppress(MonitorGone, NotFound):
+            await self._forget()
+
+    async def _forget(self) -> None:
+        timeout = self._runtime.cli.settings.timeouts.kill
+        if not self._ended:
+            with anyio.move_on_after(timeout) as scope:
+                await self.wait()
+            if scope.cancelled_caught:
+                raise TimedOut(f"process {self._pid} of an exec did not end within {timeout:g} s of SIGKILL")
+        await self._runtime.monitor.forget(self._spec.id)
+
+    def _remove_cgroup(self) -> None:
+        timeout = self._runtime.cli.settings.timeouts.kill
+        for directory in sorted(self._directories, key=lambda d: _FREEZER not in d.parts):  # the freezer's kill is the thorough one
+            cgroups.kill_all(directory, timeout=timeout)
+            cgroups.remove_directory(directory)
+
+    async def _delete_logged(self) -> None:
+        try:
+            await self.delete()
+        except BridgeError as exc:
+            _logger.warning("what is left of a failed exec can't be removed: %s", exc)

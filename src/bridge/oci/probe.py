@@ -1,0 +1,164 @@
+"""Finds out what a handler's runtime can really do here: its claims, the kernel's facts, and a trial run.
+
+The answer is kept under the state root (gone at reboot) for the same binary and the same cgroup set-up, so that a restart of
+the server runs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from anyio import to_thread
+
+from bridge import log
+from bridge.errors import HostError, Unsupported
+from bridge.host import cgroups
+from bridge.oci import claims
+from bridge.oci.cli import OciCli
+from bridge.oci.runtime import ExecCgroup
+from bridge.oci.trial import trial
+from bridge.ports.runtime import Ability, Feature, RuntimeFeatures, Support
+
+_logger = log.get("oci.probe")
+_VERSION = 1
+_ALWAYS = (Ability.EXEC, Ability.TTY, Ability.SHARED_PID, Ability.UPDATE, Ability.PAUSE)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the probe of one binary found."""
+
+    features: RuntimeFeatures
+    exec_cgroup: ExecCgroup
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFacts:
+    """What this host has, whatever the runtime was built with."""
+
+    seccomp: bool
+    apparmor: bool
+    selinux: bool
+    user_namespaces: bool
+    recursive_attributes: bool
+    systemd: bool
+    criu: bool
+
+    @classmethod
+    def read(cls, root: Path = Path("/")) -> KernelFacts:
+        """From /proc and /sys below ``root``. Blocks."""
+        release = _text(root / "proc/sys/kernel/osrelease").split(".")
+        version = (int(release[0]), int("".join(c for c in release[1] if c.isdigit()))) if len(release) > 1 else (0, 0)
+        return cls(
+            seccomp="Seccomp:" in _text(root / "proc/self/status"),
+            apparmor=_text(root / "sys/module/apparmor/parameters/enabled").startswith("Y"),
+            selinux=(root / "sys/fs/selinux/enforce").exists(),
+            user_namespaces=(root / "proc/self/ns/user").exists() and _text(root / "proc/sys/user/max_user_namespaces").strip() != "0",
+            recursive_attributes=version >= (5, 12),
+            systemd=(root / "run/systemd/system").exists(),
+            criu=any((root / where / "criu").exists() for where in ("usr/sbin", "usr/bin", "usr/local/sbin")),
+        )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def judge(said: claims.Claims, facts: KernelFacts, *, verified: str) -> dict[Ability, Feature]:
+    """Each ability: the runtime's claim and the host's facts must agree; ``verified`` says what the trial proved."""
+    needs = {
+        Ability.SECCOMP: (facts.seccomp, "the kernel has no seccomp"),
+        Ability.APPARMOR: (facts.apparmor, "AppArmor is not enabled in the kernel"),
+        Ability.SELINUX: (facts.selinux, "SELinux is not enabled in the kernel"),
+        Ability.USER_NAMESPACES: (facts.user_namespaces, "the kernel allows no user namespaces"),
+        Ability.RECURSIVE_READ_ONLY: (facts.recursive_attributes, "mount_setattr needs Linux 5.12"),
+        Ability.IDMAPPED_MOUNTS: (facts.recursive_attributes, "mount_setattr needs Linux 5.12"),
+        Ability.SYSTEMD_CGROUP: (facts.systemd, "systemd does not run this host"),
+        Ability.CHECKPOINT: (facts.criu, "criu is not installed"),
+    }
+    found = {ability: Feature(Support.SUPPORTED, verified) for ability in _ALWAYS}
+    found[Ability.PORT_FORWARD] = Feature(Support.SUPPORTED, "through the pod's network namespace")
+    found[Ability.STATS] = Feature(Support.SUPPORTED, "from the container's cgroup")
+    for ability, (there, why) in needs.items():
+        claim = said.abilities.get(ability)
+        if claim is not True:
+            missing = f"{said.version} says nothing of it" if claim is None else f"{said.version} was built without it"
+            found[ability] = Feature(Support.UNSUPPORTED, f"{missing} ({said.source})")
+        elif not there:
+            found[ability] = Feature(Support.UNSUPPORTED, why)
+        else:
+            found[ability] = Feature(Support.SUPPORTED, verified if ability is Ability.SECCOMP else f"{said.source} and the kernel")
+    return found
+
+
+def exec_cgroup_style(help_text: str) -> ExecCgroup:
+    """How ``exec --cgroup`` works, from the verb's help: runc names ``[<controller>:]<cgroup>``, crun a path."""
+    if "--cgroup" not in help_text:
+        return ExecCgroup.NONE
+    return ExecCgroup.CONTROLLER if "<controller>" in help_text else ExecCgroup.PATH
+
+
+async def probe(cli: OciCli, *, cache: Path, scratch: Path) -> Findings:
+    """Probe the runtime of ``cli``. Raises Unsupported, RuntimeFailed or HostError with the reason why it can't be used here."""
+    identity = await to_thread.run_sync(_identity, cli)
+    known = await to_thread.run_sync(_load, cache, identity)
+    if known is not None:
+        return known
+    findings = await _probe(cli, scratch)
+    await to_thread.run_sync(_save, cache, identity, findings)
+    _logger.info("handler %s: %s at %s", cli.settings.handler, findings.features.version, cli.settings.path)
+    return findings
+
+
+async def _probe(cli: OciCli, scratch: Path) -> Findings:
+    facts = await to_thread.run_sync(KernelFacts.read)
+    if cli.settings.systemd_cgroup and not facts.systemd:
+        raise Unsupported("its cgroup driver is systemd, but systemd does not run this host: set runtime.cgroup_driver to cgroupfs")
+    text = await cli.version()
+    features = await cli.features()
+    said = claims.from_version(text) if features is None else claims.from_features(text, features)
+    style = exec_cgroup_style(await cli.help("exec"))
+    seccomp = facts.seccomp and said.abilities.get(Ability.SECCOMP, False)
+    verified = await trial(cli, scratch, seccomp=seccomp, timeout=cli.settings.timeouts.probe)
+    return Findings(RuntimeFeatures(said.version, str(cli.settings.path), judge(said, facts, verified=verified)), style)
+
+
+def _identity(cli: OciCli) -> dict[str, Any]:
+    """What must be unchanged for an old answer to hold."""
+    try:
+        status = os.stat(cli.settings.path)
+    except OSError as exc:
+        raise HostError(f"{cli.settings.path}: {exc.strerror}", errno=exc.errno) from exc
+    cgroups.layout.cache_clear()  # a hierarchy may have been mounted to mend the handler
+    return {
+        "v": _VERSION,
+        "argv": cli.argv("run", *cli.settings.run_args),
+        "file": [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns],
+        "hierarchies": {name: str(mount.point) for name, mount in cgroups.layout().mounts.items()},
+    }
+
+
+def _load(cache: Path, identity: Mapping[str, Any]) -> Findings | None:
+    try:
+        kept = json.loads(cache.read_text())
+        if kept["identity"] != identity:
+            return None
+        abilities = {Ability(name): Feature(Support(f["support"]), f["detail"]) for name, f in kept["features"]["abilities"].items()}
+        features = RuntimeFeatures(kept["features"]["version"], kept["features"]["path"], abilities)
+        return Findings(features, ExecCgroup(kept["exec_cgroup"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # absent, damaged or of another version: probe again
+
+
+def _save(cache: Path, identity: Mapping[str, Any], findings: Findings) -> None:
+    fresh = cache.with_suffix(".new")
+    fresh.write_text(json.dumps({"identity": identity, **asdict(findings)}))
+    fresh.replace(cache)

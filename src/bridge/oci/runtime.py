@@ -1,0 +1,86 @@
+"""What sandboxes, containers and execs of one opened handler share: its command line, its host, and how it takes sub-cgroups."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+from anyio import to_thread
+
+from bridge.errors import MonitorGone, RuntimeFailed
+from bridge.host import cgroup_paths
+from bridge.host.cgroup_paths import CgroupDriver
+from bridge.monitor.protocol import LaunchFailed
+from bridge.oci.cli import OciCli, read_log
+from bridge.oci.logs import merge
+from bridge.ports.host import HostContext, Monitor
+
+T = TypeVar("T")
+_MONITOR_RETURN_SECONDS = 30.0
+"""How long a wait outlives the loss of the monitor: a new one is there within a second, unless it can't be started at all."""
+_MONITOR_POLL_SECONDS = 0.1
+
+
+class ExecCgroup(StrEnum):
+    """How ``exec --cgroup`` of the runtime works on v1 (on v2 there is one hierarchy, and PATH and CONTROLLER are the same).
+
+    CONTROLLER: ``freezer:name``, the others stay the container's (runc). PATH: ``name``, in every hierarchy where it exists; in
+    the others the process would escape from the container's cgroup (crun). NONE: there is no such flag.
+    """
+
+    CONTROLLER = "controller"
+    PATH = "path"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class OciRuntime:
+    """See the module docstring."""
+
+    cli: OciCli
+    context: HostContext
+    exec_cgroup: ExecCgroup
+
+    @property
+    def monitor(self) -> Monitor:
+        """The live monitor. Raises MonitorGone."""
+        return self.context.monitor()
+
+    async def lasting(self, ask: Callable[[Monitor], Awaitable[T]]) -> T:
+        """Ask the monitor something that may be asked twice, again if it is replaced meanwhile. Raises MonitorGone if it stays away."""
+        deadline = anyio.current_time() + _MONITOR_RETURN_SECONDS
+        while True:
+            try:
+                monitor = self.context.monitor()
+                deadline = anyio.current_time() + _MONITOR_RETURN_SECONDS
+                return await ask(monitor)
+            except MonitorGone:
+                if anyio.current_time() >= deadline:
+                    raise
+                await anyio.sleep(_MONITOR_POLL_SECONDS)
+
+    async def failure(self, verb: str, exc: LaunchFailed, log: Path) -> RuntimeFailed:
+        """The error of a failed launch: the runtime's log, then what its stderr adds."""
+        said = await to_thread.run_sync(read_log, log)
+        return self.cli.failure(verb, exc.exit_code, merge(said, exc.stderr_tail))
+
+    def cgroup(self, oci: Mapping[str, Any]) -> str | None:
+        """The cgroup of a container with this spec, from the hierarchies' root; None when its spec names none."""
+        path = oci.get("linux", {}).get("cgroupsPath", "")
+        driver = CgroupDriver.SYSTEMD if self.cli.settings.systemd_cgroup else CgroupDriver.CGROUPFS
+        return cgroup_paths.of_cgroups_path(path, driver) if path else None
+
+    def console_socket(self, task_id: str) -> Path:
+        """Where the monitor receives a container's pty; short, because a unix socket's path is at most 107 bytes."""
+        return self.context.run_root / "tty" / task_id[:32]
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write compact JSON, readable by root alone. Blocks: call from a worker thread."""
+    path.write_text(json.dumps(value, separators=(",", ":")))
+    path.chmod(0o600)

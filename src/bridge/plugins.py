@@ -1,0 +1,210 @@
+"""The plugin interface: how a distribution announces a runtime, and how it is loaded and checked.
+
+A plugin is a module with pluggy hook implementations, named by an entry point of group ``cri_bridge.runtimes``::
+
+    from bridge.plugins import API_VERSION, RuntimePlugin, hookimpl
+
+    @hookimpl
+    def bridge_register_runtime() -> RuntimePlugin:
+        return RuntimePlugin(name="runc", options=RuncOptions, open=open_runc, api=1)
+
+Hooks announce, classes work: the contract of a runtime is bridge.ports.runtime. A plugin that can't be loaded, or whose hook
+fails, harms only itself; why is kept for the handlers that name it.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Protocol
+
+import pluggy
+import pydantic
+
+from bridge import log
+from bridge.aio import describe
+from bridge.errors import ConfigError
+from bridge.ports.host import HostContext
+from bridge.ports.runtime import RuntimeBackend
+
+API_VERSION = 1
+"""Version of the hooks and of bridge.ports.runtime; it grows when a plugin written for the older one would no longer work."""
+ENTRY_POINTS = "cri_bridge.runtimes"
+_PROJECT = "cri_bridge"
+
+hookspec = pluggy.HookspecMarker(_PROJECT)
+hookimpl = pluggy.HookimplMarker(_PROJECT)
+_logger = log.get("plugins")
+
+
+class OpenBackend(Protocol):
+    """Opens a handler: ``name`` is the handler's, ``options`` an instance of the plugin's own model.
+
+    The backend serves while the block is open. What it raises while opening (a class of bridge.errors) is the reason why the
+    handler is disabled; containers must outlive the block.
+    """
+
+    def __call__(self, name: str, options: Any, context: HostContext, /) -> AbstractAsyncContextManager[RuntimeBackend]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimePlugin:
+    """What a plugin announces. ``api`` is the API_VERSION it was written for, as a literal number."""
+
+    name: str
+    options: type[pydantic.BaseModel]
+    open: OpenBackend
+    api: int
+
+
+class RuntimeHooks:
+    """The hooks. All are called in the server's event loop and must not block."""
+
+    @hookspec
+    def bridge_register_runtime(self) -> RuntimePlugin:
+        """Announce a runtime. Called once, when the server starts."""
+        raise NotImplementedError
+
+    @hookspec
+    def bridge_adjust_spec(self, spec: dict[str, Any], pod: Mapping[str, Any], container: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Change a container's OCI spec before its handler gets it.
+
+        ``spec`` is a copy of one's own; return the spec to use, or None to leave it. ``pod`` has id, name, namespace, uid,
+        handler, cgroup_parent, labels, annotations; ``container`` has id.
+        """
+
+    @hookspec
+    def bridge_pod_event(self, event: Mapping[str, Any]) -> None:
+        """Told of a pod or container that changed: kind, pod, container (or ""), at_ns. The return value is ignored."""
+
+
+class Plugins:
+    """The loaded plugins: runtimes by name, and why others can't be used."""
+
+    def __init__(self) -> None:
+        self._manager = pluggy.PluginManager(_PROJECT)
+        self._manager.add_hookspecs(RuntimeHooks)
+        self._runtimes: dict[str, RuntimePlugin] = {}
+        self._faults: dict[str, str] = {}
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """Name of a plugin (or entry point) → why it, or one of its hooks, is not used."""
+        return dict(self._faults)
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """Names of the usable runtimes."""
+        return tuple(sorted(self._runtimes))
+
+    def load_entry_points(self) -> None:
+        """Load every installed plugin. One that fails is a fault; it never raises."""
+        for point in sorted(metadata.entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
+            try:
+                module = point.load()
+            except Exception as exc:  # noqa: BLE001 - foreign code: any failure is that plugin's own
+                self._fault(point.name, f"its module {point.value} can't be loaded: {describe(exc)}")
+                continue
+            self.register(module, name=point.name)
+
+    def register(self, plugin: object, *, name: str) -> None:
+        """Add a module or object with hook implementations. What is wrong with it becomes a fault; it never raises."""
+        try:
+            self._manager.register(plugin, name=name)
+        except ValueError as exc:
+            self._fault(name, f"it is registered twice: {exc}")
+            return
+        try:
+            self._manager.check_pending()
+            for implementation in self._implementations("bridge_register_runtime", name):
+                runtime = self._check(implementation.function())
+                self._runtimes[runtime.name] = runtime
+        except Exception as exc:  # noqa: BLE001 - foreign code: any failure is that plugin's own
+            self._manager.unregister(plugin)
+            self._fault(name, str(exc) if isinstance(exc, ConfigError | pluggy.PluginValidationError) else describe(exc))
+
+    def _fault(self, name: str, reason: str) -> None:
+        self._faults[name] = reason
+        _logger.error("plugin %s is disabled: %s", name, reason)
+
+    def _implementations(self, hook: str, name: str | None = None) -> list[pluggy.HookImpl]:
+        found: list[pluggy.HookImpl] = getattr(self._manager.hook, hook).get_hookimpls()
+        return [each for each in found if name is None or each.plugin_name == name]
+
+    def _check(self, runtime: object) -> RuntimePlugin:
+        if not isinstance(runtime, RuntimePlugin):
+            raise ConfigError(f"bridge_register_runtime returned {type(runtime).__name__}, not a RuntimePlugin")
+        if runtime.api != API_VERSION:
+            age = "newer" if runtime.api > API_VERSION else "older"
+            raise ConfigError(
+                f"it was written for version {runtime.api} of the plugin interface, which is {age} than this server's "
+                f"{API_VERSION}: install the release of the plugin that matches this cri-bridge"
+            )
+        if not runtime.name or not isinstance(runtime.name, str):
+            raise ConfigError("RuntimePlugin.name must be a non-empty string")
+        if runtime.name in self._runtimes:
+            raise ConfigError(f"another plugin has already announced a runtime named {runtime.name!r}")
+        if not (isinstance(runtime.options, type) and issubclass(runtime.options, pydantic.BaseModel)):
+            raise ConfigError("RuntimePlugin.options must be a pydantic model class")
+        if runtime.options.model_config.get("extra") != "forbid":
+            raise ConfigError('RuntimePlugin.options must refuse unknown options: give it model_config = ConfigDict(extra="forbid")')
+        if not callable(runtime.open):
+            raise ConfigError("RuntimePlugin.open must be callable")
+        return runtime
+
+    def runtime(self, name: str) -> RuntimePlugin:
+        """The runtime ``name``. Raises ConfigError that lists those there are and tells why this one is not."""
+        if name in self._runtimes:
+            return self._runtimes[name]
+        if name in self._faults:
+            raise ConfigError(f"plugin {name!r} can't be used: {self._faults[name]}")
+        known = ", ".join(sorted(self._runtimes)) or "none"
+        near = difflib.get_close_matches(name, self._runtimes, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"is cri-bridge-{name} installed, and new enough to have it?"
+        raise ConfigError(f"no plugin serves {name!r} (there are: {known}); {hint}")
+
+    def options(self, plugin: RuntimePlugin, given: Mapping[str, Any]) -> pydantic.BaseModel:
+        """``given`` as the plugin's model. Raises ConfigError naming each wrong option, and the nearest right name of an unknown one."""
+        try:
+            return plugin.options.model_validate(dict(given))
+        except pydantic.ValidationError as exc:
+            raise ConfigError("; ".join(_explain(error, plugin.options) for error in exc.errors())) from exc
+
+    def adjust_spec(self, spec: Mapping[str, Any], pod: Mapping[str, Any], container: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``spec`` after every bridge_adjust_spec. An implementation that fails, or returns no dict, is not called again."""
+        adjusted = spec
+        for implementation in self._implementations("bridge_adjust_spec"):
+            own = copy.deepcopy(dict(adjusted))
+            changed = self._call(implementation, "bridge_adjust_spec", dict, spec=own, pod=pod, container=container)
+            adjusted = adjusted if changed is None else changed
+        return adjusted
+
+    def pod_event(self, event: Mapping[str, Any]) -> None:
+        """Tell every bridge_pod_event. One that fails is not called again."""
+        for implementation in self._implementations("bridge_pod_event"):
+            self._call(implementation, "bridge_pod_event", object, event=event)
+
+    def _call(self, implementation: pluggy.HookImpl, hook: str, expected: type, **values: Any) -> Any:
+        """Call one implementation with the arguments it takes; None when it failed, which disables this hook of this plugin alone."""
+        try:
+            result = implementation.function(*(values[name] for name in implementation.argnames))
+            if result is not None and not isinstance(result, expected):
+                raise TypeError(f"it returned {type(result).__name__}, not {expected.__name__} or None")
+            return result
+        except Exception as exc:  # noqa: BLE001 - foreign code: any failure is that plugin's own
+            getattr(self._manager.hook, hook)._remove_plugin(implementation.plugin)
+            self._fault(f"{implementation.plugin_name}:{hook}", f"its hook failed: {describe(exc)}")
+            return None
+
+
+def _explain(error: Any, model: type[pydantic.BaseModel]) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(where, model.model_fields, n=1)
+        known = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(model.model_fields))}"
+        return f"options.{where}: no such option; {known}"
+    return f"options.{where}: {error['msg']}" if where else str(error["msg"])
