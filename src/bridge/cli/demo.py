@@ -1,0 +1,118 @@
+"""``cri-bridge demo``: a pod from end to end on every handler, under a private root, then the proof that nothing is left."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+
+from bridge import __version__
+from bridge._proto.bridge.admin import v1 as admin
+from bridge.cli.connection import server
+from bridge.cli.demo_host import DemoHost, monitor_pid, private_host, running_server
+from bridge.cli.demo_pod import show_pod
+from bridge.cli.narration import Narration
+from bridge.client import CriClient
+from bridge.config import Config
+from bridge.config_files import load
+from bridge.errors import Denied, HostError
+from bridge.testing.hierarchies import hugetlb_for_crun
+from bridge.testing.images import write_busybox_layout
+from bridge.testing.leaks import Scope, settle, snapshot
+
+IMAGE = "localhost/busybox:demo"
+_BUSYBOX = (Path("/bin/busybox"), Path("/usr/bin/busybox"))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demo; exit code 1 when a handler failed, none is enabled, or something was left behind."""
+    if os.geteuid() != 0:
+        raise Denied("the demo needs root: pods are made of namespaces, mounts and cgroups")
+    return anyio.run(_demo, arguments, load(arguments.config))
+
+
+async def _demo(arguments: argparse.Namespace, given: Config) -> int:
+    tell = Narration()
+    tell.heading(f"cri-bridge {__version__}: a pod from end to end, on every handler of this host")
+    with hugetlb_for_crun() as mounted:
+        if mounted:
+            tell.fact("mounted /sys/fs/cgroup/hugetlb for crun, as this host lacks it; it is unmounted at the end")
+        async with private_host() as host:
+            outside = Scope(roots=[host.root], bridges=[host.bridge], cgroup_marks=[host.name])
+            before = snapshot(outside)
+            try:
+                good = await _with_server(tell, host, given, arguments.handler or [])
+            finally:
+                if arguments.keep_logs:
+                    _keep_logs(host, arguments.keep_logs)
+            left = _ignore_state(await anyio.to_thread.run_sync(lambda: settle(outside, before, timeout=0.5)), host)
+        left += await anyio.to_thread.run_sync(lambda: settle(outside, before))
+    tell.heading("After the end of server and monitor")
+    _report(tell, left, "no process, mount, cgroup, network device or file is left")
+    return 0 if good and not left else 1
+
+
+async def _with_server(tell: Narration, host: DemoHost, given: Config, only: Sequence[str]) -> bool:
+    host.prepare(given)
+    config = load([host.config_file])
+    async with running_server(host, config) as pid, server(config.server.socket, timeout=60) as client:
+        monitor = monitor_pid(config.monitor.socket)
+        version = await client.runtime.version()
+        tell.heading("Server and monitor")
+        tell.fact(f"{version.runtime_name} {version.runtime_version} (CRI {version.runtime_api_version}), private root {host.root}")
+        tell.fact(f"server is process {pid}, monitor is process {monitor}")
+        await _import_image(tell, client, host)
+        pids = [one for one in (pid, monitor) if one]
+        scope = Scope(roots=[host.run_dir, host.leases], bridges=[], cgroup_marks=[host.name], pids=pids)
+        return await _every_handler(tell, client, host, scope, only)
+
+
+async def _every_handler(tell: Narration, client: CriClient, host: DemoHost, scope: Scope, only: Sequence[str]) -> bool:
+    handlers = [one for one in (await client.admin.handlers()).handlers if not only or one.name in only]
+    enabled = [one.name for one in handlers if one.enabled]
+    tell.heading("Handlers")
+    for one in handlers:
+        tell.verdict(one.enabled, f"{one.name}: {one.version.splitlines()[0] if one.enabled and one.version else one.reason or 'enabled'}")
+    before = snapshot(scope)
+    for name in enabled:
+        await show_pod(tell, client, host, name, IMAGE)
+    tell.heading("Leak audit, with the server still running")
+    left = await anyio.to_thread.run_sync(lambda: settle(scope, before))
+    kinds = "mounts, namespaces, address leases, cgroups, processes, descriptors"
+    _report(tell, list(left), f"after {len(enabled)} pods everything is as before: {kinds}")
+    if not enabled:
+        tell.verdict(False, "no handler is enabled, so no pod was run; cri-bridge doctor says what is missing")
+    return bool(enabled) and not left
+
+
+async def _import_image(tell: Narration, client: CriClient, host: DemoHost) -> None:
+    busybox = next((path for path in _BUSYBOX if path.exists()), None)
+    if busybox is None:
+        raise HostError("there is no busybox here to make an image of: apt-get install busybox-static")
+    layout = host.root / "layout"
+    await anyio.to_thread.run_sync(lambda: write_busybox_layout(layout, IMAGE, busybox))
+    answer = await client.admin.import_image(admin.ImportImageRequest(path=str(layout)))
+    tell.fact(f"imported {answer.images[0].tags[0]}, made of {busybox}: {answer.images[0].id[:19]}…")
+
+
+def _ignore_state(left: Sequence[str], host: DemoHost) -> list[str]:
+    """What is left, but the files of the private root: database, images and logs are there on purpose until it is removed."""
+    return [line for line in left if not line.startswith((f"file: {host.root}/", f"network device: {host.bridge}"))]
+
+
+def _report(tell: Narration, left: Sequence[str], well: str) -> None:
+    if not left:
+        tell.verdict(True, well)
+    for line in left:
+        tell.verdict(False, f"left behind: {line}")
+
+
+def _keep_logs(host: DemoHost, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in (host.server_log, host.run_dir / "monitor.log"):
+        if path.exists():
+            shutil.copy(path, directory / path.name)

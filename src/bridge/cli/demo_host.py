@@ -1,0 +1,180 @@
+"""A private place for the demo: directories, a CNI network of its own, a server and its monitor, and their end.
+
+Nothing of the host's configuration is read or changed. The network's bridge has no address and forwards nowhere, so no
+sysctl and no firewall rule is touched.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from bridge.config import Config
+from bridge.config_docs import toml_value
+from bridge.errors import BridgeError, HostError, TimedOut
+from bridge.host import cgroups
+from bridge.monitor.client import MonitorClient
+
+_START_TIMEOUT = 30.0
+_STOP_TIMEOUT = 40.0
+_SUBNET = "198.18.77.0/24"  # RFC 2544: set aside for tests, routed nowhere
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCBRDELBR = 0x8913, 0x8914, 0x89A1
+_IFF_UP = 1
+
+
+@dataclass(frozen=True)
+class DemoHost:
+    """The private place below ``root``, and the names that are its own on this host."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """Marks cgroups and pods; unique as long as this process lives."""
+        return f"cri-bridge-demo-{os.getpid()}"
+
+    @property
+    def bridge(self) -> str:
+        """The network device of the demo's network (at most 15 characters)."""
+        return f"cbdemo{os.getpid()}"[:15]
+
+    @property
+    def run_dir(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def leases(self) -> Path:
+        """Where host-local keeps the addresses that it gave."""
+        return self.root / "ipam"
+
+    @property
+    def logs(self) -> Path:
+        """Container logs, as a kubelet keeps them below /var/log/pods."""
+        return self.root / "logs"
+
+    @property
+    def config_file(self) -> Path:
+        return self.root / "config.toml"
+
+    @property
+    def server_log(self) -> Path:
+        return self.root / "server.log"
+
+    def prepare(self, given: Config) -> None:
+        """Write the configuration (handlers and CNI plugins as in ``given``) and the CNI network."""
+        for directory in (self.run_dir, self.root / "state", self.root / "cni", self.leases, self.logs):
+            directory.mkdir(mode=0o700)
+        self.logs.chmod(0o755)
+        settings = [
+            "[server]",
+            f"state_dir = {toml_value(self.root / 'state')}",
+            f"run_dir = {toml_value(self.run_dir)}",
+            "[network]",
+            f"conf_dir = {toml_value(self.root / 'cni')}",
+            f"bin_dirs = {toml_value(given.network.bin_dirs)}",
+            "[runtime]",
+            f"default_handler = {toml_value(given.runtime.default_handler)}",
+        ]
+        for name, handler in given.runtime.handlers.items():
+            settings += [f"[runtime.handlers.{toml_value(name)}]", f"plugin = {toml_value(handler.plugin)}"]
+            settings += [f"enabled = {toml_value(handler.enabled)}", f"options = {toml_value(handler.options)}"]
+        self.config_file.write_text("\n".join(settings) + "\n")
+        ipam = {"type": "host-local", "dataDir": str(self.leases), "ranges": [[{"subnet": _SUBNET}]]}
+        plugin = {"type": "bridge", "bridge": self.bridge, "isGateway": False, "ipMasq": False, "ipam": ipam}
+        network = {"cniVersion": "1.0.0", "name": "cri-bridge-demo", "plugins": [plugin]}
+        (self.root / "cni" / "10-demo.conflist").write_text(json.dumps(network, indent=2))
+
+    def log_tail(self, lines: int = 15) -> str:
+        """The server's last words."""
+        with suppress(OSError):
+            return "\n".join(self.server_log.read_text(errors="replace").splitlines()[-lines:])
+        return ""
+
+
+@asynccontextmanager
+async def private_host() -> AsyncIterator[DemoHost]:
+    """A DemoHost whose directory, bridge and cgroups are gone afterwards."""
+    host = DemoHost(Path(tempfile.mkdtemp(prefix="cri-bridge-demo-")))
+    try:
+        yield host
+    finally:
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 20):
+            remove_bridge(host.bridge)
+            await anyio.to_thread.run_sync(cgroups.remove, f"/{host.name}")
+            await anyio.to_thread.run_sync(lambda: shutil.rmtree(host.root, ignore_errors=True))
+
+
+@asynccontextmanager
+async def running_server(host: DemoHost, config: Config) -> AsyncIterator[int]:
+    """The server's pid, once it answers; server and monitor are ended with the block."""
+    process = _spawn_server(host)
+    try:
+        await _wait_until_it_answers(process, config.server.socket, host)
+        yield process.pid
+    finally:
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + _STOP_TIMEOUT + 10):
+            await _end_server(process)
+            await _end_monitor(config.monitor.socket)
+
+
+def _spawn_server(host: DemoHost) -> subprocess.Popen[bytes]:
+    with host.server_log.open("ab") as log:
+        argv = [sys.executable, "-m", "bridge", "--config", str(host.config_file), "serve"]
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+
+async def _wait_until_it_answers(process: subprocess.Popen[bytes], path: Path, host: DemoHost) -> None:
+    with anyio.move_on_after(_START_TIMEOUT):
+        while process.poll() is None:
+            with suppress(OSError):
+                async with await anyio.connect_unix(path):
+                    return
+            await anyio.sleep(0.02)
+        raise HostError(f"the server ended with code {process.returncode}:\n{host.log_tail()}")
+    raise TimedOut(f"the server did not answer within {_START_TIMEOUT:g} s:\n{host.log_tail()}")
+
+
+async def _end_server(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        await anyio.to_thread.run_sync(lambda: process.wait(_STOP_TIMEOUT))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        await anyio.to_thread.run_sync(process.wait)
+
+
+async def _end_monitor(path: Path) -> None:
+    with suppress(BridgeError, OSError):  # it may never have started, and it closes the connection as it goes
+        async with MonitorClient.connect(path) as monitor:
+            await monitor.shutdown(force=True)
+
+
+def monitor_pid(path: Path) -> int | None:
+    """The process that listens on ``path`` (SO_PEERCRED), or None."""
+    with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+        probe.connect(str(path))
+        return int(struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+    return None
+
+
+def remove_bridge(name: str) -> None:
+    """Take the bridge ``name`` down and delete it (netdevice(7), linux/sockios.h); absent is success."""
+    request = struct.pack("16sH22x", name.encode(), 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control, suppress(OSError):
+        flags = struct.unpack("16xH22x", fcntl.ioctl(control, _SIOCGIFFLAGS, request))[0]
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH22x", name.encode(), flags & ~_IFF_UP))
+        fcntl.ioctl(control, _SIOCBRDELBR, struct.pack("16s24x", name.encode()))
