@@ -26,7 +26,7 @@ from bridge.core.sandbox_run import new_id
 from bridge.core.selectors import labels_match
 from bridge.core.settings import CoreSettings
 from bridge.core.store import Store
-from bridge.errors import AlreadyExists, BridgeError, IllegalTransition, NotFound
+from bridge.errors import AlreadyExists, BridgeError, IllegalTransition, NotFound, RuntimeFailed
 from bridge.ports.images import Images
 from bridge.ports.runtime import ContainerHandle, ExitStatus
 
@@ -49,6 +49,7 @@ class ContainerService:
         settings: CoreSettings,
         traces: trace.Traces,
         supervisor: Supervisor,
+        limiter: anyio.CapacityLimiter,
     ) -> None:
         self._store = store
         self._live = live
@@ -57,6 +58,7 @@ class ContainerService:
         self._settings = settings
         self._traces = traces
         self._supervisor = supervisor
+        self._limiter = limiter
         self._stopper = Stopper(store, live, settings, supervisor)
         self.creations: SingleFlight[str, Container] = SingleFlight(supervisor, "create container")
         self.starts: SingleFlight[str, None] = SingleFlight(supervisor, "start container")
@@ -87,8 +89,9 @@ class ContainerService:
         ident = new_id()
         name = config.metadata.name
         with log.context(pod=sandbox_id[:13], container=ident[:13]):
-            with trace.recording(self._traces, sandbox_id, f"CreateContainer {name}"):
-                container = await self._creator.create(ident, sandbox, config)
+            async with self._limiter:
+                with trace.recording(self._traces, sandbox_id, f"CreateContainer {name}"):
+                    container = await self._creator.create(ident, sandbox, config)
             _logger.info("container %s created", name)
             return container
 
@@ -147,8 +150,10 @@ class ContainerService:
             _logger.info("container %s runs, pid %d", name, pid)
 
     async def _start_failed(self, ident: str, entry: LiveContainer, exc: BridgeError) -> None:
+        code = exc.start_code if isinstance(exc, RuntimeFailed) else START_ERROR_CODE
+        reason = "StartError" if code == START_ERROR_CODE else "ContainerCannotRun"
         await self._store.apply_container(
-            ident, "start-failed", exit_code=START_ERROR_CODE, reason="StartError", message=str(exc), finished_at=time.time_ns()
+            ident, "start-failed", exit_code=code, reason=reason, message=str(exc), finished_at=time.time_ns()
         )
         entry.exited.set()
         self._supervisor.spawn(f"release {ident}", lambda: self._release(ident, entry))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
+import anyio
 from anyio.to_thread import run_sync
 
 from bridge import log
@@ -46,6 +47,7 @@ class SandboxService:
         settings: CoreSettings,
         traces: trace.Traces,
         supervisor: Supervisor,
+        limiter: anyio.CapacityLimiter,
     ) -> None:
         self._store = store
         self._live = live
@@ -56,6 +58,7 @@ class SandboxService:
         self._settings = settings
         self._traces = traces
         self._supervisor = supervisor
+        self._limiter = limiter
         self.runs: SingleFlight[str, Sandbox] = SingleFlight(supervisor, "run pod")
         self.stops: SingleFlight[str, None] = SingleFlight(supervisor, "stop pod")
         self.removals: SingleFlight[str, None] = SingleFlight(supervisor, "remove pod")
@@ -79,9 +82,11 @@ class SandboxService:
         elif holder is not None:
             return self._earlier(self._store.sandboxes[holder], config, runtime_handler)
         ident = new_id()
-        with log.context(pod=ident[:13]), trace.recording(self._traces, ident, "RunPodSandbox"):
-            handler = runtime_handler or self._handlers.default
-            sandbox = await self._runner.run(ident, config, handler, runtime_handler, backend)
+        handler = runtime_handler or self._handlers.default
+        with log.context(pod=ident[:13]):
+            async with self._limiter:
+                with trace.recording(self._traces, ident, "RunPodSandbox"):
+                    sandbox = await self._runner.run(ident, config, handler, runtime_handler, backend)
             self._watch(ident)
             _logger.info("pod %s/%s runs on %s", config.metadata.namespace, config.metadata.name, handler)
             return sandbox

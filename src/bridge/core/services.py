@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import anyio
+
 from bridge.aio import Supervisor
 from bridge.core import spec
 from bridge.core.container_create import ContainerCreator
@@ -71,8 +73,16 @@ def assemble(
     live, traces = Live(), Traces()
     detacher = Detacher(store, ports.network, supervisor)
     creator = ContainerCreator(store, live, ports.images, settings, facts, spec_settings)
+    limiter = anyio.CapacityLimiter(settings.concurrent_creates)
     containers = ContainerService(
-        store=store, live=live, images=ports.images, creator=creator, settings=settings, traces=traces, supervisor=supervisor
+        store=store,
+        live=live,
+        images=ports.images,
+        creator=creator,
+        settings=settings,
+        traces=traces,
+        supervisor=supervisor,
+        limiter=limiter,
     )
     runner = SandboxRunner(store, live, ports.network, detacher, settings, facts, spec_settings)
     sandboxes = SandboxService(
@@ -85,6 +95,7 @@ def assemble(
         settings=settings,
         traces=traces,
         supervisor=supervisor,
+        limiter=limiter,
     )
     recovery = Recovery(
         store=store,

@@ -13,6 +13,7 @@ class CoreSettings:
     ``run_dir`` holds one directory a sandbox and vanishes at reboot.
     ``pause_rootfs`` and ``pause_argv`` are the sandbox container's root and command (None: no static binary was found, and
     what needs a sandbox container is refused). ``volume_timeout`` bounds each look at a volume's host path.
+    ``concurrent_creates`` bounds the pods and containers that are being made at once.
     """
 
     run_dir: Path
@@ -27,6 +28,7 @@ class CoreSettings:
     undo_timeout: float = 60.0
     volume_timeout: float = 10.0
     create_missing_volumes: bool = True
+    concurrent_creates: int = 16
 
     def sandbox_dir(self, sandbox_id: str) -> Path:
         """State of one sandbox: hostname, hosts, resolv.conf, shm, namespace pins."""

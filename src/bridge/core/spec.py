@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge.core import seccomp, seccomp_profile, security, spec_annotations, spec_mounts, spec_process, spec_resources
+from bridge.core import seccomp, seccomp_profile, security, spec_annotations, spec_mounts, spec_process, spec_resources, users
 from bridge.core.entities import Sandbox, User
 from bridge.core.model import ContainerSecurity, NamespaceMode, ProfileType, Resources, SecurityProfile, UserNamespace
 from bridge.core.spec_inputs import ContainerInputs, DeviceNode, SpecSettings
@@ -77,8 +77,8 @@ def build_sandbox(sandbox: Sandbox, rootfs: Path, argv: Sequence[str], facts: Ho
     """The sandbox container: one idle process that owns the pod's PID namespace, with no privilege at all."""
     wanted = sandbox.config.security
     _no_user_namespace(wanted.namespaces.user)
-    uid = _NOBODY.uid if wanted.run_as_user is None else wanted.run_as_user
-    gid = _NOBODY.gid if wanted.run_as_group is None else wanted.run_as_group
+    uid = _NOBODY.uid if wanted.run_as_user is None else users.checked_id(wanted.run_as_user, f"{_CONTEXT}.run_as_user")
+    gid = _NOBODY.gid if wanted.run_as_group is None else users.checked_id(wanted.run_as_group, f"{_CONTEXT}.run_as_group")
     process: dict[str, Any] = {
         "terminal": False,
         "user": spec_process.user_object(User(uid=uid, gid=gid)),

@@ -39,7 +39,7 @@ def resolve(request: ContainerSecurity, image_user: str, passwd: bytes, group: b
     user_text, group_text, field = _asked(request, image_user)
     account = _account(user_text, accounts, field)
     gid = account.gid if group_text == "" else _group_id(group_text, group, field if request.run_as_group is None else "run_as_group")
-    extra = [_in_range(value, f"{_CONTEXT}.supplemental_groups[{index}]") for index, value in enumerate(request.supplemental_groups)]
+    extra = [checked_id(value, f"{_CONTEXT}.supplemental_groups[{index}]") for index, value in enumerate(request.supplemental_groups)]
     members = list(_memberships(account.name, group)) if request.supplemental_groups_policy is GroupsPolicy.MERGE else []
     groups = tuple(dict.fromkeys([gid, *members, *extra]))
     return User(uid=account.uid, gid=gid, additional_gids=groups), account.home or _default_home(account.uid)
@@ -68,7 +68,7 @@ def _blame(field: str) -> str:
 
 def _account(text: str, accounts: list[_Account], field: str) -> _Account:
     if _is_number(text):
-        uid = _in_range(int(text), _blame(field))
+        uid = checked_id(int(text), _blame(field))
         known = next((account for account in accounts if account.uid == uid), None)
         return known or _Account("", uid, 0, "")
     found = next((account for account in accounts if account.name == text), None)
@@ -79,7 +79,7 @@ def _account(text: str, accounts: list[_Account], field: str) -> _Account:
 
 def _group_id(text: str, group: bytes, field: str) -> int:
     if _is_number(text):
-        return _in_range(int(text), _blame(field))
+        return checked_id(int(text), _blame(field))
     for name, gid, _ in _groups(group):
         if name == text:
             return gid
@@ -92,7 +92,8 @@ def _is_number(text: str) -> bool:
     return digits.isascii() and digits.isdigit()
 
 
-def _in_range(value: int, field: str) -> int:
+def checked_id(value: int, field: str) -> int:
+    """``value`` if it can be a uid or gid; InvalidRequest naming ``field`` otherwise."""
     if not 0 <= value <= MAX_ID:
         raise InvalidRequest(f"{value} is not between 0 and {MAX_ID}", field=field)
     return value

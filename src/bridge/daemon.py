@@ -1,0 +1,174 @@
+"""The composition root: makes every part, joins them, and takes them down again. The only module that knows all classes.
+
+Start: database and images → monitor → handlers → network → core → socket (List is answered from here on) → recovery →
+READY. SIGTERM: stop accepting, let flights land, cancel the rest, leave; containers go on. SIGHUP: disabled handlers are
+tried again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import IO
+
+import anyio
+from anyio.to_thread import run_sync
+
+from bridge import daemon_settings as settings_of
+from bridge import log
+from bridge.aio import Supervisor
+from bridge.api.admin import AdminActions, AdminRpcs
+from bridge.api.images import ImageRpcs
+from bridge.api.runtime import NodeView, RuntimeRpcs
+from bridge.api.server import GrpcServer
+from bridge.config import Config
+from bridge.core.services import Ports, Services, assemble
+from bridge.core.store import MIGRATIONS, Store
+from bridge.daemon_settings import Host
+from bridge.daemon_status import NodeDetails, announce, collect_garbage, tell_plugins
+from bridge.errors import BridgeError, CorruptData, HostError
+from bridge.handlers import HandlerRegistry, open_handlers
+from bridge.host import facts, files, staticroot
+from bridge.host.cgroup_paths import CgroupDriver
+from bridge.host.database import Database
+from bridge.images.store import ImageStore
+from bridge.monitor.link import MonitorLink
+from bridge.network.cni import Cni
+from bridge.plugins import Plugins
+from bridge.ports.host import HostContext
+
+_logger = log.get("daemon")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def run(config: Config) -> int:
+    """``cri-bridge serve``: run until SIGTERM or SIGINT. Returns the process's exit code."""
+    log.setup(config.server.log_level)
+    try:
+        anyio.run(_serve, config)
+    except BridgeError as exc:
+        _logger.error("can't start: %s", exc)
+        return 1
+    return 0
+
+
+async def _serve(config: Config) -> None:
+    began = time.monotonic()
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with running(config) as daemon:
+            announce("READY=1")
+            _logger.info("ready after %.0f ms", (time.monotonic() - began) * 1000)
+            async for number in signals:
+                if number != signal.SIGHUP:
+                    break
+                _logger.info("SIGHUP: trying the disabled handlers again")
+                await daemon.handlers.reprobe()
+            _logger.info("%s: shutting down; containers go on", signal.Signals(number).name)
+            announce("STOPPING=1")
+            await daemon.wind_down(config.server.shutdown_timeout)
+
+
+class Daemon:
+    """The running parts."""
+
+    def __init__(self, core: Services, handlers: HandlerRegistry, server: GrpcServer) -> None:
+        self.core = core
+        self.handlers = handlers
+        self.server = server
+
+    async def wind_down(self, grace: float) -> None:
+        """Let calls and flights end within ``grace`` seconds, then cancel them and let their undo steps run."""
+        with anyio.move_on_after(grace):
+            await self.server.close(grace=grace)
+            await self.core.settle()
+        self.core.cancel()
+        await self.core.settle()
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[Daemon]:
+    """The whole server, serving on its socket with recovery done, until the block ends. Raises BridgeError when it can't start."""
+    async with AsyncExitStack() as stack:
+        host = await _prepare(config, stack)
+        supervisor = await stack.enter_async_context(Supervisor())
+        database = await _database(config.server.state_dir / "state.db")
+        stack.push_async_callback(database.close)
+        images = await stack.enter_async_context(ImageStore.open(settings_of.images(config), supervisor))
+        link = await stack.enter_async_context(MonitorLink.open(settings_of.link(config), supervisor))
+        plugins = Plugins()
+        plugins.load_entry_points()
+        handlers = await stack.enter_async_context(_handlers(config, host, link, plugins))
+        network = await stack.enter_async_context(Cni.open(settings_of.network(config), supervisor))
+        core = await _core(config, host, database, Ports(handlers, network, images), supervisor)
+        supervisor.spawn("plugin events", lambda: tell_plugins(core.store, plugins))
+        server = await stack.enter_async_context(_server(config, host, core, images, link))
+        await server.listen(config.server.socket, mode=config.server.socket_mode)
+        await core.recovery.run()
+        yield Daemon(core, handlers, server)
+
+
+async def _prepare(config: Config, stack: AsyncExitStack) -> Host:
+    for directory in (config.server.state_dir, config.server.run_dir):
+        await files.make_dir(directory, 0o711)
+    stack.push(await run_sync(_lock, config.server.state_dir / "lock"))
+    root = config.server.run_dir / "pause"
+    binary = await staticroot.make(root, config.runtime.pause_binaries)
+    boot_id = (await files.read_text(_BOOT_ID)).strip()
+    return Host(await run_sync(facts.gather), boot_id, settings_of.pause_process(root, binary))
+
+
+def _lock(path: Path) -> IO[bytes]:
+    """Held until the process ends: two servers over one state would undo each other's work."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    handle = os.fdopen(descriptor, "r+b")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        handle.close()
+        raise HostError(f"another cri-bridge server uses {path.parent}") from exc
+    return handle
+
+
+async def _database(path: Path) -> Database:
+    try:
+        return await Database.open(path, MIGRATIONS)
+    except CorruptData as exc:
+        aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
+        _logger.error("%s is damaged and set aside as %s; starting with an empty one: %s", path, aside.name, exc)
+        await run_sync(path.rename, aside)
+        return await Database.open(path, MIGRATIONS)
+
+
+@asynccontextmanager
+async def _handlers(config: Config, host: Host, link: MonitorLink, plugins: Plugins) -> AsyncIterator[HandlerRegistry]:
+    context = HostContext(
+        monitor=link.client,
+        state_root=config.server.run_dir / "runtimes",
+        run_root=config.server.run_dir,
+        cache_dir=config.server.state_dir / "cache",
+        cgroup_driver=settings_of.cgroup_driver(config, host.facts),
+        pause=host.pause,
+        timeouts=settings_of.timeouts(config),
+    )
+    configured = settings_of.handlers(config)
+    async with open_handlers(plugins, configured, default=config.runtime.default_handler, context=context) as handlers:
+        yield handlers
+
+
+async def _core(config: Config, host: Host, database: Database, ports: Ports, supervisor: Supervisor) -> Services:
+    store = Store(database)
+    await store.load()
+    return assemble(store, ports, settings_of.core(config, host), host.facts, settings_of.spec(config, host), supervisor)
+
+
+def _server(config: Config, host: Host, core: Services, images: ImageStore, link: MonitorLink) -> GrpcServer:
+    systemd = settings_of.cgroup_driver(config, host.facts) is CgroupDriver.SYSTEMD
+    details = NodeDetails(config, core.ports, link)
+    node = NodeView(systemd_cgroups=systemd, health=details.health, details=details.info)
+    admin = AdminRpcs(core, AdminActions(import_archive=images.import_archive, collect=lambda: collect_garbage(images)))
+    return GrpcServer([RuntimeRpcs(core, node), ImageRpcs(images), admin], max_message=config.server.max_message)

@@ -1,0 +1,132 @@
+"""From the one configuration to each part's own small settings object. Pure but for what ``Host`` has gathered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bridge.config import Config
+from bridge.core.settings import CoreSettings
+from bridge.core.spec import HostFacts, SpecSettings
+from bridge.errors import ConfigError
+from bridge.handlers import HandlerSettings
+from bridge.host.cgroup_paths import CgroupDriver
+from bridge.images.settings import ImageSettings, Limits, Registry
+from bridge.monitor.link import LinkSettings
+from bridge.network.cni import CniSettings
+from bridge.ports.host import PauseProcess, RuntimeTimeouts
+
+SYSTEMD_MARK = Path("/run/systemd/system")
+_CATATONIT = "catatonit"
+_DEFAULT_CGROUP_PARENT = {CgroupDriver.CGROUPFS: "/cri-bridge", CgroupDriver.SYSTEMD: "system.slice"}
+# For a static busybox: a shell that waits for anything reaps what the pod's containers leave to process 1.
+_SHELL_PAUSE = ("/pause", "sh", "-c", "trap 'exit 0' TERM INT; while :; do sleep 86400 & wait $!; done")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What was found on this machine at start."""
+
+    facts: HostFacts
+    boot_id: str
+    pause: PauseProcess | None
+
+
+def pause_process(root: Path, binary: Path | None) -> PauseProcess | None:
+    """How the binary that was copied to ``root``/pause is told to do nothing."""
+    if binary is None:
+        return None
+    return PauseProcess(root, ("/pause", "-P") if binary.name == _CATATONIT else _SHELL_PAUSE)
+
+
+def cgroup_driver(config: Config, facts: HostFacts) -> CgroupDriver:
+    """The configured driver; auto is systemd where systemd runs the host and cgroups are v2."""
+    chosen = config.runtime.cgroup_driver
+    if chosen == "auto":
+        chosen = "systemd" if facts.cgroup_v2 and SYSTEMD_MARK.is_dir() else "cgroupfs"
+    return CgroupDriver(chosen)
+
+
+def core(config: Config, host: Host) -> CoreSettings:
+    """For core."""
+    runtime = config.runtime
+    return CoreSettings(
+        run_dir=config.server.run_dir,
+        pause_rootfs=host.pause.rootfs if host.pause else None,
+        pause_argv=host.pause.argv if host.pause else (),
+        boot_id=host.boot_id,
+        default_cgroup_parent=_DEFAULT_CGROUP_PARENT[cgroup_driver(config, host.facts)],
+        exec_output_limit=runtime.exec_output_limit,
+        exec_drain=runtime.exec_drain_timeout,
+        kill_timeout=runtime.kill_timeout,
+        concurrent_creates=config.server.concurrent_creates,
+    )
+
+
+def spec(config: Config, host: Host) -> SpecSettings:
+    """For the OCI spec. Raises ConfigError for an unreadable seccomp profile."""
+    return SpecSettings(
+        cgroup_driver=str(cgroup_driver(config, host.facts)),
+        seccomp_profile=_seccomp(config.security.seccomp_profile),
+        default_capabilities=tuple(f"CAP_{name}" for name in config.security.capabilities),
+    )
+
+
+def _seccomp(path: Path | None) -> Mapping[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        profile = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"security.seccomp_profile: {path}: {exc}") from exc
+    if not isinstance(profile, dict):
+        raise ConfigError(f"security.seccomp_profile: {path} must hold a JSON object")
+    return profile
+
+
+def images(config: Config) -> ImageSettings:
+    """For the image store."""
+    section = config.images
+    return ImageSettings(
+        root=section.root,
+        registries={name: Registry(tuple(each.mirrors), each.insecure) for name, each in section.registries.items()},
+        limits=Limits(manifest_bytes=section.max_manifest, layer_bytes=section.max_layer, layer_entries=section.max_layer_files),
+        pinned=tuple(section.pinned),
+        parallel=section.parallel_downloads,
+        idle_seconds=section.stall_timeout,
+    )
+
+
+def network(config: Config) -> CniSettings:
+    """For CNI."""
+    section = config.network
+    return CniSettings(conf_dir=section.conf_dir, bin_dirs=tuple(section.bin_dirs), plugin_timeout=section.plugin_timeout)
+
+
+def link(config: Config) -> LinkSettings:
+    """For the connection to the monitor."""
+    section = config.monitor
+    return LinkSettings(
+        socket=section.socket, log_file=section.log_file, log_level=config.server.log_level, start_timeout=section.start_timeout
+    )
+
+
+def timeouts(config: Config) -> RuntimeTimeouts:
+    """Deadlines of every handler that has none of its own."""
+    runtime = config.runtime
+    return RuntimeTimeouts(create=runtime.create_timeout, start=runtime.start_timeout, kill=runtime.kill_timeout)
+
+
+def handlers(config: Config) -> list[HandlerSettings]:
+    """The enabled handlers."""
+    common = timeouts(config)
+    found = []
+    for name, handler in config.runtime.handlers.items():
+        if handler.enabled:
+            create, start = handler.create_timeout or common.create, handler.start_timeout or common.start
+            own = RuntimeTimeouts(create=create, start=start, exec=common.exec, delete=common.delete, kill=common.kill)
+            found.append(HandlerSettings(name, handler.plugin, handler.options, own))
+    return found

@@ -1,0 +1,99 @@
+"""What the running server says of itself: to systemd, to Status, to plugins."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bridge import __version__, log
+from bridge.api.admin import Collected
+from bridge.config import Config
+from bridge.core.entities import Container
+from bridge.core.services import Ports
+from bridge.core.store import Change, Store
+from bridge.errors import LimitExceeded
+from bridge.images.store import ImageStore
+from bridge.monitor.link import MonitorLink
+from bridge.plugins import Plugins
+
+_logger = log.get("daemon")
+
+
+def announce(state: str) -> None:
+    """sd_notify(3): tell the service manager, if there is one."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    target = "\0" + address[1:] if address.startswith("@") else address
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        try:
+            sender.sendto(state.encode(), target)
+        except OSError as exc:
+            _logger.warning("the service manager can't be told %s: %s", state, exc)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDetails:
+    """The node as Status shows it."""
+
+    config: Config
+    ports: Ports
+    link: MonitorLink
+
+    def health(self) -> tuple[str, str]:
+        """Reason and message of RuntimeReady being false; empty when all is well."""
+        if self.link.fault:
+            return "MonitorNotReady", f"the monitor is away: {self.link.fault}"
+        if not any(state.features for state in self.ports.handlers.states()):
+            reasons = "; ".join(f"{state.name}: {state.disabled_reason}" for state in self.ports.handlers.states())
+            return "NoRuntimeHandler", f"no runtime handler is usable: {reasons or 'none is configured'}"
+        return "", ""
+
+    def info(self) -> Mapping[str, str]:
+        """Verbose Status: version, configuration, handlers with what the probe found or why they are disabled, the network."""
+        handlers = {
+            state.name: {
+                "plugin": state.plugin,
+                "enabled": state.features is not None,
+                "reason": state.disabled_reason,
+                "version": state.features.version if state.features else "",
+                "path": state.features.path if state.features else "",
+                "abilities": {str(a): f"{f.support}: {f.detail}" for a, f in state.features.abilities.items()} if state.features else {},
+            }
+            for state in self.ports.handlers.states()
+        }
+        network = self.ports.network.status()
+        return {
+            "version": json.dumps(__version__),
+            "config": self.config.model_dump_json(),
+            "handlers": json.dumps({"default": self.ports.handlers.default, "handlers": handlers}),
+            "network": json.dumps({"ready": network.ready, "reason": network.reason, "message": network.message}),
+        }
+
+
+async def collect_garbage(images: ImageStore) -> Collected:
+    """Have the image store drop what nothing refers to."""
+    done = await images.gc()
+    return Collected(images=0, layers=done.layers, freed_bytes=done.freed_bytes)
+
+
+async def tell_plugins(store: Store, plugins: Plugins) -> None:
+    """Pass each change of a pod or container on to the plugins' bridge_pod_event hooks, for ever."""
+    while True:
+        try:
+            async with store.changes.subscribe() as changes:
+                async for change in changes:
+                    plugins.pod_event(_event(change))
+        except LimitExceeded:
+            _logger.warning("plugins were too slow for the pod events and missed some")
+
+
+def _event(change: Change) -> Mapping[str, object]:
+    entity = change.after or change.before
+    if isinstance(entity, Container):
+        return {"kind": change.event, "pod": entity.sandbox_id, "container": entity.id, "at_ns": time.time_ns()}
+    return {"kind": change.event, "pod": entity.id if entity else "", "container": "", "at_ns": time.time_ns()}
