@@ -171,10 +171,9 @@ class Service:
         request.ok()
 
     def _reopen_log(self, request: Request) -> None:
-        task = self._task(request)
-        if task.exit is not None:
-            raise IllegalTransition(f"container {task.id} has ended")
         stdio = self._stdio(request)
+        if self._task(request).exit is not None:
+            raise IllegalTransition("the container has ended: nothing more is logged")
         if stdio.log is not None:
             stdio.log.reopen()
         request.ok()
