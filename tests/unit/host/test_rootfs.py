@@ -1,0 +1,77 @@
+"""Reading inside a root that tries to lead out of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bridge.errors import InvalidRequest, LimitExceeded
+from bridge.host.rootfs import read_accounts, read_file
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root filesystem; beside it lies what must never be read."""
+    (tmp_path / "secret").write_bytes(b"host")
+    inside = tmp_path / "root"
+    (inside / "etc").mkdir(parents=True)
+    (inside / "secret").write_bytes(b"container")
+    return inside
+
+
+def _link(root: Path, name: str, target: str) -> str:
+    (root / "etc" / name).symlink_to(target)
+    return f"/etc/{name}"
+
+
+@pytest.mark.parametrize("target", ["/secret", "../secret", "../../secret", "../../../../../../secret", "/../secret", "/etc/../../secret"])
+def test_links_stay_inside(root: Path, target: str) -> None:
+    assert read_file(root, _link(root, "passwd", target), 100) == b"container"
+
+
+def test_a_link_in_the_directory_part_stays_inside(root: Path) -> None:
+    (root / "up").symlink_to("../..")
+    assert read_file(root, "/up/up/secret", 100) == b"container"
+
+
+def test_a_link_to_a_host_path_is_absent(root: Path) -> None:
+    assert read_file(root, _link(root, "passwd", str(root.parent / "secret")), 100) is None
+
+
+def test_magic_links_are_not_followed(root: Path) -> None:
+    with pytest.raises(InvalidRequest):
+        read_file(Path("/"), "/proc/self/exe", 100)
+    assert read_file(root, "/proc/self/exe", 100) is None
+
+
+def test_loops_and_absence(root: Path) -> None:
+    assert read_file(root, "/etc/passwd", 100) is None
+    assert read_file(root, "/secret/below/a/file", 100) is None
+    with pytest.raises(InvalidRequest):
+        read_file(root, _link(root, "loop", "/etc/loop"), 100)
+
+
+def test_what_is_no_file_never_waits(root: Path) -> None:
+    os.mkfifo(root / "etc" / "passwd")
+    with pytest.raises(InvalidRequest):
+        read_file(root, "/etc/passwd", 100)
+    with pytest.raises(InvalidRequest):
+        read_file(root, "/etc", 100)
+
+
+def test_limit(root: Path) -> None:
+    (root / "etc" / "passwd").write_bytes(b"x" * 100)
+    assert read_file(root, "/etc/passwd", 100) == b"x" * 100
+    with pytest.raises(LimitExceeded):
+        read_file(root, "/etc/passwd", 99)
+
+
+async def test_accounts(root: Path) -> None:
+    assert await read_accounts(root) == (b"", b"")
+    (root / "etc" / "passwd").write_bytes(b"p")
+    (root / "etc" / "group").write_bytes(b"g")
+    before = os.listdir("/proc/self/fd")
+    assert await read_accounts(root) == (b"p", b"g")
+    assert len(os.listdir("/proc/self/fd")) == len(before)
