@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ from bridge.monitor.protocol import (
 )
 from bridge.ports.runtime import ExitStatus
 
-MESSAGES = [{"id": 1, "op": "hello"}, {}, {"id": 2, "argv": ["runc", "--root", "/r\u00e9"], "n": None}, {"x": "y" * 300}]
+MESSAGES: list[dict[str, Any]] = [{"id": 1, "op": "hello"}, {}, {"id": 2, "argv": ["runc", "--root", "/r\u00e9"], "n": None}, {"x": "y" * 300}]
 
 
 def test_frames_come_out_the_same_however_the_bytes_are_split() -> None:
