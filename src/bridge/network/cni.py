@@ -218,9 +218,7 @@ class Cni:
 
     def _stdin(self, record: AttachmentRecord, plugin: PluginConf, previous: Mapping[str, Any] | None) -> bytes:
         conf = record.conf
-        return request_configuration(
-            plugin, network=conf.name, version=conf.version, capabilities=record.capabilities, previous=previous
-        )
+        return request_configuration(plugin, network=conf.name, version=conf.version, capabilities=record.capabilities, previous=previous)
 
     def _binary(self, conf: NetworkConf, plugin: PluginConf) -> Path:
         binary = self._source.snapshot.binaries.get(plugin.type)

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -190,9 +191,7 @@ async def test_check(plugins: FakePlugins, open_cni: OpenCni, pod: MakePod) -> N
 
 
 @pytest.mark.parametrize("changes", [{"disableCheck": True}, {"cniVersion": "0.3.1"}])
-async def test_no_check_where_the_network_has_none(
-    plugins: FakePlugins, open_cni: OpenCni, pod: MakePod, changes: dict[str, object]
-) -> None:
+async def test_no_check_where_the_network_has_none(plugins: FakePlugins, open_cni: OpenCni, pod: MakePod, changes: dict[str, Any]) -> None:
     plugins.install("a", ADD=result("10.0.0.5/24"), CHECK="exit 1")
     plugins.configure(**changes)
     async with open_cni() as cni:

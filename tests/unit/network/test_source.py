@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -20,10 +19,9 @@ from tests.unit.network.fakeplugins import FakePlugins, MakePod, OpenCni
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "_SETTLE", 0.01)
     monkeypatch.setattr(source, "_POLL", 0.02)
-    return None
 
 
 async def wait_status(cni: Cni, ready: bool, words: str = "") -> NetworkStatus:

@@ -21,7 +21,8 @@ async def hold(turn: object, entered: list[str], name: str, leave: anyio.Event) 
 
 
 async def test_different_containers_run_side_by_side_and_one_in_a_row() -> None:
-    turns, entered, leave_a, leave_b = Turns(), [], anyio.Event(), anyio.Event()
+    entered: list[str] = []
+    turns, leave_a, leave_b = Turns(), anyio.Event(), anyio.Event()
     async with anyio.create_task_group() as group:
         group.start_soon(hold, turns.attachment("a"), entered, "a1", leave_a)
         group.start_soon(hold, turns.attachment("b"), entered, "b", leave_b)
@@ -36,7 +37,8 @@ async def test_different_containers_run_side_by_side_and_one_in_a_row() -> None:
 
 
 async def test_a_collection_waits_for_quiet_and_holds_up_nobody_before() -> None:
-    turns, entered = Turns(), []
+    entered: list[str] = []
+    turns = Turns()
     leave, leave_new, leave_gc, leave_last = anyio.Event(), anyio.Event(), anyio.Event(), anyio.Event()
     async with anyio.create_task_group() as group:
         group.start_soon(hold, turns.attachment("a"), entered, "a", leave)
@@ -64,7 +66,8 @@ async def test_a_collection_waits_for_quiet_and_holds_up_nobody_before() -> None
 
 @pytest.mark.parametrize("waiter", ["attachment", "collection"])
 async def test_a_cancelled_waiter_leaves_nothing(waiter: str) -> None:
-    turns, entered, leave, never = Turns(), [], anyio.Event(), anyio.Event()
+    entered: list[str] = []
+    turns, leave, never = Turns(), anyio.Event(), anyio.Event()
     async with anyio.create_task_group() as outer:
         outer.start_soon(hold, turns.attachment("a"), entered, "a", leave)
         await settle()
