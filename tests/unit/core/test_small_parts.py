@@ -1,0 +1,109 @@
+"""Signals, pod files, label selectors, traces."""
+
+import signal
+
+import pytest
+
+from bridge.core import podfiles, trace
+from bridge.core.container_stop import signal_number
+from bridge.core.containers import exit_reason
+from bridge.core.model import DNSConfig
+from bridge.core.selectors import labels_match
+from bridge.errors import InvalidRequest
+from bridge.ports.runtime import ExitStatus
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("SIGTERM", 15),
+        ("term", 15),
+        ("9", 9),
+        ("SIGRTMIN", signal.SIGRTMIN),
+        ("SIGRTMIN+3", signal.SIGRTMIN + 3),
+        ("RTMAX-2", signal.SIGRTMAX - 2),
+    ],
+)
+def test_signals(name: str, number: int) -> None:
+    assert signal_number(name) == number
+
+
+@pytest.mark.parametrize("name", ["", "NOPE", "0", "65", "-1", "SIGTERM+1", "SIGRTMIN+99", "RTMIN+x", "SIG", "_IGN", "BLOCK"])
+def test_what_is_no_signal(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="stop_signal"):
+        signal_number(name)
+
+
+def test_resolv_conf() -> None:
+    dns = DNSConfig(("10.0.0.10", "fd00::a"), ("default.svc", "svc"), ("ndots:5",))
+    assert podfiles.resolv_conf(dns, "host") == "search default.svc svc\nnameserver 10.0.0.10\nnameserver fd00::a\noptions ndots:5\n"
+    assert podfiles.resolv_conf(None, "host") == "host"
+    assert podfiles.resolv_conf(DNSConfig(), "host") == "host"
+
+
+@pytest.mark.parametrize("field", ["servers", "searches", "options"])
+def test_a_dns_value_can_not_bring_a_line_of_its_own(field: str) -> None:
+    with pytest.raises(InvalidRequest, match=rf"dns_config\.{field}"):
+        podfiles.resolv_conf(DNSConfig(**{field: ("a\nnameserver 6.6.6.6",)}), "")
+
+
+def test_hosts() -> None:
+    own = podfiles.hosts("web", ("10.0.0.2", "fd00::2"), host_text=None)
+    assert "127.0.0.1\tlocalhost\n" in own
+    assert own.endswith("10.0.0.2\tweb\nfd00::2\tweb\n")
+    assert podfiles.hosts("web", ("10.0.0.2",), host_text="the host's\n") == "the host's\n"
+
+
+@pytest.mark.parametrize("hostname", ["x" * 65, "a b", "a\nb", "a\x00"])
+def test_bad_hostnames(hostname: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"config\.hostname"):
+        podfiles.check_hostname(hostname)
+
+
+def test_labels() -> None:
+    assert labels_match(None, {})
+    assert labels_match({"a": "1"}, {"a": "1", "b": "2"})
+    assert not labels_match({"a": "1"}, {"a": "2"})
+    assert not labels_match({"a": ""}, {})
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (ExitStatus(0), "Completed"),
+        (ExitStatus(1), "Error"),
+        (ExitStatus(137, 9, oom_killed=True), "OOMKilled"),
+        (ExitStatus(255, reason="MonitorLost"), "MonitorLost"),
+    ],
+)
+def test_exit_reasons(status: ExitStatus, reason: str) -> None:
+    assert exit_reason(status) == reason
+
+
+def test_spans_nest_and_tell_failures() -> None:
+    traces = trace.Traces()
+    with pytest.raises(ValueError, match="x"), trace.recording(traces, "pod", "Run"):  # noqa: PT012 - the nesting is the point
+        with trace.span("one"):
+            with trace.span("inner"):
+                pass
+        with trace.span("two"):
+            raise ValueError("x")
+    assert [(span.name, span.depth, span.failed) for span in traces.of("pod")] == [
+        ("Run", 0, True),
+        ("one", 1, False),
+        ("inner", 2, False),
+        ("two", 1, True),
+    ]
+    assert all(span.duration > 0 and span.start > 0 for span in traces.of("pod"))
+
+
+def test_without_a_trace_spans_cost_nothing_and_old_traces_go() -> None:
+    with trace.span("nobody listens"):
+        pass
+    traces = trace.Traces(limit=2)
+    for name in ("a", "b", "c"):
+        with trace.recording(traces, name, "Run"):
+            pass
+    assert list(traces.pods) == ["b", "c"]
+    traces.forget("b")
+    assert traces.of("b") == []
