@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
+from grpclib.metadata import encode_grpc_message
 
 from bridge import errors
 
@@ -33,8 +34,8 @@ TABLE: dict[type[errors.BridgeError], Status] = {
     errors.KubeletVisible: Status.UNKNOWN,
 }
 
-# Trailers travel in header frames, which peers bound; a runtime's log tail can be long.
-MESSAGE_LIMIT = 8192
+# Bytes of a message, percent-encoded as it travels: grpcio refuses headers over 16 KiB and, now and then, over 8 KiB.
+MESSAGE_LIMIT = 6144
 
 
 def status_of(error: Exception) -> tuple[Status, str] | None:
@@ -59,7 +60,10 @@ def _sole_leaf(error: BaseException) -> BaseException:
 
 
 def _shortened(message: str) -> str:
-    if len(message) <= MESSAGE_LIMIT:
-        return message
-    half = MESSAGE_LIMIT // 2
-    return f"{message[:half]} … {message[-half:]}"
+    """The beginning and the end of a long message: what went wrong, and what a runtime said last."""
+    size = min(len(message), MESSAGE_LIMIT)
+    short = message
+    while len(encode_grpc_message(short)) > MESSAGE_LIMIT:
+        size = size * 3 // 4
+        short = f"{message[: size // 2]} … {message[-size // 2 :]}"
+    return short
