@@ -15,7 +15,7 @@ from types import FrameType
 
 import anyio
 
-from . import cycle, lists, machine, memory
+from . import cycle, lists, logs, machine, memory
 from .report import Table
 from .servers import Options, containerd, cri_bridge
 from .workspace import Workspace
@@ -69,6 +69,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (a
 def _table(arguments: argparse.Namespace, what: str) -> Table:
     signal.signal(signal.SIGTERM, _interrupt)
     with Workspace() as workspace:
+        if what == "logs":
+            return anyio.run(logs.measure, workspace, arguments.runtime)
         return anyio.run(_fresh, workspace, arguments, what)
 
 
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(f"Machine: {machine.describe()}.", end="\n\n")
     print(f"Versions: {'; '.join(machine.first_line([tool, '--version']) for tool in ('containerd', str(arguments.runtime)))}.", end="\n\n")
-    tables = [_table(arguments, what) for what in ("cycle", "list", "memory") if arguments.what in (what, "all")]
+    tables = [_table(arguments, what) for what in ("cycle", "list", "memory", "logs") if arguments.what in (what, "all")]
     for table in tables:
         print(table.markdown())
     if arguments.json:

@@ -25,7 +25,12 @@ from bridge.monitor.protocol import (
 )
 from bridge.ports.runtime import ExitStatus
 
-MESSAGES: list[dict[str, Any]] = [{"id": 1, "op": "hello"}, {}, {"id": 2, "argv": ["runc", "--root", "/r\u00e9"], "n": None}, {"x": "y" * 300}]
+MESSAGES: list[dict[str, Any]] = [
+    {"id": 1, "op": "hello"},
+    {},
+    {"id": 2, "argv": ["runc", "--root", "/r\u00e9"], "n": None},
+    {"x": "y" * 300},
+]
 
 
 def test_frames_come_out_the_same_however_the_bytes_are_split() -> None:
