@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 
 from bridge.core.entities import Sandbox, User
 from bridge.core.model import Capabilities, ContainerConfig, ContainerSecurity, NamespaceMode, ProfileType, SecurityProfile
+from bridge.core.seccomp import default_profile
 from bridge.core.security import DEFAULT_CAPABILITIES
 from bridge.core.spec import SpecSettings, build_container, build_sandbox
 from bridge.host.facts import CAPABILITIES, HostFacts, gather
@@ -23,7 +25,8 @@ from tests.unit.core.spec_cases import config, image, inputs, sandbox
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("crun_hierarchy")]
 RUNTIMES = [name for name in ("runc", "crun") if shutil.which(name)]
-SETTINGS = SpecSettings(default_cgroup_parent="/cri-bridge-test", cgroup_prefix="cri-bridge-test")
+NAME = f"cri-bridge-test-{os.getpid()}"
+SETTINGS = SpecSettings(cgroup_prefix="test")
 TIMEOUT = 30
 _ENOSYS, _EPERM = 38, 1
 
@@ -56,15 +59,16 @@ def pod_dir(tmp_path: Path) -> Path:
 def no_cgroups_left() -> Iterator[None]:
     """The pod's cgroup is the test's own; nothing may be left in it."""
     yield
-    for parent in Path("/sys/fs/cgroup").glob("**/cri-bridge-test"):
-        assert not any(child.is_dir() for child in parent.iterdir()), f"left in {parent}"
+    root = Path("/sys/fs/cgroup")
+    for parent in [*root.glob(NAME), *root.glob(f"*/{NAME}")]:
+        assert not [child for child in parent.iterdir() if child.is_dir()], f"left in {parent}"
         parent.rmdir()
 
 
 def _spec(pod_dir: Path, host: HostFacts, wanted: ContainerConfig, pod: Sandbox | None = None, user: User | None = None) -> dict[str, Any]:
     given = inputs(
-        container_id=f"cri-bridge-test-{os.getpid()}",
-        sandbox=dataclasses.replace(pod or sandbox(), namespaces={}, cgroup_parent="/cri-bridge-test"),
+        container_id=NAME,
+        sandbox=dataclasses.replace(pod or sandbox(), namespaces={}, cgroup_parent=f"/{NAME}"),
         config=wanted,
         image=image(),
         rootfs=pod_dir / "rootfs",
@@ -77,14 +81,13 @@ def _spec(pod_dir: Path, host: HostFacts, wanted: ContainerConfig, pod: Sandbox 
 def _run(runtime: str, pod_dir: Path, spec: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     """``run`` in the foreground; whatever happens the container is deleted."""
     (pod_dir / "config.json").write_text(json.dumps(spec))
-    name = f"cri-bridge-test-{os.getpid()}"
     command = [runtime, "--root", str(pod_dir / "state")]
     try:
         return subprocess.run(
-            [*command, "run", "--bundle", str(pod_dir), name], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT
+            [*command, "run", "--bundle", str(pod_dir), NAME], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT
         )
     finally:
-        subprocess.run([*command, "delete", "--force", name], capture_output=True, timeout=TIMEOUT)
+        subprocess.run([*command, "delete", "--force", NAME], capture_output=True, timeout=TIMEOUT)
 
 
 def _sh(runtime: str, pod_dir: Path, host: HostFacts, script: str, security: ContainerSecurity | None = None, **more: Any) -> str:
@@ -172,7 +175,7 @@ def test_privileged(runtime: str, pod_dir: Path, host: HostFacts) -> None:
 
 
 def test_sandbox_container_starts(runtime: str, pod_dir: Path, host: HostFacts) -> None:
-    pod = dataclasses.replace(sandbox(pid=NamespaceMode.POD), namespaces={}, cgroup_parent="/cri-bridge-test")
+    pod = dataclasses.replace(sandbox(pid=NamespaceMode.POD), namespaces={}, cgroup_parent=f"/{NAME}")
     done = _run(runtime, pod_dir, build_sandbox(pod, pod_dir / "rootfs", ["/bin/cat", "/proc/self/status"], host, SETTINGS))
     assert done.returncode == 0, done.stderr
     status = _status(done.stdout)
@@ -216,3 +219,35 @@ def test_what_the_kernel_answers(runtime: str, pod_dir: Path, host: HostFacts, n
     program.chmod(0o755)
     done = _run(runtime, pod_dir, _spec(pod_dir, host, config(command=("/bin/call",))))
     assert (done.returncode, done.stderr) == (code, "")
+
+
+def _i386_program(family: int) -> bytes:
+    """A static i386 ELF that calls socketcall(SYS_SOCKET, [family, SOCK_STREAM, 0]) and exits with its errno."""
+    code = b"\x6a\x00\x6a\x01\x6a" + bytes([family]) + b"\x89\xe1\xbb\x01\x00\x00\x00\xb8\x66\x00\x00\x00\xcd\x80"
+    code += b"\x85\xc0\x79\x06\xf7\xd8\x89\xc3\xeb\x02\x31\xdb\xb8\x01\x00\x00\x00\xcd\x80"
+    base, offset = 0x08048000, 52 + 32
+    header = struct.pack("<16sHHIIIIIHHHHHH", b"\x7fELF\x01\x01\x01", 2, 3, 1, base + offset, 52, 0, 0, 52, 32, 1, 0, 0, 0)
+    size = offset + len(code)
+    return header + struct.pack("<IIIIIIII", 1, 0, base, base, size, size, 5, 0x1000) + code
+
+
+def _runs_i386(directory: Path) -> bool:
+    program = directory / "probe"
+    program.write_bytes(_i386_program(2))
+    program.chmod(0o755)
+    try:
+        return subprocess.run([program], timeout=TIMEOUT).returncode == 0
+    except OSError:
+        return False
+
+
+def test_32_bit_programs_keep_their_network_unless_told_otherwise(runtime: str, pod_dir: Path, host: HostFacts) -> None:
+    if host.architecture != "amd64" or not _runs_i386(pod_dir):
+        pytest.skip("this host runs no i386 programs")
+    program = pod_dir / "rootfs/bin/call"
+    program.write_bytes(_i386_program(2))
+    program.chmod(0o755)
+    spec = _spec(pod_dir, host, config(command=("/bin/call",)))
+    assert _run(runtime, pod_dir, spec).returncode == 0
+    spec["linux"]["seccomp"] = default_profile("amd64", DEFAULT_CAPABILITIES, native_only=True)
+    assert _run(runtime, pod_dir, spec).returncode == 128 + signal.SIGSYS

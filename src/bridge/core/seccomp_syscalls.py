@@ -34,7 +34,7 @@ PROCESSES = _names("""
     alarm capget capset execve execveat exit exit_group fork futex futex_requeue futex_time64 futex_wait futex_waitv
     futex_wake get_robust_list get_thread_area getcpu getegid getegid32 geteuid geteuid32 getgid getgid32 getgroups
     getgroups32 getitimer getpgid getpgrp getpid getppid getpriority getrandom getresgid getresgid32 getresuid getresuid32
-    getrlimit getrusage getsid gettid getuid getuid32 ioprio_get ioprio_set kill landlock_add_rule
+    getrlimit getrusage gettid getuid getuid32 ioprio_get ioprio_set kill landlock_add_rule
     landlock_create_ruleset landlock_restrict_self nanosleep nice pause pidfd_open pidfd_send_signal prctl prlimit64
     process_mrelease process_vm_readv process_vm_writev ptrace restart_syscall rseq rt_sigaction rt_sigpending
     rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_sigtimedwait_time64 rt_tgsigqueueinfo
@@ -53,7 +53,7 @@ TIME = _names("""
 """)
 
 EVENTS_AND_IPC = _names("""
-    epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait epoll_pwait2 epoll_wait epoll_wait_old eventfd eventfd2
+    epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd eventfd2
     io_cancel io_destroy io_getevents io_pgetevents io_pgetevents_time64 io_setup io_submit ipc mq_getsetattr mq_notify mq_open
     mq_timedreceive mq_timedreceive_time64 mq_timedsend mq_timedsend_time64 mq_unlink msgctl msgget msgrcv msgsnd _newselect
     poll ppoll ppoll_time64 pselect6 pselect6_time64 select semctl semget semop semtimedop semtimedop_time64 shmat shmctl
@@ -78,7 +78,7 @@ BY_CAPABILITY: dict[str, tuple[str, ...]] = {
     """),
     "CAP_SYS_BOOT": _names("reboot"),
     "CAP_SYS_CHROOT": _names("chroot"),
-    "CAP_SYS_MODULE": _names("delete_module finit_module init_module query_module"),
+    "CAP_SYS_MODULE": _names("delete_module finit_module init_module"),
     "CAP_SYS_NICE": _names("get_mempolicy mbind set_mempolicy set_mempolicy_home_node"),
     "CAP_SYS_PACCT": _names("acct"),
     "CAP_SYS_PTRACE": _names("kcmp pidfd_getfd process_madvise"),

@@ -139,7 +139,7 @@ def _hugepage_sizes(root: Path, cgroup: Path, v2: bool) -> tuple[str, ...]:
     if v2:
         limited = "hugetlb" in _read(cgroup / "cgroup.controllers").split()
     else:
-        limited = any((cgroup / "hugetlb").glob("hugetlb.*.limit_in_bytes"))
+        limited = bool(list((cgroup / "hugetlb").glob("hugetlb.*.limit_in_bytes")))
     if not limited:
         return ()
     kibs = sorted(int(entry.name[len("hugepages-") : -2]) for entry in (root / "sys/kernel/mm/hugepages").glob("hugepages-*kB"))
@@ -157,4 +157,4 @@ def _swap_accounting(cgroup: Path, v2: bool) -> bool:
     """Whether memory+swap can be limited: memsw files on v1; on v2 memory.swap.max, which the root cgroup never has."""
     if not v2:
         return (cgroup / "memory/memory.memsw.limit_in_bytes").exists()
-    return (cgroup / "memory.swap.max").exists() or any(cgroup.glob("*/memory.swap.max"))
+    return (cgroup / "memory.swap.max").exists() or bool(list(cgroup.glob("*/memory.swap.max")))
