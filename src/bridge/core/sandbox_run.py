@@ -30,6 +30,8 @@ from bridge.ports.runtime import Ability, NamespacePaths, RuntimeBackend, Sandbo
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 HOST_HOSTS = Path("/etc/hosts")
+POD_SYSCTLS = {"net.ipv4.ping_group_range": "0 2147483647"}
+"""Set in every pod's own network namespace: ping without CAP_NET_RAW, which containers do not have (ADR 0006)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,9 +97,8 @@ class SandboxRunner:
         with trace.span("namespaces"):
             await files.make_dir(directory, 0o711)
             undo.push("remove the namespaces", lambda: namespaces.remove(directory / "ns"))
-            pins = await namespaces.create(
-                directory / "ns", net=net, ipc=ipc, uts=net, hostname=sandbox.config.hostname, sysctls=sandbox.config.sysctls
-            )
+            sysctls = {**(POD_SYSCTLS if net else {}), **sandbox.config.sysctls}
+            pins = await namespaces.create(directory / "ns", net=net, ipc=ipc, uts=net, hostname=sandbox.config.hostname, sysctls=sysctls)
         # The pins' paths follow from the id, so they need no commit of their own; the next journal entry carries them.
         return dataclasses.replace(sandbox, namespaces={kind: str(path) for kind, path in pins.items()})
 
