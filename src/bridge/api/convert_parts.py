@@ -23,7 +23,7 @@ _MAX_ID = (1 << 32) - 2  # the highest id that Linux can give; one more means "n
 def enum(cls: type[E], value: betterproto2.Enum, field: str) -> E:
     """The model's member for a protobuf enum member, by CRI's name of it."""
     try:
-        return cls(value.proto_name or value.name)
+        return cls(value.name)
     except ValueError as exc:
         known = ", ".join(cls)
         raise InvalidRequest(f"{int(value)} is not one of {known}", field=field) from exc
