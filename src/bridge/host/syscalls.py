@@ -108,6 +108,11 @@ def openat2(dir_fd: int, path: str | os.PathLike[str], flags: int, resolve: int)
     return _check(_libc.syscall(_SYS_OPENAT2, dir_fd, _path(path), how, len(how)), "openat2", path)
 
 
+def syncfs(fd: int) -> None:
+    """syncfs(2): write all of the file system behind ``fd`` to its disk. Blocks."""
+    _check(_libc.syncfs(fd), "syncfs")
+
+
 def pidfd_getfd(pidfd: int, target_fd: int) -> int:
     """Duplicate descriptor ``target_fd`` of the process behind ``pidfd`` (Linux ≥ 5.6); close-on-exec is set."""
     return _check(_libc.syscall(_SYS_PIDFD_GETFD, pidfd, target_fd, 0), "pidfd_getfd")

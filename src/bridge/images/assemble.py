@@ -1,0 +1,88 @@
+"""From a resolved manifest to an image in the catalogue: stage what is missing, commit, record. For pulls and imports alike."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from bridge.errors import BridgeError, CorruptData
+from bridge.images.catalogue import Catalogue, NewImage, Record
+from bridge.images.layers import LayerStore, chain_ids
+from bridge.images.manifest import Config, Descriptor, Manifest
+from bridge.images.unpack import Unpacked, Unpacker
+
+Source = Callable[[Descriptor, bool], AsyncGenerator[bytes]]
+"""The bytes of a layer blob; the flag asks for the most trustworthy place, after damaged bytes came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An image to be added. ``new.blobs`` hold manifest, config and what led to them. ``checked``: layer digests are to be verified
+    on the compressed bytes too (an archive without manifests knows only the uncompressed ones)."""
+
+    new: NewImage
+    manifest: Manifest
+    config: Config
+    checked: bool = True
+
+
+def plan(manifest: Manifest, config: Config, new: NewImage, *, checked: bool = True) -> Plan:
+    """Put a plan together. Raises CorruptData when manifest and config disagree on the number of layers."""
+    if len(manifest.layers) != len(config.diff_ids):
+        raise CorruptData(f"the manifest has {len(manifest.layers)} layers, the config names {len(config.diff_ids)}")
+    return Plan(new, manifest, config, checked)
+
+
+class Assembler:
+    """Adds images to the catalogue."""
+
+    def __init__(self, catalogue: Catalogue, layers: LayerStore, unpacker: Unpacker) -> None:
+        self._catalogue = catalogue
+        self._layers = layers
+        self._unpacker = unpacker
+
+    async def assemble(self, wanted: Plan, source: Source) -> Record:
+        """Fetch and unpack the layers that are missing, all at once, and record the image last.
+
+        Raises CorruptData, LimitExceeded, HostError, and what ``source`` raises. Layers that were good are kept for a retry.
+        """
+        diff_ids = wanted.config.diff_ids
+        chain = chain_ids(diff_ids)
+        with self._layers.wanted(chain):
+            missing = [n for n, chain_id in enumerate(chain) if chain_id not in self._catalogue.layers]
+            await together([self._stager(wanted, chain[n], n, source) for n in missing])
+            layers = await self._layers.commit(diff_ids)
+            return await self._catalogue.add_image(wanted.new, layers)
+
+    def _stager(self, wanted: Plan, chain_id: str, number: int, source: Source) -> Callable[[], Awaitable[None]]:
+        layer, diff_id = wanted.manifest.layers[number], wanted.config.diff_ids[number]
+        digest = layer.digest if wanted.checked else None
+
+        async def unpack(directory: Path, again: bool) -> Unpacked:
+            unpacked = await self._unpacker.unpack(directory, source(layer, again), digest)
+            if unpacked.diff_id != diff_id:
+                raise CorruptData(f"layer {layer.digest} unpacks to {unpacked.diff_id}; the image's config says {diff_id}")
+            return unpacked
+
+        return lambda: self._layers.stage(chain_id, unpack)
+
+
+async def together(works: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Run all at once; the first failure cancels the others and is raised as it is, not in a group."""
+    failures: list[BridgeError] = []
+
+    async def run(work: Callable[[], Awaitable[None]], scope: anyio.CancelScope) -> None:
+        try:
+            await work()
+        except BridgeError as exc:
+            failures.append(exc)
+            scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        for work in works:
+            group.start_soon(run, work, group.cancel_scope)
+    if failures:
+        raise failures[0]

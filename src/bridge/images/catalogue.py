@@ -1,0 +1,229 @@
+"""What the store holds: images, names, layers, snapshots. In memory for readers, in ``index.db`` for the next start.
+
+The only writer of both. Each change is one transaction, then the same change in memory without a wait in between, shielded from
+the caller's cancellation, so that the two never differ. References between rows are foreign keys: SQLite itself refuses to
+drop a layer that an image stands on, or an image that a container uses.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import anyio
+
+from bridge.errors import NotFound
+from bridge.host.database import Database
+from bridge.images import schema
+from bridge.images.manifest import parse_config
+from bridge.ports.images import ImageConfig
+
+T = TypeVar("T")
+_LAYERS = "SELECT id, chain_id, parent, diff_id, disk_bytes, inodes, tar_bytes, exact FROM layers ORDER BY id"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A committed layer, in the directory ``layers/<id>``."""
+
+    id: int
+    chain_id: str
+    parent: int | None
+    diff_id: str
+    disk_bytes: int
+    inodes: int
+    tar_bytes: int
+    exact: bool
+
+
+def _layer(row: Sequence[Any]) -> Layer:
+    number, chain_id, parent, diff_id, disk_bytes, inodes, tar_bytes, exact = row
+    return Layer(number, chain_id, parent, diff_id, disk_bytes, inodes, tar_bytes, bool(exact))
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A small document kept in the index: manifest, index or config."""
+
+    digest: str
+    media_type: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image. ``names`` are the references it was asked for by, ``digests`` the (repository, manifest digest) pairs it answers to."""
+
+    id: str
+    manifest: str
+    config: ImageConfig
+    layers: Sequence[Layer]
+    names: frozenset[str] = frozenset()
+    digests: frozenset[tuple[str, str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class NewImage:
+    """What a finished pull or import adds. ``config`` is among ``blobs`` and its digest is the image's id."""
+
+    id: str
+    manifest: str
+    blobs: Sequence[Blob]
+    names: Sequence[str]
+    digests: Sequence[tuple[str, str]]
+
+
+class Catalogue:
+    """The index. Open it with ``load``; the mappings are for reading only."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.images: dict[str, Record] = {}
+        self.names: dict[str, str] = {}
+        self.layers: dict[str, Layer] = {}
+        self.layers_by_id: dict[int, Layer] = {}
+        self.snapshots: dict[str, str] = {}
+
+    async def load(self) -> None:
+        """Read everything. Called once."""
+        rows = await self._database.read(lambda c: c.execute(_LAYERS).fetchall())
+        self._remember([_layer(row) for row in rows])
+        images = await self._database.read(
+            lambda c: c.execute("SELECT i.id, i.manifest, i.top, b.data FROM images i JOIN blobs b ON b.digest = i.id").fetchall()
+        )
+        names = await self._database.read(lambda c: c.execute("SELECT name, image FROM names").fetchall())
+        digests = await self._database.read(lambda c: c.execute("SELECT image, repository, digest FROM digests").fetchall())
+        for image, manifest, top, data in images:
+            own = frozenset(name for name, owner in names if owner == image)
+            pairs = frozenset((repository, digest) for owner, repository, digest in digests if owner == image)
+            self.images[image] = Record(image, manifest, parse_config(data).run, self.chain(top), own, pairs)
+        self.names = dict(names)
+        self.snapshots = dict(await self._database.read(lambda c: c.execute("SELECT container, image FROM snapshots").fetchall()))
+
+    def chain(self, top: int | None) -> tuple[Layer, ...]:
+        """The layers from the base up to ``top``."""
+        found: list[Layer] = []
+        while top is not None:
+            layer = self.layers_by_id[top]
+            found.append(layer)
+            top = layer.parent
+        return tuple(reversed(found))
+
+    def users(self, image: str) -> list[str]:
+        """The containers whose snapshot stands on ``image``."""
+        return sorted(container for container, used in self.snapshots.items() if used == image)
+
+    async def add_layers(self, layers: Sequence[Layer]) -> None:
+        """Record layers that are complete and synced on disk, parents first."""
+        now = time.time_ns()
+        rows = [(y.id, y.chain_id, y.parent, y.diff_id, y.disk_bytes, y.inodes, y.tar_bytes, int(y.exact), now, now) for y in layers]
+        await self._change(
+            lambda c: c.executemany("INSERT INTO layers VALUES (?,?,?,?,?,?,?,?,?,?)", rows),
+            lambda: self._remember(layers),
+        )
+
+    async def drop_layers(self, layers: Sequence[Layer]) -> None:
+        """Forget layers, children first. They vanish from memory before the wait, so that nobody builds on them meanwhile."""
+        for layer in layers:
+            self.layers.pop(layer.chain_id, None)
+            self.layers_by_id.pop(layer.id, None)
+        try:
+            await self._change(lambda c: c.executemany("DELETE FROM layers WHERE id = ?", [(y.id,) for y in layers]), lambda: None)
+        except BaseException:
+            self._remember(layers)
+            raise
+
+    async def add_image(self, new: NewImage, layers: Sequence[Layer]) -> Record:
+        """Add an image, or more names and digests to one that is there. A name that pointed elsewhere moves."""
+        now = time.time_ns()
+
+        def write(c: sqlite3.Connection) -> None:
+            c.executemany("INSERT OR IGNORE INTO blobs VALUES (?,?,?)", [(b.digest, b.media_type, b.data) for b in new.blobs])
+            top = layers[-1].id if layers else None
+            c.execute("INSERT OR IGNORE INTO images VALUES (?,?,?,?)", (new.id, new.manifest, top, now))
+            c.executemany("INSERT OR REPLACE INTO names VALUES (?,?,?)", [(name, new.id, now) for name in new.names])
+            c.executemany("INSERT OR REPLACE INTO digests VALUES (?,?,?)", [(*pair, new.id) for pair in new.digests])
+
+        def remember() -> None:
+            config = next(parse_config(blob.data).run for blob in new.blobs if blob.digest == new.id)
+            old = self.images.get(new.id) or Record(new.id, new.manifest, config, tuple(layers))
+            for other in [self.images[self.names[n]] for n in new.names if self.names.get(n, new.id) != new.id]:
+                self.images[other.id] = replace(other, names=other.names - set(new.names))
+            self.images[new.id] = replace(old, names=old.names | set(new.names), digests=old.digests | set(new.digests))
+            self.names.update(dict.fromkeys(new.names, new.id))
+
+        await self._change(write, remember)
+        return self.images[new.id]
+
+    async def drop_names(self, image: str, names: Iterable[str]) -> None:
+        """Untag."""
+        gone = list(names)
+
+        def forget() -> None:
+            self.images[image] = replace(self.images[image], names=self.images[image].names - set(gone))
+            for name in gone:
+                self.names.pop(name, None)
+
+        await self._change(lambda c: c.executemany("DELETE FROM names WHERE name = ?", [(name,) for name in gone]), forget)
+
+    async def drop_image(self, image: str) -> None:
+        """Remove an image with its names and digests. Raises InUse while a snapshot stands on it."""
+
+        def write(c: sqlite3.Connection) -> None:
+            c.execute("DELETE FROM images WHERE id = ?", (image,))
+            c.execute(schema.DROP_UNUSED_BLOBS)
+
+        def forget() -> None:
+            record = self.images.pop(image)
+            for name in record.names:
+                self.names.pop(name, None)
+
+        await self._change(write, forget)
+
+    async def add_snapshot(self, container: str, image: str) -> None:
+        """Record that ``container`` has a writable layer on ``image``. Raises NotFound when that is gone."""
+        record = self.images.get(image)
+        if record is None:
+            raise NotFound(f"image {image} is not in the store")
+        top = record.layers[-1].id if record.layers else None
+        row = (container, image, top, time.time_ns())
+        await self._change(
+            lambda c: c.execute("INSERT INTO snapshots VALUES (?,?,?,?)", row), lambda: self.snapshots.__setitem__(container, image)
+        )
+
+    async def drop_snapshot(self, container: str) -> None:
+        """Forget a container's writable layer; absent is success."""
+        await self._change(
+            lambda c: c.execute("DELETE FROM snapshots WHERE container = ?", (container,)), lambda: self.snapshots.pop(container, None)
+        )
+
+    async def blobs(self, digests: Iterable[str]) -> Mapping[str, bytes]:
+        """The kept documents of ``digests``."""
+        wanted = json.dumps(list(digests))
+
+        def read(c: sqlite3.Connection) -> dict[str, bytes]:
+            return dict(c.execute("SELECT digest, data FROM blobs WHERE digest IN (SELECT value FROM json_each(?))", (wanted,)).fetchall())
+
+        return await self._database.read(read)
+
+    async def next_id(self) -> int:
+        """The number above every layer id ever given."""
+
+        def read(c: sqlite3.Connection) -> int:
+            row = c.execute("SELECT seq FROM sqlite_sequence WHERE name = 'layers'").fetchone()
+            return int(row[0]) + 1 if row else 1
+
+        return await self._database.read(read)
+
+    def _remember(self, layers: Sequence[Layer]) -> None:
+        self.layers.update((layer.chain_id, layer) for layer in layers)
+        self.layers_by_id.update((layer.id, layer) for layer in layers)
+
+    async def _change(self, write: Callable[[sqlite3.Connection], object], remember: Callable[[], object]) -> None:
+        with anyio.CancelScope(shield=True):  # a commit takes milliseconds; leaving amid it would let memory and disk differ
+            await self._database.write(write)
+            remember()

@@ -1,0 +1,127 @@
+"""The store's directories, and the blocking steps on them. ``layers/<id>`` and ``snapshots/<container>`` are live, ``tmp`` is not.
+
+Nothing below ``tmp`` is ever referred to: it is swept at start and while running. A directory becomes live by a rename out of
+``tmp`` and dies by a rename into it, so that a crash at any moment leaves either all of it or rubbish that the sweep knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import anyio.to_thread
+
+from bridge.errors import HostError
+from bridge.host import process, syscalls
+from bridge.images.unpack import FILES
+
+T = TypeVar("T")
+_REMOVE_SECONDS = 3600.0
+
+
+class Directories:
+    """The layout below ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.layers = root / "layers"
+        self.snapshots = root / "snapshots"
+        self.tmp = root / "tmp"
+
+    async def prepare(self) -> None:
+        """Make what is missing. Raises HostError."""
+        for path in (self.root, self.layers, self.snapshots, self.tmp):
+            await blocking(_private_directory, path)
+
+    def layer(self, number: int) -> Path:
+        """Where layer ``number`` lies: ``fs`` and ``tar.gz`` below it."""
+        return self.layers / str(number)
+
+    def files(self, number: int) -> Path:
+        """The files of layer ``number``, a lower directory for overlayfs."""
+        return self.layers / str(number) / FILES
+
+    def scratch(self) -> Path:
+        """A fresh name below ``tmp``; nothing is made."""
+        return self.tmp / uuid.uuid4().hex
+
+    async def discard(self, path: Path) -> Path | None:
+        """Move ``path`` into ``tmp``; where it is now, or None when it was absent."""
+        grave = self.scratch()
+        try:
+            await blocking(os.rename, path, grave)
+        except HostError as exc:
+            if exc.errno == errno.ENOENT:
+                return None
+            raise
+        return grave
+
+    async def strays(self, live_layers: set[str], live_snapshots: set[str]) -> list[Path]:
+        """Everything below ``tmp``, and live-looking directories that nobody knows; the latter are moved to ``tmp`` first."""
+        for top, known in ((self.layers, live_layers), (self.snapshots, live_snapshots)):
+            for name in await blocking(os.listdir, top):
+                if name not in known:
+                    await self.discard(top / name)
+        return [self.tmp / name for name in await blocking(os.listdir, self.tmp)]
+
+
+async def blocking(call: Callable[..., T], *args: object) -> T:
+    """``call`` in a worker thread; OSError becomes HostError."""
+    try:
+        return await anyio.to_thread.run_sync(call, *args)
+    except OSError as exc:
+        raise HostError(f"image store: {exc}", errno=exc.errno) from exc
+
+
+def _private_directory(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+
+
+async def sync_file_system(path: Path) -> None:
+    """Write everything of ``path``'s file system to the disk (syncfs). Raises HostError, also for an earlier write that failed."""
+    await blocking(_sync_file_system, path)
+
+
+def _sync_file_system(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscalls.syncfs(fd)
+    finally:
+        os.close(fd)
+
+
+async def remove_tree(path: Path) -> None:
+    """Delete ``path`` however deep it is, without crossing a mount. By rm(1): big trees would take this process's time."""
+    done = await process.run(["rm", "-rf", "--one-file-system", "--", str(path)], timeout=_REMOVE_SECONDS)
+    if done.returncode != 0:
+        raise HostError(f"can't remove {path}: {done.stderr.decode('utf-8', 'replace').strip()[:300]}")
+
+
+def tree_usage(top: Path) -> tuple[int, int]:
+    """Bytes on disk and inodes of ``top`` and all below; what vanishes meanwhile is not counted. Blocks."""
+    size = inodes = 0
+    seen: set[tuple[int, int]] = set()
+    directories = [os.fspath(top)]
+    for directory in directories:  # grows while it is walked
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            own = os.lstat(directory)
+            size, inodes = size + own.st_blocks * 512, inodes + 1
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        directories.append(entry.path)
+                        continue
+                    with contextlib.suppress(FileNotFoundError):
+                        found = entry.stat(follow_symlinks=False)
+                        if found.st_nlink > 1 and (found.st_dev, found.st_ino) in seen:
+                            continue
+                        seen.add((found.st_dev, found.st_ino))
+                        size, inodes = size + found.st_blocks * 512, inodes + 1
+    return size, inodes

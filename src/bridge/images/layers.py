@@ -1,0 +1,200 @@
+"""Layers from first byte to last: staged by single flights, committed in chains, dropped when nothing stands on them.
+
+A *staged* layer is unpacked and checked but lies below ``tmp``; it belongs to one chain id. It stays for a while after a failed
+pull, so that the retry fetches only what is missing. *Committing* renames staged layers into place, syncs the file system once
+and only then writes their rows (design promise 8).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from bridge import log
+from bridge.aio import SingleFlight, Supervisor
+from bridge.errors import BridgeError, CorruptData, Unavailable
+from bridge.images import disk
+from bridge.images.catalogue import Catalogue, Layer
+from bridge.images.disk import Directories
+from bridge.images.inherit import copy_attributes
+from bridge.images.unpack import FILES, Unpacked
+
+_logger = log.get("images.layers")
+_FLIGHT_LINGER = 1.0
+
+Unpack = Callable[[Path, bool], Awaitable[Unpacked]]
+"""Unpacks one layer into a directory; the flag says that it is the second try, after damaged bytes came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """An unpacked layer in ``directory``, below ``tmp``."""
+
+    directory: Path
+    unpacked: Unpacked
+
+
+def chain_ids(diff_ids: Sequence[str]) -> list[str]:
+    """The chain id of each layer (image-spec config.md "Layer ChainID")."""
+    chain: list[str] = []
+    for diff_id in diff_ids:
+        chain.append(f"sha256:{hashlib.sha256(f'{chain[-1]} {diff_id}'.encode()).hexdigest()}" if chain else diff_id)
+    return chain
+
+
+class LayerStore:
+    """The layers of one store. ``keep_seconds`` is how long a staged layer outlives the last pull that wanted it."""
+
+    def __init__(
+        self, directories: Directories, catalogue: Catalogue, supervisor: Supervisor, *, parallel: int, keep_seconds: float
+    ) -> None:
+        self._directories = directories
+        self._catalogue = catalogue
+        self._supervisor = supervisor
+        self._budget = anyio.CapacityLimiter(parallel)
+        self._keep = keep_seconds
+        self._flights: SingleFlight[str, Staged] = SingleFlight(supervisor, "layer", linger=_FLIGHT_LINGER)
+        self._staged: dict[str, Staged] = {}
+        self._wanted: Counter[str] = Counter()
+        self._committing = anyio.Lock()
+        self._next = 1
+
+    def start_numbers(self, first: int) -> None:
+        """Layer directories are numbered from ``first`` on."""
+        self._next = first
+
+    @contextmanager
+    def wanted(self, chain: Sequence[str]) -> Iterator[None]:
+        """While the block runs none of ``chain`` is dropped, neither committed nor staged."""
+        self._wanted.update(chain)
+        try:
+            yield
+        finally:
+            self._wanted.subtract(chain)
+            left = [chain_id for chain_id in chain if self._wanted[chain_id] <= 0]
+            for chain_id in left:
+                del self._wanted[chain_id]
+            if any(chain_id in self._staged for chain_id in left):
+                self._spawn("staged layers", lambda: self._expire(left))
+
+    async def stage(self, chain_id: str, unpack: Unpack) -> None:
+        """Have ``chain_id`` staged, by ``unpack`` into a new directory unless another pull is at it already.
+
+        A flight of another pull that failed is not our failure: then we try ourselves.
+        """
+        mine = False
+
+        async def work() -> Staged:
+            nonlocal mine
+            mine = True
+            async with self._budget:
+                return await self._unpack(chain_id, unpack)
+
+        while chain_id not in self._staged and chain_id not in self._catalogue.layers:
+            try:
+                await self._flights.join(chain_id, work)
+            except BridgeError:
+                if mine:
+                    raise
+
+    async def _unpack(self, chain_id: str, unpack: Unpack) -> Staged:
+        try:
+            directory, unpacked = await self._attempt(unpack, False)
+        except CorruptData as exc:
+            _logger.warning("layer %s is fetched once more: %s", chain_id, exc)
+            directory, unpacked = await self._attempt(unpack, True)
+        staged = self._staged[chain_id] = Staged(directory, unpacked)
+        if not self._wanted[chain_id]:
+            self._spawn("staged layers", lambda: self._expire([chain_id]))
+        return staged
+
+    async def _attempt(self, unpack: Unpack, again: bool) -> tuple[Path, Unpacked]:
+        directory = self._directories.scratch()
+        try:
+            return directory, await unpack(directory, again)
+        except BaseException:
+            self.bury([directory])
+            raise
+
+    async def commit(self, diff_ids: Sequence[str]) -> tuple[Layer, ...]:
+        """Make the staged layers of an image live; returns all its layers from base to top. Call within ``wanted``.
+
+        Raises HostError, and Unavailable when a staged layer was lost (a damaged disk), which a retry mends.
+        """
+        chain = chain_ids(diff_ids)
+        # One at a time: they share the disk's sync anyway, and two images may be about to commit the same layer.
+        async with self._committing:
+            known = [self._catalogue.layers[c] for c in chain if c in self._catalogue.layers]
+            missing = list(zip(chain, diff_ids, strict=True))[len(known) :]
+            if missing:
+                await self._install(known, missing)
+        return tuple(self._catalogue.layers[chain_id] for chain_id in chain)
+
+    async def _install(self, known: list[Layer], missing: Sequence[tuple[str, str]]) -> None:
+        layers = list(known)
+        moved: list[Path] = []
+        with anyio.CancelScope(shield=True):  # renames, one sync, one commit: bounded, and half of it would be rubbish
+            try:
+                for chain_id, diff_id in missing:
+                    layer, home = await self._install_one(chain_id, diff_id, layers)
+                    layers.append(layer)
+                    moved.append(home)
+                await disk.sync_file_system(self._directories.root)
+                await self._catalogue.add_layers(layers[len(known) :])
+            except BridgeError:
+                for home in moved:
+                    await self._directories.discard(home)
+                raise
+
+    async def _install_one(self, chain_id: str, diff_id: str, below: Sequence[Layer]) -> tuple[Layer, Path]:
+        staged = self._staged.get(chain_id)
+        if staged is None:
+            raise Unavailable(f"layer {chain_id} is no longer staged: pull again")
+        lowers = [self._directories.files(layer.id) for layer in reversed(below)]
+        await disk.blocking(copy_attributes, staged.directory / FILES, staged.unpacked.implicit, lowers)
+        number, self._next = self._next, self._next + 1
+        home = self._directories.layer(number)
+        await disk.blocking(staged.directory.rename, home)
+        del self._staged[chain_id]
+        found = staged.unpacked
+        parent = below[-1].id if below else None
+        return Layer(number, chain_id, parent, diff_id, found.disk_bytes, found.inodes, found.tar_bytes, found.exact), home
+
+    async def drop_unused(self) -> int:
+        """Drop every committed layer that no image, snapshot or running pull stands on; how many that were."""
+        used = {layer.id for record in self._catalogue.images.values() for layer in record.layers}
+        for chain_id in self._wanted:
+            layer = self._catalogue.layers.get(chain_id)
+            used.update(below.id for below in self._catalogue.chain(layer.id if layer else None))
+        unused = sorted((y for y in self._catalogue.layers_by_id.values() if y.id not in used), key=lambda y: -y.id)
+        if unused:
+            await self._catalogue.drop_layers(unused)
+            graves = [await self._directories.discard(self._directories.layer(layer.id)) for layer in unused]
+            self.bury([grave for grave in graves if grave is not None])
+        return len(unused)
+
+    def bury(self, graves: Sequence[Path]) -> None:
+        """Delete directories below ``tmp`` in the background."""
+        if graves:
+            self._spawn("remove", lambda: self._remove(graves))
+
+    def _spawn(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            self._supervisor.spawn(f"images: {name}", work)
+        except Unavailable:  # shutting down: the next start sweeps tmp
+            _logger.debug("%s is left to the next start", name)
+
+    async def _remove(self, graves: Sequence[Path]) -> None:
+        for grave in graves:
+            await disk.remove_tree(grave)
+
+    async def _expire(self, chain: Sequence[str]) -> None:
+        await anyio.sleep(self._keep)
+        idle = [chain_id for chain_id in chain if chain_id in self._staged and not self._wanted[chain_id]]
+        self.bury([self._staged.pop(chain_id).directory for chain_id in idle])

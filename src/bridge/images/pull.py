@@ -1,0 +1,100 @@
+"""PullImage: one flight per reference and credentials; manifest → platform → config → layers → catalogue.
+
+Registry errors pass through; damaged or refused content becomes ImagePullFailed, with the reference in front.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from bridge.aio import SingleFlight, Supervisor
+from bridge.errors import CorruptData, ImagePullFailed, LimitExceeded, Unsupported
+from bridge.images import auth as authentication
+from bridge.images.assemble import Assembler, plan
+from bridge.images.catalogue import Blob, Catalogue, NewImage, Record
+from bridge.images.manifest import Index, Manifest, parse, parse_config
+from bridge.images.platforms import choose
+from bridge.images.reference import Reference
+from bridge.images.registry import Fetched, RegistryClient, Repository
+from bridge.images.settings import ImageSettings
+from bridge.ports.images import RegistryAuth
+
+_CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+
+
+class Puller:
+    """Pulls images into a catalogue."""
+
+    def __init__(
+        self, settings: ImageSettings, client: RegistryClient, catalogue: Catalogue, assembler: Assembler, supervisor: Supervisor
+    ) -> None:
+        self._settings = settings
+        self._client = client
+        self._catalogue = catalogue
+        self._assembler = assembler
+        self._flights: SingleFlight[Flight, Record] = SingleFlight(supervisor, "pull", linger=settings.linger)
+
+    async def pull(self, reference: Reference, auth: RegistryAuth | None) -> Record:
+        """Pull ``reference``. Raises ImagePullFailed, RegistryUnavailable, InvalidRequest (bad credentials), HostError."""
+        who = authentication.credentials(auth)
+        flight = Flight(reference.canonical(), _fingerprint(auth))
+        return await self._flights.join(flight, lambda: self._pull(reference.canonical(), self._client.repository(reference, who)))
+
+    async def _pull(self, reference: Reference, repository: Repository) -> Record:
+        try:
+            return await self._fetch(reference, repository)
+        except (CorruptData, LimitExceeded, Unsupported) as exc:
+            raise ImagePullFailed(f"{reference}: {exc}") from exc
+
+    async def _fetch(self, reference: Reference, repository: Repository) -> Record:
+        documents, manifest = await self._resolve(reference, repository)
+        kept = await self._catalogue.blobs([manifest.config.digest])
+        data = kept.get(manifest.config.digest) or await repository.small_blob(manifest.config)
+        config = parse_config(data)
+        blobs = [Blob(document.digest, document.media_type, document.data) for document in documents]
+        new = NewImage(
+            id=manifest.config.digest,
+            manifest=documents[-1].digest,
+            blobs=[*blobs, Blob(manifest.config.digest, manifest.config.media_type or _CONFIG_TYPE, data)],
+            names=[str(reference)],
+            digests=[(reference.repository, documents[0].digest)],
+        )
+        return await self._assembler.assemble(
+            plan(manifest, config, new), lambda layer, again: repository.blob(layer, last_first=again)
+        )
+
+    async def _resolve(self, reference: Reference, repository: Repository) -> tuple[list[Fetched], Manifest]:
+        """The documents from what the reference names down to the manifest for our platform."""
+        limits = self._settings.limits
+        documents = [await repository.manifest(reference.digest or reference.tag)]
+        for _ in range(limits.index_depth):
+            fetched = documents[-1]
+            parsed = parse(fetched.data, fetched.media_type, max_layers=limits.layers)
+            if isinstance(parsed, Manifest):
+                return documents, parsed
+            documents.append(await repository.manifest(_chosen(parsed, self._settings)))
+        raise CorruptData(f"indexes nest deeper than {limits.index_depth}")
+
+
+def _chosen(index: Index, settings: ImageSettings) -> str:
+    return choose(index, settings.platform).digest
+
+
+class Flight(tuple[str, str]):
+    """Key of a pull: reference and a hash of the credentials. Only the reference shows in logs."""
+
+    __slots__ = ()
+
+    def __new__(cls, reference: Reference, fingerprint: str) -> Flight:
+        return super().__new__(cls, (str(reference), fingerprint))
+
+    def __str__(self) -> str:
+        return self[0]
+
+
+def _fingerprint(auth: RegistryAuth | None) -> str:
+    if auth is None:
+        return ""
+    fields = (auth.username, auth.password, auth.auth, auth.server_address, auth.identity_token, auth.registry_token)
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest() if any(fields) else ""

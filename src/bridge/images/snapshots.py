@@ -1,0 +1,130 @@
+"""Root filesystems of containers: an overlay of the image's layers with a writable layer in ``snapshots/<container>``.
+
+What the writable layers take is measured by a paced walk in the background and answered from memory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from bridge import log
+from bridge.aio import Rollback
+from bridge.errors import AlreadyExists, InvalidRequest, NotFound
+from bridge.host import mounts
+from bridge.images import disk
+from bridge.images.catalogue import Catalogue
+from bridge.images.disk import Directories
+from bridge.images.layers import LayerStore
+from bridge.ports.images import FsUsage, Rootfs
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_UPPER, _WORK = "upper", "work"
+_logger = log.get("images.snapshots")
+
+
+class Snapshots:
+    """The writable layers of one store."""
+
+    def __init__(self, directories: Directories, catalogue: Catalogue, layers: LayerStore) -> None:
+        self._directories = directories
+        self._catalogue = catalogue
+        self._layers = layers
+        self._usage: dict[str, FsUsage] = {}
+
+    async def mount(self, container: str, image: str, target: Path) -> Rootfs:
+        """Make the container's writable layer on ``image``, or find it again, and mount it at the existing directory ``target``.
+
+        Raises NotFound when the image is gone, AlreadyExists when the container stands on another one, HostError.
+        """
+        if not _NAME.fullmatch(container):
+            raise InvalidRequest(f"{container!r} can't be a container id", field="container_id")
+        used = self._catalogue.snapshots.get(container)
+        if used is not None and used != image:
+            raise AlreadyExists(f"container {container} already stands on image {used}")
+        if used is not None:
+            return await self.remount(container, target)
+        async with Rollback(f"rootfs of {container}") as undo:
+            undo.push("remove writable layer", lambda: self.remove(container, target))
+            await self._catalogue.add_snapshot(container, image)
+            rootfs = await self._mount(container, target)
+            undo.commit()
+        return rootfs
+
+    async def remount(self, container: str, target: Path) -> Rootfs:
+        """Mount an existing writable layer at ``target`` unless it is. Raises NotFound, HostError."""
+        if container not in self._catalogue.snapshots:
+            raise NotFound(f"container {container} has no writable layer")
+        return await self._mount(container, target)
+
+    async def _mount(self, container: str, target: Path) -> Rootfs:
+        layers = self._catalogue.images[self._catalogue.snapshots[container]].layers
+        home = self._directories.snapshots / container
+        lowers = [self._directories.files(layer.id) for layer in reversed(layers)]
+        if not lowers:  # an image without layers is an empty directory
+            lowers = [home / "empty"]
+        mounted = await disk.blocking(_prepare, home, lowers, target)
+        if not mounted:
+            await mounts.mount_overlay(lowers, home / _UPPER, home / _WORK, target)
+        return Rootfs(target, home / _UPPER)
+
+    async def remove(self, container: str, target: Path) -> None:
+        """Unmount and delete the writable layer; absent is success. Raises HostError."""
+        await mounts.unmount(target)
+        if container not in self._catalogue.snapshots:
+            return
+        grave = await self._directories.discard(self._directories.snapshots / container)
+        await self._catalogue.drop_snapshot(container)
+        self._usage.pop(container, None)
+        if grave is not None:
+            self._layers.bury([grave])
+
+    def usage(self, container: str) -> FsUsage | None:
+        """What the container's writable layer took when it was last measured."""
+        return self._usage.get(container)
+
+    def total(self) -> FsUsage:
+        """What all writable layers took when they were last measured."""
+        found = list(self._usage.values())
+        at_ns = min((usage.at_ns for usage in found), default=time.time_ns())
+        return FsUsage(self._directories.snapshots, sum(u.used_bytes for u in found), sum(u.inodes_used for u in found), at_ns)
+
+    async def measure_for_ever(self, pause: float) -> None:
+        """Walk the writable layers one after the other, ``pause`` seconds between two rounds."""
+        limiter = anyio.CapacityLimiter(1)
+        while True:
+            for container in tuple(self._catalogue.snapshots):
+                upper = self._directories.snapshots / container / _UPPER
+                try:
+                    size, inodes = await anyio.to_thread.run_sync(disk.tree_usage, upper, limiter=limiter)
+                except OSError as exc:
+                    _logger.warning("can't measure %s: %s", upper, exc)
+                    continue
+                if container in self._catalogue.snapshots:
+                    self._usage[container] = FsUsage(upper, size, inodes, time.time_ns())
+            await anyio.sleep(pause)
+
+
+def _prepare(home: Path, lowers: list[Path], target: Path) -> bool:
+    """Make the directories of a writable layer; whether ``target`` is a mount point already. The root looks like the image's."""
+    if os.path.ismount(target):
+        return True
+    home.mkdir(mode=0o700, exist_ok=True)
+    (home / _WORK).mkdir(mode=0o700, exist_ok=True)
+    if lowers[0] == home / "empty":
+        lowers[0].mkdir(mode=0o755, exist_ok=True)
+    upper = home / _UPPER
+    if not upper.exists():
+        fresh = home / f"{_UPPER}.new"
+        fresh.mkdir(mode=0o700, exist_ok=True)
+        looks = lowers[0].stat()
+        os.chown(fresh, looks.st_uid, looks.st_gid)
+        fresh.chmod(stat.S_IMODE(looks.st_mode))
+        fresh.rename(upper)
+    return False

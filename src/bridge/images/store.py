@@ -1,0 +1,261 @@
+"""The image store: implements the port ``bridge.ports.images.Images`` and ties its parts together.
+
+Readers are answered from memory. What must outlive a request (pulls, deletions, measurements) runs under the supervisor that the
+daemon passes in. Format and reasons: docs/adr/0003-image-store-format.md.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import anyio.to_thread
+
+from bridge import log
+from bridge.aio import Supervisor
+from bridge.errors import CorruptData, InUse, InvalidRequest, Unavailable
+from bridge.host.database import Database
+from bridge.images import disk, reference, schema
+from bridge.images.assemble import Assembler
+from bridge.images.catalogue import Catalogue, Record
+from bridge.images.disk import Directories
+from bridge.images.importing import Importer
+from bridge.images.layers import LayerStore
+from bridge.images.settings import ImageSettings
+from bridge.images.snapshots import Snapshots
+from bridge.images.unpack import Unpacker
+from bridge.ports.images import FsUsage, Image, RegistryAuth, Rootfs
+
+if TYPE_CHECKING:
+    from bridge.images.pull import Puller
+    from bridge.images.registry import RegistryClient
+
+_logger = log.get("images")
+_INDEX = "index.db"
+
+
+class ImageStore:
+    """See ``bridge.ports.images.Images`` for the port's methods. Made by ``ImageStore.open``."""
+
+    def __init__(self, settings: ImageSettings, supervisor: Supervisor, database: Database, directories: Directories) -> None:
+        self._settings = settings
+        self._supervisor = supervisor
+        self._directories = directories
+        self._catalogue = Catalogue(database)
+        self._layers = LayerStore(
+            directories, self._catalogue, supervisor, parallel=settings.parallel, keep_seconds=settings.linger
+        )
+        self._assembler = Assembler(self._catalogue, self._layers, Unpacker(settings.limits))
+        self._client: RegistryClient | None = None
+        self._puller: Puller | None = None
+        self._opening = anyio.Lock()
+        self.snapshots = Snapshots(directories, self._catalogue, self._layers)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: ImageSettings, supervisor: Supervisor) -> AsyncIterator[Self]:
+        """Open the store below ``settings.root``, mend what a crash left, and measure writable layers while the block runs.
+
+        A damaged index is set aside and the store starts empty; what running containers stand on stays until the next boot.
+        Raises HostError, ConfigError (written by a newer version).
+        """
+        directories = Directories(settings.root)
+        await directories.prepare()
+        database = await _open_index(settings.root / _INDEX)
+        async with database:
+            store = cls(settings, supervisor, database, directories)
+            await store._recover()
+            supervisor.spawn("images: measure", lambda: store.snapshots.measure_for_ever(settings.measure_seconds))
+            try:
+                yield store
+            finally:
+                if store._client is not None:
+                    await store._client.close()
+
+    async def _recover(self) -> None:
+        await self._catalogue.load()
+        taken = [int(name) for name in await disk.blocking(_names, self._directories.layers) if name.isdigit()]
+        self._layers.start_numbers(max([await self._catalogue.next_id(), *(number + 1 for number in taken)]))
+        live_layers = {str(layer.id) for layer in self._catalogue.layers.values()}
+        live_snapshots = set(self._catalogue.snapshots)
+        if await disk.blocking(_set_aside_this_boot, self._settings.root):
+            live_layers.update(await disk.blocking(_names, self._directories.layers))
+            live_snapshots.update(await disk.blocking(_names, self._directories.snapshots))
+        self._layers.bury(await self._directories.strays(live_layers, live_snapshots))
+        await self.gc()
+
+    # The port
+
+    def list(self) -> Sequence[Image]:
+        """All images, by id."""
+        return [self._image(record) for _, record in sorted(self._catalogue.images.items())]
+
+    def find(self, text: str) -> Image | None:
+        """See the port."""
+        found = self._find(text)
+        return None if found is None else self._image(found[0])
+
+    async def pull(self, text: str, auth: RegistryAuth | None = None) -> Image:
+        """See the port."""
+        wanted = reference.parse(text)
+        return self._image(await (await self._open_puller()).pull(wanted, auth))
+
+    async def remove(self, text: str) -> None:
+        """See the port. Removing the last name of an image removes it; by id, all its names go."""
+        found = self._find(text)
+        if found is None:
+            return
+        record, name = found
+        left = record.names - _named(record, name) if name is not None else frozenset[str]()
+        if name is not None and left:
+            await self._catalogue.drop_names(record.id, record.names - left)
+            return
+        users = self._catalogue.users(record.id)
+        if users:
+            raise InUse(f"image {record.id} is used by container{'s' if len(users) > 1 else ''} {', '.join(users)}")
+        await self._catalogue.drop_image(record.id)
+        await self.gc()
+
+    def image_usage(self) -> FsUsage:
+        """What the layers take."""
+        layers = self._catalogue.layers.values()
+        size, inodes = sum(layer.disk_bytes for layer in layers), sum(layer.inodes for layer in layers)
+        return FsUsage(self._directories.layers, size, inodes, time.time_ns())
+
+    def container_usage(self) -> FsUsage:
+        """What the writable layers took when last measured."""
+        return self.snapshots.total()
+
+    async def mount_rootfs(self, container_id: str, image_id: str, target: Path) -> Rootfs:
+        """See the port."""
+        return await self.snapshots.mount(container_id, image_id, target)
+
+    async def remove_rootfs(self, container_id: str, target: Path) -> None:
+        """See the port."""
+        await self.snapshots.remove(container_id, target)
+
+    async def remount_rootfs(self, container_id: str, target: Path) -> Rootfs:
+        """See the port."""
+        return await self.snapshots.remount(container_id, target)
+
+    # Beyond the port: for the command line and the daemon
+
+    async def import_archive(self, path: Path, name: str | None = None) -> Sequence[Image]:
+        """Import an OCI layout or docker archive; ``name`` is for an archive with one image.
+
+        Raises InvalidRequest, CorruptData, Unsupported, LimitExceeded, HostError.
+        """
+        scratch = self._directories.scratch()
+        try:
+            records = await Importer(self._settings, self._assembler).run(path, scratch, name)
+        finally:
+            self._layers.bury([scratch])
+        return [self._image(record) for record in records]
+
+    async def gc(self) -> int:
+        """Drop layers that nothing stands on; how many. Runs at start and after each removal."""
+        dropped = await self._layers.drop_unused()
+        if dropped:
+            _logger.info("dropped %d unused layers", dropped)
+        return dropped
+
+    def containers(self) -> Sequence[str]:
+        """The containers that have a writable layer: for the daemon to remove those it does not know."""
+        return sorted(self._catalogue.snapshots)
+
+    def _find(self, text: str) -> tuple[Record, str | None] | None:
+        """The image that ``text`` means, and the name it was called by (None: by id). Raises InvalidRequest."""
+        images = self._catalogue.images
+        prefix = reference.id_prefix(text)
+        if prefix is not None and reference.is_id(text):
+            record = images.get(f"sha256:{prefix}")
+            return None if record is None else (record, None)
+        named = self._named(text, prefix)
+        if named is not None or prefix is None:
+            return named
+        matches = [record for image, record in images.items() if image.startswith(f"sha256:{prefix}")]
+        if len(matches) > 1:
+            raise InvalidRequest(f"{text!r} is the beginning of {len(matches)} image ids", field="image")
+        return (matches[0], None) if matches else None
+
+    def _named(self, text: str, prefix: str | None) -> tuple[Record, str] | None:
+        try:
+            wanted = reference.parse(text).canonical()
+        except InvalidRequest:
+            if prefix is not None:  # "sha256:" and a few digits is an id, no name
+                return None
+            raise
+        image = self._catalogue.names.get(str(wanted))
+        if image is not None:
+            return self._catalogue.images[image], str(wanted)
+        pair = (wanted.repository, wanted.digest)
+        return next(((record, str(wanted)) for record in self._catalogue.images.values() if pair in record.digests), None)
+
+    def _image(self, record: Record) -> Image:
+        tags = sorted(name for name in record.names if "@" not in name)
+        pinned = any(fnmatch.fnmatchcase(name, glob) for glob in self._settings.pinned for name in (*record.names, record.id))
+        return Image(
+            id=record.id,
+            repo_tags=tags,
+            repo_digests=sorted(f"{repository}@{digest}" for repository, digest in record.digests),
+            size=sum(layer.disk_bytes for layer in record.layers),
+            pinned=pinned,
+            config=record.config,
+            chain_ids=[layer.chain_id for layer in record.layers],
+        )
+
+    async def _open_puller(self) -> Puller:
+        """The HTTP client is loaded at the first pull: it is the heaviest import of the server."""
+        async with self._opening:
+            if self._puller is None:
+                registry = await anyio.to_thread.run_sync(importlib.import_module, "bridge.images.registry")
+                pulling = await anyio.to_thread.run_sync(importlib.import_module, "bridge.images.pull")
+                self._client = registry.RegistryClient(self._settings)
+                self._puller = pulling.Puller(self._settings, self._client, self._catalogue, self._assembler, self._supervisor)
+        if self._puller is None:
+            raise Unavailable("the image store is closed")
+        return self._puller
+
+
+def _named(record: Record, name: str) -> frozenset[str]:
+    """The names of ``record`` that removing ``name`` takes away: itself, or for a digest all of that repository."""
+    if name in record.names:
+        return frozenset((name,))
+    repository = name.partition("@")[0]
+    return frozenset(own for own in record.names if reference.parse(own).repository == repository)
+
+
+def _names(path: Path) -> list[str]:
+    return [entry.name for entry in path.iterdir()]
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _set_aside_this_boot(root: Path) -> bool:
+    return any(root.glob(f"{_INDEX}.damaged-{_boot_id()}*"))
+
+
+async def _open_index(path: Path) -> Database:
+    try:
+        return await Database.open(path, schema.MIGRATIONS)
+    except CorruptData as exc:
+        _logger.error("%s; it is set aside and the store starts empty", exc)
+        await disk.blocking(_set_aside, path)
+    return await Database.open(path, schema.MIGRATIONS)
+
+
+def _set_aside(path: Path) -> None:
+    aside = f"{path}.damaged-{_boot_id()}-{time.time_ns()}"
+    for suffix in ("", "-wal", "-shm"):
+        file = Path(f"{path}{suffix}")
+        if file.exists():
+            file.rename(f"{aside}{suffix}")
+
+

@@ -1,0 +1,126 @@
+"""The process that unpacks one layer: compressed bytes on a descriptor, files in a directory, a report on stdout.
+
+One thread decompresses and hashes (both without the interpreter's lock) while the other makes files. The report is lines of
+``key value``; the last is ``done``. On failure it is ``error <kind> <message>``: stream, archive, limit or host.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from _queue import SimpleQueue
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any
+
+from isal import isal_zlib
+
+from bridge.images import confine, decompress
+from bridge.images.decompress import BadStream, Source, TooBig
+from bridge.images.extract import Extractor
+from bridge.images.tarstream import BadArchive, TarReader
+
+_LOG_BUFFER = 1 << 18
+_AHEAD = 4
+"""Uncompressed chunks (1 MiB) between the two threads."""
+
+
+class TarLog:
+    """Keeps every byte of the tar that is not file content, gzipped, in the descriptor ``fd``."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._gzip: Any = isal_zlib.compressobj(1, isal_zlib.DEFLATED, 31)
+
+    def add(self, data: bytes) -> None:
+        """Append ``data``."""
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size >= _LOG_BUFFER:
+            self._write(self._gzip.compress(b"".join(self._parts)))
+            self._parts, self._size = [], 0
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._write(self._gzip.compress(b"".join(self._parts)) + self._gzip.flush())
+
+    def _write(self, data: bytes) -> None:
+        piece = memoryview(data)
+        while piece:
+            piece = piece[os.write(self._fd, piece) :]
+
+
+class Ahead:
+    """Chunks of an iterator, produced by a thread that stays a few chunks ahead; hashes them on the way."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._queue: SimpleQueue[bytes | BaseException] = SimpleQueue()
+        self._room = threading.Semaphore(_AHEAD)
+        self._hash = sha256()
+        self.size = 0
+        threading.Thread(target=self._produce, daemon=True).start()
+
+    def _produce(self) -> None:
+        try:
+            for chunk in self._chunks:
+                self._room.acquire()
+                self._hash.update(chunk)
+                self.size += len(chunk)
+                self._queue.put(chunk)
+            self._queue.put(b"")
+        except BaseException as exc:  # noqa: BLE001 - raised again by the consumer
+            self._queue.put(exc)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while item := self._queue.get():
+            if isinstance(item, BaseException):
+                raise item
+            self._room.release()
+            yield item
+
+    def digest(self) -> str:
+        """``sha256:…`` of everything, once the iteration has ended."""
+        return "sha256:" + self._hash.hexdigest()
+
+
+def unpack(layer: str, data: int, log: int, *, max_bytes: int, max_entries: int, max_ratio: int) -> list[str]:
+    """Confine this process to ``layer`` and unpack there what descriptor ``data`` gives; the lines of the report."""
+    os.umask(0)
+    source = Source(lambda size: os.read(data, size))
+    stream = decompress.open_stream(source)
+    "\udc80".encode("utf-8", "surrogateescape")  # loads what the report may need while files can still be found
+    confine.enter(layer)
+    ahead = Ahead(decompress.limited(stream, source, max_bytes, max_ratio))
+    tar_log = TarLog(log)
+    extractor = Extractor(max_entries=max_entries, max_bytes=max_bytes)
+    extractor.run(TarReader(iter(ahead), tar_log.add))
+    tar_log.close()
+    totals = extractor.totals
+    lines = [f"{name} {int(getattr(totals, name))}" for name in ("bytes", "inodes", "entries", "devices", "xattrs", "exact")]
+    lines += [f"diff_id {ahead.digest()}", f"tar_bytes {ahead.size}", f"blob_bytes {source.count}"]
+    lines += [f"implicit {path.hex() or '-'}" for path in sorted(extractor.implicit)]
+    return [*lines, "done"]
+
+
+def main(arguments: list[str]) -> int:
+    """``layer data-fd log-fd max-bytes max-entries max-ratio``; the process's exit code."""
+    layer, (data, log, max_bytes, max_entries, max_ratio) = arguments[0], map(int, arguments[1:])
+    try:
+        lines = unpack(layer, data, log, max_bytes=max_bytes, max_entries=max_entries, max_ratio=max_ratio)
+    except BadStream as exc:
+        lines = [f"error stream {exc}"]
+    except (BadArchive, RecursionError) as exc:
+        lines = [f"error archive {exc}"]
+    except (TooBig, MemoryError) as exc:
+        lines = [f"error limit {exc or 'out of memory'}"]
+    except OSError as exc:
+        lines = [f"error host {exc.errno or 0} {exc.strerror}"]
+    out = memoryview("\n".join(lines).encode("utf-8", "backslashreplace"))
+    while out:
+        out = out[os.write(sys.stdout.fileno(), out) :]
+    # The other thread may sit in a read that nothing will end.
+    os._exit(0 if lines[-1] == "done" else 1)
