@@ -77,8 +77,9 @@ class NodeDetails:
 
 async def collect_garbage(images: ImageStore) -> Collected:
     """Have the image store drop what nothing refers to."""
-    done = await images.gc()
-    return Collected(images=0, layers=done.layers, freed_bytes=done.freed_bytes)
+    before = images.image_usage().used_bytes
+    layers = await images.gc()
+    return Collected(images=0, layers=layers, freed_bytes=max(0, before - images.image_usage().used_bytes))
 
 
 async def tell_plugins(store: Store, plugins: Plugins) -> None:

@@ -12,7 +12,6 @@ class ContainerRpcs(v1.RuntimeServiceBase):
     """Create, Start, Stop, Remove, Status, List of containers, ExecSync, ReopenContainerLog."""
 
     def __init__(self, core: Services) -> None:
-        super().__init__()
         self._core = core
         self._container_pieces = Pieces(convert.container)
 

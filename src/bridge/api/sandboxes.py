@@ -12,7 +12,6 @@ class SandboxRpcs(v1.RuntimeServiceBase):
     """RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus, ListPodSandbox."""
 
     def __init__(self, core: Services) -> None:
-        super().__init__()
         self._core = core
         self._sandbox_pieces = Pieces(convert.pod_sandbox)
 

@@ -47,7 +47,7 @@ class ContainerCreator:
             with trace.span("journal"):
                 await self.store.add(container)
             undo.push("remove the bundle", lambda: files.remove_tree(bundle))
-            await files.make_dir(bundle, 0o711)
+            await files.make_dir(bundle / "rootfs", 0o711)
             undo.push("remove the root filesystem", lambda: self.images.remove_rootfs(ident, bundle / "rootfs"))
             with trace.span("rootfs"):
                 root = await self.images.mount_rootfs(ident, image.id, bundle / "rootfs")
