@@ -37,6 +37,12 @@ _CONFIG = Configuration(http2_connection_window_size=_WINDOW, http2_stream_windo
 Start = Callable[[Call, Callable[[], None]], None]
 
 
+class _Wire(H2Connection):
+    """h2 with a shorter memory: its 65 536 closed streams cost 8 MB on a connection that a kubelet keeps for weeks."""
+
+    MAX_CLOSED_STREAMS = 1024
+
+
 class _Calls(AbstractHandler):
     """The calls of one connection; what h2 says of a stream reaches its call here."""
 
@@ -82,7 +88,7 @@ class ServerProtocol(H2Protocol):
 
     def connection_made(self, transport: BaseTransport) -> None:
         """As grpclib's, but with all settings in the first frame, in force before the peer can open a stream."""
-        wire = H2Connection(config=self.h2_config)
+        wire = _Wire(config=self.h2_config)
         initial = {
             SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
             SettingCodes.MAX_HEADER_LIST_SIZE: _MAX_HEADERS,
