@@ -95,7 +95,7 @@ def test_a_retry_is_equal_to_what_it_repeats() -> None:
 
 def full_container() -> pb.ContainerConfig:
     config = container()
-    config.command, config.args, config.working_dir = ["sh"], ["-c", "true"], "/work"
+    config.command, config.args, config.working_dir = ["sh"], ["-c", "true"], "/app"
     config.envs = [pb.KeyValue(key="K", value="grün".encode())]
     config.mounts = [
         pb.Mount(
@@ -148,7 +148,7 @@ def test_a_full_container() -> None:
         image=model.ImageSpec(image="busybox"),
         command=("sh",),
         args=("-c", "true"),
-        working_dir="/work",
+        working_dir="/app",
         envs=(("K", "grün"),),
         mounts=(
             model.MountRequest("data", "/srv", readonly=True, recursive_read_only=True, uid_mappings=(model.IDMapping(1, 2, 3),)),
