@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,13 @@ import anyio
 from bridge import log
 from bridge.aio import Supervisor
 from bridge.errors import NetworkFailed, Unavailable
-from bridge.host import namespaces
 from bridge.network.attachments import AttachmentRecord
 from bridge.network.capabilities import arguments_text, capability_arguments
 from bridge.network.conf import NetworkConf, PluginConf, at_least
 from bridge.network.invoke import AttachmentParameters, Invoker, base_environment, request_configuration
 from bridge.network.results import BadAnswer, pod_ips
 from bridge.network.source import NetworkSource
-from bridge.network.turns import Turns
+from bridge.network.turns import Turns, claim
 from bridge.ports.network import Attachment, NetworkStatus, PodNetwork, PodNetworkRequest
 
 _IFNAME = "eth0"  # what every Kubernetes runtime calls the pod's interface
@@ -100,8 +99,8 @@ class Cni:
         """CNI ADD of every plugin in order. On failure, or cancellation, the caller deletes. Raises NetworkFailed."""
         record = AttachmentRecord.from_attachment(attachment)
         conf, result = record.conf, None
-        self._known.add(record.key)
-        async with self._turns.attachment(record.parameters.container_id):
+        async with self._turn(record) as parameters:
+            self._known.add(record.key)
             for plugin in conf.plugins:
                 result = await self._invoker.add(
                     plugin,
@@ -110,7 +109,7 @@ class Cni:
                     network=conf.name,
                     version=conf.version,
                     timeout=self._settings.plugin_timeout,
-                    parameters=record.parameters,
+                    parameters=parameters,
                 )
         assert result is not None  # a network has at least one plugin
         try:
@@ -128,9 +127,9 @@ class Cni:
             return
         if record.result is None:
             raise NetworkFailed(f"network {record.conf.name!r}: {record.parameters.container_id} was never attached")
-        async with self._turns.attachment(record.parameters.container_id):
+        async with self._turn(record) as parameters:
             for plugin in record.conf.plugins:
-                await self._call("CHECK", record, plugin, record.result, record.parameters)
+                await self._call("CHECK", record, plugin, record.result, parameters)
 
     async def delete(self, attachment: Attachment) -> None:
         """CNI DEL of every plugin in reverse order; what was never added or is gone already is success. Raises NetworkFailed.
@@ -139,11 +138,10 @@ class Cni:
         next pod with that address would get another pod's traffic. The caller repeats the whole DEL.
         """
         record = AttachmentRecord.from_attachment(attachment)
-        parameters = record.parameters
         previous = record.result if at_least(record.conf.version, "0.4.0") else None
-        async with self._turns.attachment(parameters.container_id):
-            if not namespaces.is_pinned(Path(parameters.netns), "net"):
-                parameters = AttachmentParameters(parameters.container_id, "", parameters.ifname, parameters.args)
+        async with self._turn(record) as parameters:
+            if parameters.claim is None:
+                parameters = replace(parameters, netns="")
             for plugin in reversed(record.conf.plugins):
                 await self._call("DEL", record, plugin, previous, parameters)
             self._known.discard(record.key)
@@ -203,6 +201,15 @@ class Cni:
         except NetworkFailed as exc:
             return exc.message
         return ""
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, record: AttachmentRecord) -> AsyncIterator[AttachmentParameters]:
+        """The attachment's turn, also after plugins of a server that was killed; of our own we know that they have ended."""
+        parameters = record.parameters
+        async with self._turns.attachment(parameters.container_id):
+            patience = 0.0 if record.key in self._known else self._settings.plugin_timeout
+            async with claim(Path(parameters.netns), patience) as held:
+                yield replace(parameters, claim=held)
 
     async def _call(
         self, verb: str, record: AttachmentRecord, plugin: PluginConf, previous: Mapping[str, Any] | None, parameters: AttachmentParameters

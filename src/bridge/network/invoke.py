@@ -20,12 +20,16 @@ _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True, slots=True)
 class AttachmentParameters:
-    """The attachment's part of the environment (section 3). ``netns`` "" means that the namespace is gone (DEL only)."""
+    """The attachment's part of the environment (section 3). ``netns`` "" means that the namespace is gone (DEL only).
+
+    ``claim`` is a descriptor that the plugin inherits: it tells a later server that the plugin still runs (turns.claim).
+    """
 
     container_id: str
     netns: str
     ifname: str
     args: str
+    claim: int | None = None
 
     def environment(self) -> Mapping[str, str]:
         """The variables that ADD, DEL and CHECK get besides CNI_COMMAND and CNI_PATH."""
@@ -77,7 +81,8 @@ class Invoker:
         """Run ``binary`` and return its standard output. ``timeout`` in seconds; past it the plugin's process group is killed."""
         environment = {**self.environment, "CNI_COMMAND": verb, **(parameters.environment() if parameters else {})}
         try:
-            done = await process.run([str(binary)], input=stdin, env=environment, timeout=timeout)
+            inherited = () if parameters is None or parameters.claim is None else (parameters.claim,)
+            done = await process.run([str(binary)], input=stdin, env=environment, timeout=timeout, pass_fds=inherited)
         except TimedOut as exc:
             raise NetworkFailed(f"{_title(network, plugin, verb)} did not end within {timeout:g} s and was killed") from exc
         except HostError as exc:
