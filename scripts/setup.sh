@@ -108,9 +108,9 @@ need_venv() {
         "$PYTHON" -m venv --clear "$VENV"
     fi
     say "installing $(grep -c '==' "$lock") pinned Python packages of $lock into $VENV"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$lock"
+    "$VENV/bin/python" -m pip install -qq --disable-pip-version-check --require-hashes -r "$lock"
     say "installing cri-bridge and its plugins into $VENV (from this checkout)"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index \
+    "$VENV/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --no-index \
         -e . -e plugins/runc -e plugins/gvisor -e plugins/kata
     printf '%s\n' "$state" >"$stamp"
 }

@@ -6,14 +6,16 @@ import argparse
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
 
 from bridge import __version__
 from bridge._proto.bridge.admin import v1 as admin
+from bridge._proto.runtime import v1 as pb
 from bridge.cli.connection import server
-from bridge.cli.demo_host import DemoHost, monitor_pid, private_host, running_server
+from bridge.cli.demo_host import DemoHost, monitor_pid, parent_cgroup, private_host, running_server
 from bridge.cli.demo_pod import show_pod
 from bridge.cli.narration import Narration
 from bridge.client import CriClient
@@ -59,16 +61,19 @@ async def _demo(arguments: argparse.Namespace, given: Config) -> int:
 async def _with_server(tell: Narration, host: DemoHost, given: Config, only: Sequence[str]) -> bool:
     host.prepare(given)
     config = load([host.config_file])
-    async with running_server(host, config) as pid, server(config.server.socket, timeout=60) as client:
+    async with AsyncExitStack() as stack:
+        pid = await stack.enter_async_context(running_server(host, config))
+        client = await stack.enter_async_context(server(config.server.socket, timeout=60))
         monitor = monitor_pid(config.monitor.socket)
         version = await client.runtime.version()
         tell.heading("Server and monitor")
         tell.fact(f"{version.runtime_name} {version.runtime_version} (CRI {version.runtime_api_version}), private root {host.root}")
         tell.fact(f"server is process {pid}, monitor is process {monitor}")
         await _import_image(tell, client, host)
-        pids = [one for one in (pid, monitor) if one]
-        scope = Scope(roots=[host.run_dir, host.leases], bridges=[], cgroup_marks=[host.name], pids=pids)
-        return await _every_handler(tell, client, host, scope, only)
+        linux = (await client.runtime.runtime_config()).linux
+        if not linux or linux.cgroup_driver == pb.CgroupDriver.CGROUPFS:
+            await stack.enter_async_context(parent_cgroup(f"/{host.name}"))
+        return await _every_handler(tell, client, host, host.scope([one for one in (pid, monitor) if one]), only)
 
 
 async def _every_handler(tell: Narration, client: CriClient, host: DemoHost, scope: Scope, only: Sequence[str]) -> bool:

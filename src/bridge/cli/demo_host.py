@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +28,11 @@ from bridge.config_docs import toml_value
 from bridge.errors import BridgeError, HostError, TimedOut
 from bridge.host import cgroups
 from bridge.monitor.client import MonitorClient
+from bridge.testing.leaks import Scope
 
 _START_TIMEOUT = 30.0
 _STOP_TIMEOUT = 40.0
+NETWORK = "cri-bridge-demo"
 _SUBNET = "198.18.77.0/24"  # RFC 2544: set aside for tests, routed nowhere
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCBRDELBR = 0x8913, 0x8914, 0x89A1
 _IFF_UP = 1
@@ -44,8 +46,8 @@ class DemoHost:
 
     @property
     def name(self) -> str:
-        """Marks cgroups and pods; unique as long as this process lives."""
-        return f"cri-bridge-demo-{os.getpid()}"
+        """Marks cgroups; unique as long as this process lives, and the name of a systemd slice too."""
+        return f"cribridgedemo{os.getpid()}"
 
     @property
     def bridge(self) -> str:
@@ -60,6 +62,12 @@ class DemoHost:
     def leases(self) -> Path:
         """Where host-local keeps the addresses that it gave."""
         return self.root / "ipam"
+
+    def scope(self, pids: Sequence[int] = ()) -> Scope:
+        """What pods may use and must give back, and the processes that serve them."""
+        network = self.leases / NETWORK
+        kept = [network, network / "lock", network / "last_reserved_ip.0", self.run_dir / "sandboxes"]
+        return Scope(roots=[self.run_dir, self.leases], cgroup_marks=[self.name], pids=pids, shared=kept)
 
     @property
     def logs(self) -> Path:
@@ -95,7 +103,7 @@ class DemoHost:
         self.config_file.write_text("\n".join(settings) + "\n")
         ipam = {"type": "host-local", "dataDir": str(self.leases), "ranges": [[{"subnet": _SUBNET}]]}
         plugin = {"type": "bridge", "bridge": self.bridge, "isGateway": False, "ipMasq": False, "ipam": ipam}
-        network = {"cniVersion": "1.0.0", "name": "cri-bridge-demo", "plugins": [plugin]}
+        network = {"cniVersion": "1.0.0", "name": NETWORK, "plugins": [plugin]}
         (self.root / "cni" / "10-demo.conflist").write_text(json.dumps(network, indent=2))
 
     def log_tail(self, lines: int = 15) -> str:
@@ -114,8 +122,18 @@ async def private_host() -> AsyncIterator[DemoHost]:
     finally:
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 20):
             remove_bridge(host.bridge)
-            await anyio.to_thread.run_sync(cgroups.remove, f"/{host.name}")
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(host.root, ignore_errors=True))
+
+
+@asynccontextmanager
+async def parent_cgroup(path: str) -> AsyncIterator[None]:
+    """The cgroup above the pods' own, which a kubelet makes and keeps (systemd makes its slices by itself)."""
+    await anyio.to_thread.run_sync(cgroups.create, path)
+    try:
+        yield
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(cgroups.remove, path)
 
 
 @asynccontextmanager

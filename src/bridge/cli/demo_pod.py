@@ -65,7 +65,7 @@ async def _pod_config(client: CriClient, host: DemoHost, handler: str) -> pb.Pod
     """A pod as a kubelet asks for one, its cgroup below the demo's own."""
     linux = (await client.runtime.runtime_config()).linux
     systemd = linux is not None and linux.cgroup_driver == pb.CgroupDriver.SYSTEMD
-    parent = f"{host.name.replace('-', '_')}.slice" if systemd else f"/{host.name}/{handler}"
+    parent = f"{host.name}.slice" if systemd else f"/{host.name}/{handler}"
     logs = host.logs / handler
     logs.mkdir()
     return pb.PodSandboxConfig(

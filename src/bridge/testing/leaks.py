@@ -28,13 +28,15 @@ class Scope:
 
     ``roots``: directories of which every mount, file and mentioning process is its own. ``bridges``: network devices whose
     existence and ports are its own. ``cgroup_marks``: words in the path of a cgroup that make it its own. ``pids``:
-    processes whose descendants are its own, and whose descriptors are counted.
+    processes whose descendants are its own, and whose descriptors are counted. ``shared``: files and directories below the
+    roots that are made once on first use and kept on purpose.
     """
 
     roots: Sequence[Path] = ()
     bridges: Sequence[str] = ()
     cgroup_marks: Sequence[str] = ()
     pids: Sequence[int] = ()
+    shared: Sequence[Path] = ()
 
 
 Snapshot = Mapping[str, "Counter[str]"]
@@ -87,10 +89,12 @@ def _mounts(scope: Scope) -> Iterator[str]:
 
 def _files(scope: Scope) -> Iterator[str]:
     """Files, sockets and directories below the roots; IPAM leases and namespace pins are among them. Mounts aren't entered."""
+    shared = {str(path) for path in scope.shared}
     for root in scope.roots:
         for directory, names, files in os.walk(root):
             names[:] = [name for name in names if not os.path.ismount(os.path.join(directory, name))]
-            yield from (os.path.join(directory, name) for name in (*names, *files))
+            found = (os.path.join(directory, name) for name in (*names, *files))
+            yield from (path for path in found if path not in shared)
 
 
 def _links(scope: Scope) -> Iterator[str]:
