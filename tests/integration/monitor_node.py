@@ -18,6 +18,17 @@ from bridge.monitor.starting import spawn
 from bridge.ports.runtime import ContainerIO
 
 
+# Not a shell: shells reap children behind one's back, which no runtime does.
+_RUNTIME = """
+my $pid = fork;
+exec("sh", "-c", $ARGV[0]) unless $pid;
+open(my $file, ">", $ARGV[1]) or die;
+print $file $pid;
+close $file;
+select(undef, undef, undef, $ARGV[2]);
+"""
+
+
 class Node:
     """A monitor in a directory of its own."""
 
@@ -29,9 +40,9 @@ class Node:
     def connect(self, **options: Any) -> contextlib.AbstractAsyncContextManager[MonitorClient]:
         return MonitorClient.connect(self.socket, **options)
 
-    def detach(self, name: str, script: str) -> list[str]:
-        """A runtime verb that starts ``script`` in the background with its own stdio, writes the pid file and ends."""
-        return ["sh", "-c", 'exec 3<&0; sh -c "$1" <&3 3<&- & echo $! > "$2"', "fake-runtime", script, str(self.pid_file(name))]
+    def detach(self, name: str, script: str, *, linger: float = 0) -> list[str]:
+        """A runtime verb that starts ``script`` with its own stdio, writes the pid file and ends ``linger`` seconds later."""
+        return ["perl", "-e", _RUNTIME, script, str(self.pid_file(name)), str(linger)]
 
     def pid_file(self, name: str) -> Path:
         return self.root / f"{name}.pid"

@@ -120,7 +120,7 @@ async def test_a_runtime_that_lies_about_the_pid(node: Node, content: str) -> No
 
 
 async def test_a_container_that_dies_before_its_runtime_returns(node: Node) -> None:
-    argv = ["sh", "-c", f"sh -c 'exit 9' & echo $! > {node.pid_file('c')}; exec sleep 0.3"]
+    argv = node.detach("c", "exit 9", linger=0.3)
     async with node.connect() as client:
         await node.run(client, "c", "", argv=argv)
         assert (await client.wait("c")).code == 9

@@ -40,7 +40,8 @@ class _Call:
 class MonitorClient:
     """A connection to the monitor. Calls raise the error class that the monitor names, or MonitorGone when it is lost.
 
-    Cancelling a call gives its request up: a launch or exec under way is then killed, an attach ended, a wait dropped.
+    Cancelling a call gives its request up: a launch or exec under way is then killed, an attach ended, a wait dropped. A launch may
+    have succeeded just before its cancel arrived: whoever cancels one kills and forgets the task, or finds it in ``tasks``.
     """
 
     def __init__(self, sock: socket.socket, on_exit: Callable[[str, ExitStatus], None] | None = None) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 
 from bridge import log
+from bridge.errors import HostError
 from bridge.monitor.console import ConsoleListener
 from bridge.monitor.container import ContainerStdio
 from bridge.monitor.logs import Clock, LogFile
@@ -97,15 +98,14 @@ class Launcher:
             try:
                 far = {name: plumbing.far(name) for name in ("stdin", "stdout", "stderr")}
                 pid = await run_verb(self._reaper, launch, **far)
-                task = Task(launch.task, "container", pid, stdio=plumbing.connect())
+                task = self._hold(Task(launch.task, "container", pid, stdio=plumbing.connect()))
             except LaunchFailed as exc:
                 said = plumbing.tail()
                 await clean_up(self._reaper, launch, self._null)
                 raise LaunchFailed(exc.exit_code, said or exc.stderr_tail) from exc
-            except asyncio.CancelledError:
+            except (HostError, asyncio.CancelledError):
                 await clean_up(self._reaper, launch, self._null)
                 raise
-            self._tasks.add(task)
         _logger.info("container %s: pid %d", task.id, task.pid)
         return task
 
@@ -115,9 +115,15 @@ class Launcher:
         with self._reaper.hold():
             try:
                 pid = await run_verb(self._reaper, launch, stdin=stdin, stdout=stdout, stderr=stderr)
-            except (LaunchFailed, asyncio.CancelledError):
+                return self._hold(Task(launch.task, "exec", pid, owner=owner))
+            except (LaunchFailed, HostError, asyncio.CancelledError):
                 await clean_up(self._reaper, launch, self._null)
                 raise
-            task = Task(launch.task, "exec", pid, owner=owner)
+
+    def _hold(self, task: Task) -> Task:
+        try:
             self._tasks.add(task)
+        except BaseException:
+            task.close()
+            raise
         return task

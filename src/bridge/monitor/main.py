@@ -171,7 +171,7 @@ async def _serve(listener: socket.socket) -> None:
         await asyncio.sleep(0)  # let the answer to the shutdown request leave
         accept.stop()
         service.close()
-        reaper.stop()
+    reaper.stop()  # not before the group's last launch was cleaned up
 
 
 def _on_terminate(service: Service, stopped: asyncio.Event) -> None:

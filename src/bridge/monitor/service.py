@@ -36,6 +36,7 @@ class Service:
         self._nofile = nofile
         self._start_ns = time.time_ns()
         self._connections: set[Connection] = set()
+        self._jobs: set[asyncio.Task[None]] = set()
         self.tasks = Tasks(reaper, self._push_exit)
         self._launcher = Launcher(reaper, self.tasks)
         self._operations: dict[str, Callable[[Request], None]] = {
@@ -51,7 +52,9 @@ class Service:
         self._connections.add(Connection(sock, self._handle, self._lost))
 
     def close(self) -> None:
-        """Hang up on every client."""
+        """Hang up on every client and end the launches under way."""
+        for job in tuple(self._jobs):
+            job.cancel()
         for connection in tuple(self._connections):
             connection.close()
 
@@ -103,13 +106,15 @@ class Service:
             raise
         fds = request.claim_fds()
 
-        def over(_: asyncio.Task[None]) -> None:  # runs also when the job is cancelled before its first step
+        def over(job: asyncio.Task[None]) -> None:  # runs also when the job is cancelled before its first step
             for fd in fds:
                 os.close(fd)
+            self._jobs.discard(job)
             self.tasks.settle(launch.task)
             work.close()
 
         job = self._group.create_task(self._answer_launch(request, work), name=f"launch {launch.task}")
+        self._jobs.add(job)
         job.add_done_callback(over)
         return job
 

@@ -23,11 +23,12 @@ async def spawn(
     appended to ``log_file`` (None: dropped). Raises HostError with its own words when it can't start, also when another one already
     serves that socket; TimedOut.
     """
-    argv = [sys.executable, "-P", "-m", "bridge.monitor", "--socket", str(socket), "--log-level", log_level, "--detach"]
+    argv = [sys.executable, "-P", "-S", "-m", "bridge.monitor", "--socket", str(socket), "--log-level", log_level, "--detach"]
     argv += ["--log-file", str(log_file or os.devnull)]
     for directory in cgroups:
         argv += ["--cgroup", str(directory)]
-    # Found the same way as here, also when this package is not installed; the monitor takes it out of its environment.
+    # -S: none of what site-packages wants to run at start-up has a place there. The package is found by its own directory, also
+    # when it is not installed; the monitor takes PYTHONPATH out of its environment.
     source = Path(bridge.__file__).parent.parent
     done = await process.run(argv, env={**os.environ, "PYTHONPATH": str(source)}, timeout=timeout)
     if done.returncode:

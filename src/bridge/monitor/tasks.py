@@ -109,15 +109,17 @@ class Tasks:
             on_outcome(self._tasks.get(task_id))
 
     def add(self, task: Task) -> None:
-        """Hold ``task`` and report its exit, also one that happened before. A stranger's pidfd must be open already."""
+        """Hold ``task`` and report its exit, also one that happened before. A stranger's pidfd must be open already.
+
+        Raises HostError, and holds nothing then, when no pidfd can be had.
+        """
+        if task.pidfd is None and self._reaper.is_child(task.pid):
+            task.pidfd = open_pidfd(task.pid)
         self._tasks[task.id] = task
-        relation = self._reaper.watch(task.pid, lambda status: self._ended(task, status))
-        if relation is Relation.STRANGER:
+        if task.kind == "container" and task.pidfd is not None:
+            task.memory = MemoryWatch.of(task.pid)
+        if self._reaper.watch(task.pid, lambda status: self._ended(task, status)) is Relation.STRANGER:
             self._watch_stranger(task)
-        elif relation is Relation.CHILD:
-            task.pidfd = task.pidfd or open_pidfd(task.pid)
-            if task.kind == "container":
-                task.memory = MemoryWatch.of(task.pid)
 
     def forget(self, task_id: str) -> None:
         """Release an ended task; an absent one is no error. Raises InUse while it runs."""

@@ -33,7 +33,7 @@ def spawn(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None, stdi
     try:
         child = subprocess.Popen(argv, cwd=cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True)
     except OSError as exc:
-        raise HostError(f"can't run {argv[0]}: {exc.strerror or exc}", errno=exc.errno) from exc
+        raise HostError(f"can't run {argv[0]} in {cwd}: {exc.strerror or exc}", errno=exc.errno) from exc
     # The reaper alone waits for children: with a return code set, Popen's finaliser leaves the pid alone.
     child.returncode = 0
     return child.pid
