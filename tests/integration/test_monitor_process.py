@@ -188,3 +188,26 @@ def _pss(pid: int) -> int:
         if line.startswith("Pss:"):
             return int(line.split()[1])
     raise AssertionError("no Pss")
+
+
+@pytest.mark.root
+async def test_it_joins_the_cgroups_it_is_given(tmp_path: Path) -> None:
+    mine = {
+        directory: Path(directory) / f"monitor-test-{os.getpid()}"
+        for directory in ("/sys/fs/cgroup/pids", "/sys/fs/cgroup")
+        if (Path(directory) / "cgroup.procs").exists()
+    }
+    for directory in mine.values():
+        directory.mkdir()
+    try:
+        await spawn(tmp_path / "m.sock", log_file=tmp_path / "log", cgroups=[*mine.values(), tmp_path / "absent"])
+        async with MonitorClient.connect(tmp_path / "m.sock") as client:
+            pid = client.pid
+            for directory in mine.values():
+                assert (directory / "cgroup.procs").read_text().split() == [str(pid)]
+            await client.shutdown()
+        await until(lambda: gone(pid))
+        assert "can't join cgroup" in (tmp_path / "log").read_text(), "a missing one is told, not fatal"
+    finally:
+        for directory in mine.values():
+            directory.rmdir()
