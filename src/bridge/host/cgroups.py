@@ -176,6 +176,24 @@ def join(cgroup: str, *, on: CgroupLayout | None = None) -> None:
             raise HostError(f"can't join cgroup {directory}: {exc.strerror}", errno=exc.errno) from exc
 
 
+def hasten_attach() -> None:
+    """Make the kernel ready for a move between cgroups that is about to happen. Changes nothing. Blocks, up to some 20 ms.
+
+    The first move after a while waits for an RCU grace period (6–16 ms measured on Linux 6.18; none with the mount option
+    favordynmods), those within about 15 ms of it do not. A runtime moves its container's first process some milliseconds after its own
+    start, so asking when it is started lets both waits overlap: this moves the calling process to where it is.
+    """
+    mine = _own_directory()
+    if mine is not None:
+        _write(mine / "cgroup.procs", "0")
+
+
+@functools.cache
+def _own_directory() -> Path | None:
+    found = of_pid(os.getpid())
+    return controller_directory(found, "freezer")
+
+
 def move(pid: int, directory: Path) -> bool:
     """Move process ``pid`` into an existing cgroup directory; False when the process is gone. Raises HostError."""
     try:

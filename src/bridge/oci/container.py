@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal as signals
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +70,20 @@ class OciContainer:
         flags = ["--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), *cli.settings.run_args]
         if console is not None:
             flags += ["--console-socket", str(console)]
+        launch = partial(
+            self._runtime.monitor.launch,
+            self.id,
+            cli.argv("run", *flags, self.id, log=log),
+            cwd=bundle,
+            pid_file=pid_file,
+            io=self._spec.io,
+            env=cli.settings.env,
+            console_socket=console,
+            timeout=cli.settings.timeouts.start,
+            on_failure=cli.argv("delete", "--force", self.id),
+        )
         try:
-            self._pid = await self._runtime.monitor.launch(
-                self.id,
-                cli.argv("run", *flags, self.id, log=log),
-                cwd=bundle,
-                pid_file=pid_file,
-                io=self._spec.io,
-                env=cli.settings.env,
-                console_socket=console,
-                timeout=cli.settings.timeouts.start,
-                on_failure=cli.argv("delete", "--force", self.id),
-            )
+            self._pid = await self._runtime.launched(launch)
         except LaunchFailed as exc:
             raise await self._runtime.failure("run", exc, log) from exc
         self._start_ticks = start_ticks(self._pid) or 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -87,18 +88,20 @@ class OciExec:
         if spec.console is not None:
             flags += ["--console-socket", str(spec.console)]
         cli = self._runtime.cli
+        launch = partial(
+            self._runtime.monitor.exec,
+            spec.id,
+            cli.argv("exec", *flags, container_id, log=files.log),
+            cwd=self._bundle,
+            pid_file=files.pid,
+            stdin=spec.stdin,
+            stdout=spec.stdout,
+            stderr=spec.stderr,
+            env=cli.settings.env,
+            timeout=cli.settings.timeouts.exec,
+        )
         try:
-            return await self._runtime.monitor.exec(
-                spec.id,
-                cli.argv("exec", *flags, container_id, log=files.log),
-                cwd=self._bundle,
-                pid_file=files.pid,
-                stdin=spec.stdin,
-                stdout=spec.stdout,
-                stderr=spec.stderr,
-                env=cli.settings.env,
-                timeout=cli.settings.timeouts.exec,
-            )
+            return await self._runtime.launched(launch)
         except LaunchFailed as exc:
             raise await self._runtime.failure("exec", exc, files.log) from exc
 

@@ -13,7 +13,7 @@ import anyio
 from anyio import to_thread
 
 from bridge.errors import MonitorGone, RuntimeFailed
-from bridge.host import cgroup_paths
+from bridge.host import cgroup_paths, cgroups
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.monitor.protocol import LaunchFailed
 from bridge.oci.cli import OciCli, read_log
@@ -63,6 +63,20 @@ class OciRuntime:
                 if anyio.current_time() >= deadline:
                     raise
                 await anyio.sleep(_MONITOR_POLL_SECONDS)
+
+    async def launched(self, launch: Callable[[], Awaitable[int]]) -> int:
+        """The pid that ``launch`` returns, while the kernel is made ready for the runtime's move between cgroups."""
+        failure: Exception | None = None
+        pid = 0
+        async with anyio.create_task_group() as group:
+            group.start_soon(to_thread.run_sync, cgroups.hasten_attach, name="hasten the cgroup move")
+            try:
+                pid = await launch()
+            except Exception as exc:  # noqa: BLE001 - raised again below: the group would wrap it
+                failure = exc
+        if failure is not None:
+            raise failure
+        return pid
 
     async def failure(self, verb: str, exc: LaunchFailed, log: Path) -> RuntimeFailed:
         """The error of a failed launch: the runtime's log, then what its stderr adds."""
