@@ -73,12 +73,8 @@ class Server(Table):
     """How long SIGTERM waits for running work before it is cancelled and undone. Why: leaves the undo time within systemd's 90 s."""
     concurrent_creates: Count = 16
     """Pods and containers made at once; more wait. Why: a returning node must not start hundreds of runtimes together."""
-    streams_per_connection: Count = 4096
-    """HTTP/2 streams that one client may have open. Why: a probe's ExecSync must not queue behind hundreds of others."""
     max_message: Bytes = 16 * MIB
     """Largest gRPC message. Why: what kubelet and crictl accept."""
-    event_queue: Count = 1024
-    """Events that a subscriber may lag behind before it is cut off. Why: bounds memory; the subscriber lists anew."""
 
 
 class Monitor(Table):
@@ -170,10 +166,6 @@ class Network(Table):
     """Directories of CNI plugins, searched in order. Why: add-ons and distributions install there."""
     plugin_timeout: Seconds = 60.0
     """Deadline of one CNI plugin for one verb. Why: cloud plugins wait for an address; the kubelet waits 2 min."""
-    delete_retry: Seconds = 30.0
-    """Pause between two tries of a CNI DEL that failed. Why: the pod is gone already and only its address waits."""
-    gc_interval: Seconds = 3600.0
-    """Pause between two runs of CNI GC; the first is at start. Why: leaks are rare once DEL is retried."""
 
 
 class Registry(Table):
@@ -195,9 +187,7 @@ class Images(Table):
     pinned: list[str] = []
     """Glob patterns of image names that are never garbage-collected. Why: the server itself needs no image."""
     parallel_downloads: Count = 4
-    """Layers that one pull fetches at once. Why: fills a link without starving other pulls."""
-    concurrent_pulls: Count = 5
-    """Images that are pulled at once; more wait. Why: unpacking is bound by the disk."""
+    """Layers that are fetched and unpacked at once, over all pulls. Why: fills a link, and unpacking is bound by the disk."""
     stall_timeout: Seconds = 30.0
     """A download that brings no byte for so long is broken off and resumed. Why: a dead connection gives no error."""
     max_manifest: Bytes = 4 * MIB

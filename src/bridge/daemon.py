@@ -107,7 +107,7 @@ async def running(config: Config) -> AsyncIterator[Daemon]:
         core = await _core(config, host, database, Ports(handlers, network, images), supervisor)
         supervisor.spawn("plugin events", lambda: tell_plugins(core.store, plugins))
         server = await stack.enter_async_context(_server(config, host, core, images, link))
-        await server.listen(config.server.socket, mode=config.server.socket_mode)
+        await server.listen(config.server.socket, mode=config.server.socket_mode, group=config.server.socket_group)
         await core.recovery.run()
         yield Daemon(core, handlers, server)
 

@@ -62,6 +62,7 @@ def core(config: Config, host: Host) -> CoreSettings:
         exec_output_limit=runtime.exec_output_limit,
         exec_drain=runtime.exec_drain_timeout,
         kill_timeout=runtime.kill_timeout,
+        volume_timeout=runtime.volume_timeout,
         concurrent_creates=config.server.concurrent_creates,
     )
 

@@ -61,9 +61,9 @@ class GrpcServer:
         """Number of calls that run now."""
         return len(self._calls)
 
-    async def listen(self, path: Path, *, mode: int = 0o600) -> None:
+    async def listen(self, path: Path, *, mode: int = 0o600, group: str = "") -> None:
         """Bind the unix socket ``path`` (see ``sockets.bind`` for the errors) and serve it at once."""
-        bound = sockets.bind(path, mode=mode)
+        bound = sockets.bind(path, mode=mode, group=group)
         try:
             server = await asyncio.get_running_loop().create_unix_server(self._protocol, sock=bound.socket, backlog=sockets.BACKLOG)
         except BaseException:

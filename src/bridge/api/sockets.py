@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import socket
 import stat
 from pathlib import Path
@@ -32,11 +33,11 @@ class Bound:
             pass
 
 
-def bind(path: Path, *, mode: int) -> Bound:
-    """Bind ``path``, with permission bits ``mode``; missing parents are made (0755). Not listening yet.
+def bind(path: Path, *, mode: int, group: str = "") -> Bound:
+    """Bind ``path``, with permission bits ``mode``, for ``group`` ("": root's); missing parents are made (0755). Not listening yet.
 
-    Raises ConfigError when the path can't be a socket's (relative, too long, something else is there), AlreadyExists
-    when a server answers on it, HostError when the system refuses.
+    Raises ConfigError when the path can't be a socket's (relative, too long, something else is there) or there is no such
+    group, AlreadyExists when a server answers on it, HostError when the system refuses.
     """
     if not path.is_absolute():
         raise ConfigError(f"socket path {path} is not absolute")
@@ -45,16 +46,20 @@ def bind(path: Path, *, mode: int) -> Bound:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear(path)
-        return _bound(path, mode)
+        return _bound(path, mode, group)
+    except LookupError as exc:
+        raise ConfigError(f"server.socket_group: there is no group {group!r} here") from exc
     except OSError as exc:
         raise HostError(f"can't bind {path}: {exc.strerror or exc}", errno=exc.errno) from exc
 
 
-def _bound(path: Path, mode: int) -> Bound:
+def _bound(path: Path, mode: int, group: str) -> Bound:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(os.fspath(path))
         # Nobody can connect before listen(), so the moment with the umask's bits does no harm.
+        if group:
+            shutil.chown(path, group=group)
         path.chmod(mode)
         return Bound(sock, path, path.stat().st_ino)
     except BaseException:
