@@ -82,16 +82,8 @@ async def create(
 
     def make() -> None:
         nonlocal made
-        present = [str(pin) for pin in (*(directory / kind for kind in kinds), *pins.values()) if pin.is_symlink() or pin.exists()]
-        if present:
-            raise HostError(f"namespaces are pinned already: {', '.join(dict.fromkeys(present))}", errno=errno.EEXIST)
-        try:
-            _unshare(kinds, hostname if uts else "", settings, lo_up=net and lo_up)
-            _pin(directory, pins)
-            made = True
-        except OSError as exc:
-            _undo(directory)
-            raise HostError(f"namespaces {', '.join(kinds)} in {directory}: {exc}", errno=exc.errno) from exc
+        _make(directory, pins, hostname if uts else "", settings, lo_up=net and lo_up)
+        made = True
 
     try:
         await in_own_thread(make)
@@ -205,6 +197,18 @@ async def in_own_thread(work: Callable[[], T]) -> T:
         done.exception()  # seen: the cancellation is what propagates
         raise cancelled
     return done.result()
+
+
+def _make(directory: Path, pins: Mapping[str, Path], hostname: str, settings: Sequence[Sysctl], *, lo_up: bool) -> None:
+    present = [str(pin) for pin in {*pins.values(), *(directory / kind for kind in pins)} if pin.is_symlink() or pin.exists()]
+    if present:
+        raise HostError(f"namespaces are pinned already: {', '.join(sorted(present))}", errno=errno.EEXIST)
+    try:
+        _unshare(list(pins), hostname, settings, lo_up=lo_up)
+        _pin(directory, pins)
+    except OSError as exc:
+        _undo(directory)
+        raise HostError(f"namespaces {', '.join(pins)} in {directory}: {exc}", errno=exc.errno) from exc
 
 
 def _unshare(kinds: Sequence[str], hostname: str, settings: Sequence[Sysctl], *, lo_up: bool) -> None:
