@@ -28,7 +28,8 @@ from bridge.core.settings import CoreSettings
 from bridge.core.store import MIGRATIONS, Store
 from bridge.host import facts
 from bridge.host.database import Database
-from bridge.testing.fakes import FakeBackend, FakeHandlers, FakeImages, FakeNetwork
+from bridge.testing.fake_stores import FakeImages, FakeNetwork
+from bridge.testing.fakes import FakeBackend, FakeHandlers
 
 PRIVATE_PID = NamespaceOptions(pid=NamespaceMode.CONTAINER)
 
@@ -110,7 +111,7 @@ async def core(world: World) -> AsyncIterator[Services]:
             await over.wait()
 
     task = asyncio.create_task(run())
-    await asyncio.wait([ready, task], return_when=asyncio.FIRST_COMPLETED)
-    yield ready.result()
+    task.add_done_callback(lambda done: ready.done() or ready.set_exception(done.exception() or RuntimeError("core ended early")))
+    yield await ready
     over.set()
     await task

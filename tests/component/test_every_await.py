@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
@@ -18,6 +20,10 @@ from tests.component.conftest import World, container, pod
 pytestmark = pytest.mark.root
 MODES = ("cancel", "fail")
 LONGEST = 400
+
+
+class InjectedError(HostError):
+    """A failure that only this test makes."""
 
 
 class Interrupted:
@@ -53,7 +59,7 @@ class Interrupted:
             except BaseException as exc:  # noqa: BLE001 - handed on to the work
                 error = exc
             if self.suspensions == self._at and self._mode == "fail" and error is None and not _is_cancelled():
-                error = HostError("injected failure")
+                error = InjectedError("injected failure")
 
 
 def _is_cancelled() -> bool:
@@ -65,10 +71,8 @@ async def interrupt(work: Callable[[], Awaitable[Any]], at: int, mode: str) -> b
     """Whether the work was long enough to be interrupted."""
     with anyio.CancelScope() as scope:
         interrupted = Interrupted(work(), at, mode, scope)
-        try:
+        with contextlib.suppress(InjectedError):
             await interrupted
-        except HostError as exc:
-            assert "injected" in str(exc)
     return interrupted.suspensions >= at
 
 
@@ -81,7 +85,7 @@ async def run_pod(core: Services, ident: str) -> None:
 async def test_run_pod_sandbox(world: World, core: Services, mode: str) -> None:
     for at in range(1, LONGEST):
         ident = new_id()
-        reached = await interrupt(lambda ident=ident: run_pod(core, ident), at, mode)
+        reached = await interrupt(functools.partial(run_pod, core, ident), at, mode)
         left = core.store.sandboxes.get(ident)
         if left is not None and left.state is SandboxState.READY:
             # The very last steps may be past the commit; then the pod is whole.
@@ -104,7 +108,7 @@ async def test_create_container(world: World, core: Services, mode: str) -> None
     before = world.leftovers()
     for at in range(1, LONGEST):
         ident = new_id()
-        reached = await interrupt(lambda ident=ident: core.containers._creator.create(ident, sandbox, container()), at, mode)
+        reached = await interrupt(functools.partial(core.containers._creator.create, ident, sandbox, container()), at, mode)
         left = core.store.containers.get(ident)
         if left is None:
             assert world.leftovers() == before, f"left after {mode} at await {at}"

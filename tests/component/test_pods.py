@@ -174,7 +174,7 @@ async def test_filters(core: Services) -> None:
 
 
 async def test_bad_hostname_is_refused_before_anything_is_made(world: World, core: Services) -> None:
-    with pytest.raises(InvalidRequest, match="config.hostname"):
+    with pytest.raises(InvalidRequest, match=r"config\.hostname"):
         await core.sandboxes.run(dataclasses.replace(pod(), hostname="x" * 65), "")
     assert core.sandboxes.list() == []
     assert world.leftovers() == []

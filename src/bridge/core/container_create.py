@@ -44,8 +44,7 @@ class ContainerCreator:
         async with Rollback(f"create container {ident[:12]}", step_timeout=self.settings.undo_timeout) as undo:
             undo.push("forget the record", lambda: self.store.remove(ident))
             container = self._record(ident, sandbox, config, image)
-            with trace.span("journal"):
-                await self.store.add(container)
+            await self.store.add(container)
             undo.push("remove the bundle", lambda: files.remove_tree(bundle))
             await files.make_dir(bundle / "rootfs", 0o711)
             undo.push("remove the root filesystem", lambda: self.images.remove_rootfs(ident, bundle / "rootfs"))
@@ -57,8 +56,7 @@ class ContainerCreator:
             with trace.span("backend"):
                 handle = await handle_of.create_container(request)
                 undo.push("delete the backend's container", handle.delete)
-            with trace.span("commit"):
-                container = await self.store.apply_container(ident, "created", user=user, backend=dict(handle.record))
+            container = await self.store.apply_container(ident, "created", user=user, backend=dict(handle.record))
             self.live.containers[ident] = LiveContainer(handle, request.oci["process"])
             undo.commit()
         return container

@@ -15,17 +15,16 @@ from typing import Any
 import anyio
 
 from bridge import log
-from bridge.aio import SingleFlight, Supervisor
+from bridge.aio import SingleFlight
 from bridge.core import trace
 from bridge.core.container_create import ContainerCreator, erase
 from bridge.core.container_stop import Stopper
 from bridge.core.entities import Container, ContainerState, SandboxState
-from bridge.core.live import Live, LiveContainer
+from bridge.core.live import LiveContainer
 from bridge.core.model import ContainerConfig
 from bridge.core.sandbox_run import new_id
 from bridge.core.selectors import labels_match
-from bridge.core.settings import CoreSettings
-from bridge.core.store import Store
+from bridge.core.surroundings import Surroundings
 from bridge.errors import AlreadyExists, BridgeError, IllegalTransition, NotFound, RuntimeFailed
 from bridge.ports.images import Images
 from bridge.ports.runtime import ContainerHandle, ExitStatus
@@ -39,30 +38,15 @@ START_ERROR_CODE = 128
 class ContainerService:
     """CreateContainer, StartContainer, StopContainer, RemoveContainer, ReopenContainerLog and lookups."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        live: Live,
-        images: Images,
-        creator: ContainerCreator,
-        settings: CoreSettings,
-        traces: trace.Traces,
-        supervisor: Supervisor,
-        limiter: anyio.CapacityLimiter,
-    ) -> None:
-        self._store = store
-        self._live = live
+    def __init__(self, daemon: Surroundings, images: Images, creator: ContainerCreator) -> None:
+        self._store, self._live, self._settings = daemon.store, daemon.live, daemon.settings
+        self._traces, self._supervisor, self._limiter = daemon.traces, daemon.supervisor, daemon.limiter
         self._images = images
         self._creator = creator
-        self._settings = settings
-        self._traces = traces
-        self._supervisor = supervisor
-        self._limiter = limiter
-        self._stopper = Stopper(store, live, settings, supervisor)
-        self.creations: SingleFlight[str, Container] = SingleFlight(supervisor, "create container")
-        self.starts: SingleFlight[str, None] = SingleFlight(supervisor, "start container")
-        self.removals: SingleFlight[str, None] = SingleFlight(supervisor, "remove container")
+        self._stopper = Stopper(daemon.store, daemon.live, daemon.settings, daemon.supervisor)
+        self.creations: SingleFlight[str, Container] = SingleFlight(daemon.supervisor, "create container")
+        self.starts: SingleFlight[str, None] = SingleFlight(daemon.supervisor, "start container")
+        self.removals: SingleFlight[str, None] = SingleFlight(daemon.supervisor, "remove container")
 
     async def create(self, sandbox_id: str, config: ContainerConfig) -> Container:
         """Make a container in a ready sandbox, or join its making, or return it when an earlier try has made it.

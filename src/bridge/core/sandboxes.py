@@ -9,21 +9,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
-import anyio
 from anyio.to_thread import run_sync
 
 from bridge import log
-from bridge.aio import SingleFlight, Supervisor, run_all
+from bridge.aio import SingleFlight, run_all
 from bridge.core import trace
 from bridge.core.containers import ContainerService
 from bridge.core.detach import Detacher
 from bridge.core.entities import ContainerState, Sandbox, SandboxState
-from bridge.core.live import Live
 from bridge.core.model import PodConfig
 from bridge.core.sandbox_run import SandboxRunner, new_id
 from bridge.core.selectors import labels_match
-from bridge.core.settings import CoreSettings
-from bridge.core.store import Store
+from bridge.core.surroundings import Surroundings
 from bridge.errors import AlreadyExists, BridgeError, NotFound
 from bridge.host import cgroups, files, mounts, namespaces
 from bridge.ports.runtime import Handlers, SandboxHandle
@@ -36,32 +33,17 @@ class SandboxService:
     """RunPodSandbox, StopPodSandbox, RemovePodSandbox and the lookups behind Status and List."""
 
     def __init__(
-        self,
-        *,
-        store: Store,
-        live: Live,
-        handlers: Handlers,
-        containers: ContainerService,
-        runner: SandboxRunner,
-        detacher: Detacher,
-        settings: CoreSettings,
-        traces: trace.Traces,
-        supervisor: Supervisor,
-        limiter: anyio.CapacityLimiter,
+        self, daemon: Surroundings, handlers: Handlers, containers: ContainerService, runner: SandboxRunner, detacher: Detacher
     ) -> None:
-        self._store = store
-        self._live = live
+        self._store, self._live, self._settings = daemon.store, daemon.live, daemon.settings
+        self._traces, self._supervisor, self._limiter = daemon.traces, daemon.supervisor, daemon.limiter
         self._handlers = handlers
         self._containers = containers
         self._runner = runner
         self._detacher = detacher
-        self._settings = settings
-        self._traces = traces
-        self._supervisor = supervisor
-        self._limiter = limiter
-        self.runs: SingleFlight[str, Sandbox] = SingleFlight(supervisor, "run pod")
-        self.stops: SingleFlight[str, None] = SingleFlight(supervisor, "stop pod")
-        self.removals: SingleFlight[str, None] = SingleFlight(supervisor, "remove pod")
+        self.runs: SingleFlight[str, Sandbox] = SingleFlight(daemon.supervisor, "run pod")
+        self.stops: SingleFlight[str, None] = SingleFlight(daemon.supervisor, "stop pod")
+        self.removals: SingleFlight[str, None] = SingleFlight(daemon.supervisor, "remove pod")
 
     async def run(self, config: PodConfig, runtime_handler: str) -> Sandbox:
         """Make the pod's sandbox, or join the making of it, or return it when an earlier try has made it.

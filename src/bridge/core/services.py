@@ -18,6 +18,7 @@ from bridge.core.sandbox_run import SandboxRunner
 from bridge.core.sandboxes import SandboxService
 from bridge.core.settings import CoreSettings
 from bridge.core.store import Store
+from bridge.core.surroundings import Surroundings
 from bridge.core.trace import Traces
 from bridge.ports.images import Images
 from bridge.ports.network import Network
@@ -71,32 +72,12 @@ def assemble(
 ) -> Services:
     """Build core over a loaded store."""
     live, traces = Live(), Traces()
+    daemon = Surroundings(store, live, settings, traces, supervisor, anyio.CapacityLimiter(settings.concurrent_creates))
     detacher = Detacher(store, ports.network, supervisor)
     creator = ContainerCreator(store, live, ports.images, settings, facts, spec_settings)
-    limiter = anyio.CapacityLimiter(settings.concurrent_creates)
-    containers = ContainerService(
-        store=store,
-        live=live,
-        images=ports.images,
-        creator=creator,
-        settings=settings,
-        traces=traces,
-        supervisor=supervisor,
-        limiter=limiter,
-    )
+    containers = ContainerService(daemon, ports.images, creator)
     runner = SandboxRunner(store, live, ports.network, detacher, settings, facts, spec_settings)
-    sandboxes = SandboxService(
-        store=store,
-        live=live,
-        handlers=ports.handlers,
-        containers=containers,
-        runner=runner,
-        detacher=detacher,
-        settings=settings,
-        traces=traces,
-        supervisor=supervisor,
-        limiter=limiter,
-    )
+    sandboxes = SandboxService(daemon, ports.handlers, containers, runner, detacher)
     recovery = Recovery(
         store=store,
         handlers=ports.handlers,
