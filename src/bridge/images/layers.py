@@ -69,6 +69,12 @@ class LayerStore:
         """Layer directories are numbered from ``first`` on."""
         self._next = first
 
+    async def stop(self, seconds: float) -> None:
+        """Cancel every transfer; returns when their children are gone or after ``seconds``."""
+        self._flights.cancel_all()
+        with anyio.move_on_after(seconds):
+            await self._flights.wait_idle()
+
     @contextmanager
     def wanted(self, chain: Sequence[str]) -> Iterator[None]:
         """While the block runs none of ``chain`` is dropped, neither committed nor staged."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 
+import anyio
+
 from bridge.aio import SingleFlight, Supervisor
 from bridge.errors import CorruptData, ImagePullFailed, LimitExceeded, Unsupported
 from bridge.images import auth as authentication
@@ -40,6 +42,12 @@ class Puller:
         who = authentication.credentials(auth)
         flight = Flight(reference.canonical(), _fingerprint(auth))
         return await self._flights.join(flight, lambda: self._pull(reference.canonical(), self._client.repository(reference, who)))
+
+    async def stop(self, seconds: float) -> None:
+        """Cancel every pull; returns when they have undone their work or after ``seconds``."""
+        self._flights.cancel_all()
+        with anyio.move_on_after(seconds):
+            await self._flights.wait_idle()
 
     async def _pull(self, reference: Reference, repository: Repository) -> Record:
         try:

@@ -18,7 +18,7 @@ import anyio.to_thread
 
 from bridge import log
 from bridge.aio import Supervisor
-from bridge.errors import CorruptData, InUse, InvalidRequest, Unavailable
+from bridge.errors import CorruptData, InUse, InvalidRequest
 from bridge.host.database import Database
 from bridge.images import disk, reference, schema
 from bridge.images.assemble import Assembler
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _logger = log.get("images")
 _INDEX = "index.db"
+_CLOSE_SECONDS = 10.0
 
 
 class ImageStore:
@@ -74,8 +75,16 @@ class ImageStore:
             try:
                 yield store
             finally:
-                if store._client is not None:
-                    await store._client.close()
+                await store._close()
+
+    async def _close(self) -> None:
+        """End what is in the air before its connections and its database go."""
+        with anyio.CancelScope(shield=True):
+            if self._puller is not None:
+                await self._puller.stop(_CLOSE_SECONDS)
+            await self._layers.stop(_CLOSE_SECONDS)
+            if self._client is not None:
+                await self._client.close()
 
     async def _recover(self) -> None:
         await self._catalogue.load()
@@ -217,9 +226,8 @@ class ImageStore:
                 pulling = await anyio.to_thread.run_sync(importlib.import_module, "bridge.images.pull")
                 self._client = registry.RegistryClient(self._settings)
                 self._puller = pulling.Puller(self._settings, self._client, self._catalogue, self._assembler, self._supervisor)
-        if self._puller is None:
-            raise Unavailable("the image store is closed")
-        return self._puller
+            assert self._puller is not None
+            return self._puller
 
 
 def _named(record: Record, name: str) -> frozenset[str]:

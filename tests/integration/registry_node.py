@@ -1,0 +1,99 @@
+"""A real registry (Debian's docker-registry) on 127.0.0.1, and a proxy in front of it that counts and breaks things."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import aiohttp
+import anyio
+from aiohttp import web
+
+REGISTRY = Path("/usr/bin/docker-registry")
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def registry(directory: Path) -> Iterator[str]:
+    """``127.0.0.1:port`` of a running, empty registry."""
+    port = free_port()
+    directory.mkdir()
+    (directory / "config.yml").write_text(
+        f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"
+        f"storage: {{filesystem: {{rootdirectory: {directory}/data}}, delete: {{enabled: true}}}}\n"
+    )
+    process = subprocess.Popen([REGISTRY, "serve", directory / "config.yml"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            if process.poll() is not None:
+                raise RuntimeError("docker-registry ended at once")
+            time.sleep(0.02)  # it has no other sign of being ready
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def push(layout: Path, name: str, host: str, repository: str, *flags: str) -> None:
+    """Copy image ``name`` of an OCI layout to ``host/repository`` (with tag) over http."""
+    copy = ["skopeo", "copy", "-q", "--all", "--preserve-digests", "--dest-tls-verify=false", *flags]
+    await anyio.run_process([*copy, f"oci:{layout}:{name}", f"docker://{host}/{repository}"])
+
+
+class Proxy:
+    """Forwards to a registry. ``requests`` counts paths; ``fault`` may answer a request itself; ``tamper`` may change a body."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = upstream
+        self.host = ""
+        self.requests: Counter[str] = Counter()
+        self.headers: list[dict[str, str]] = []
+        self.fault: Callable[[web.Request], Awaitable[web.StreamResponse | None]] | None = None
+        self.tamper: Callable[[str, bytes], bytes] = lambda path, body: body
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.requests[request.path] += 1
+        self.headers.append(dict(request.headers))
+        if self.fault is not None and (answer := await self.fault(request)) is not None:
+            return answer
+        headers = {k: v for k, v in request.headers.items() if k in ("Accept", "Range")}
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"http://{self.upstream}{request.path_qs}", headers=headers) as answered:
+                body = self.tamper(request.path, await answered.read())
+                kept = {k: v for k, v in answered.headers.items() if k in ("Content-Type", "Content-Range")}
+                return web.Response(status=answered.status, body=body, headers=kept)
+
+    def blobs(self) -> int:
+        """How many blob requests came."""
+        return sum(count for path, count in self.requests.items() if "/blobs/" in path)
+
+
+@asynccontextmanager
+async def proxy(upstream: str) -> AsyncIterator[Proxy]:
+    """A running proxy; its ``host`` is where it listens."""
+    made = Proxy(upstream)
+    application = web.Application()
+    application.router.add_route("*", "/{tail:.*}", made.handle)
+    runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    made.host = f"127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield made
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,240 @@
+"""The image store on real overlayfs: import, mount, write, remove, restart, many layers."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from bridge.aio import Supervisor
+from bridge.errors import CorruptData, InUse, InvalidRequest, NotFound
+from bridge.host import mounts
+from bridge.images.settings import ImageSettings, Limits
+from bridge.images.store import ImageStore
+from bridge.testing.images import Entry, Layout, directory, hardlink, symlink, tar, write_busybox_layout
+
+pytestmark = pytest.mark.root
+NAME = "localhost/busybox:latest"
+
+
+@asynccontextmanager
+async def opened(root: Path, **changes: object) -> AsyncIterator[ImageStore]:
+    settings = replace(ImageSettings(root), **changes)  # type: ignore[arg-type]
+    async with Supervisor() as supervisor, ImageStore.open(settings, supervisor) as store:
+        yield store
+
+
+async def wait_empty(path: Path) -> None:
+    """Until background removal is done."""
+    with anyio.fail_after(10):
+        while os.listdir(path):
+            await anyio.sleep(0.01)
+
+
+@pytest.fixture
+def target(tmp_path: Path):
+    path = tmp_path / "rootfs"
+    path.mkdir()
+    yield path
+    mounts._unmount_tree(path)
+
+
+async def test_import_mount_write_remove(tmp_path: Path, target: Path) -> None:
+    write_busybox_layout(tmp_path / "layout")
+    root = tmp_path / "store"
+    async with opened(root) as store:
+        (image,) = await store.import_archive(tmp_path / "layout")
+        assert image.repo_tags == [NAME]
+        assert store.find("localhost/busybox") == image
+        assert store.find(image.id) == store.find(image.id[7:19]) == image
+        assert store.find(f"localhost/busybox@{image.repo_digests[0].partition('@')[2]}") == image
+        rootfs = await store.mount_rootfs("c1", image.id, target)
+        assert (target / "bin/sh").is_symlink()
+        assert (target / "etc/passwd").read_text().startswith("root:")
+        (target / "new").write_text("x" * 10000)
+        assert (rootfs.upper / "new").exists()
+        assert await store.mount_rootfs("c1", image.id, target) == rootfs
+        with pytest.raises(InUse, match="c1"):
+            await store.remove(NAME)
+        usage = store.image_usage()
+        assert usage.used_bytes == image.size > 1_900_000
+        await store.remove_rootfs("c1", target)
+        await store.remove_rootfs("c1", target)
+        assert not os.path.ismount(target)
+        await store.remove(NAME)
+        await store.remove(NAME)
+        assert store.list() == []
+        assert store.image_usage().used_bytes == store.image_usage().inodes_used == 0
+        await wait_empty(root / "tmp")
+        assert os.listdir(root / "layers") == os.listdir(root / "snapshots") == []
+
+
+async def test_usage_is_what_du_says(tmp_path: Path) -> None:
+    files = [Entry(f"d/f{n}", os.urandom(n * 37)) for n in range(300)]
+    layer = tar([directory("d"), *files, hardlink("d/h", "d/f299"), symlink("d/s", "f1")])
+    with Layout(tmp_path / "layout") as layout:
+        layout.image("example.com/a:1", [layer])
+    async with opened(tmp_path / "store") as store:
+        await store.import_archive(tmp_path / "layout")
+        size = inodes = 0
+        seen = set()
+        for top, _, names in os.walk(tmp_path / "store/layers"):
+            for path in [top, *(os.path.join(top, name) for name in names)]:
+                found = os.lstat(path)
+                if found.st_ino not in seen and "/fs" in path:
+                    seen.add(found.st_ino)
+                    size, inodes = size + found.st_blocks * 512, inodes + 1
+        usage = store.image_usage()
+        assert usage.inodes_used == inodes
+        assert abs(usage.used_bytes - size) <= size / 100
+
+
+async def test_state_survives_a_restart_and_strays_do_not(tmp_path: Path, target: Path) -> None:
+    write_busybox_layout(tmp_path / "layout")
+    root = tmp_path / "store"
+    async with opened(root) as store:
+        (image,) = await store.import_archive(tmp_path / "layout")
+        await store.mount_rootfs("c1", image.id, target)
+        (target / "kept").write_text("kept")
+    mounts._unmount(target)
+    for stray in ("layers/77/fs", "layers/junk", "snapshots/gone/upper", "tmp/half/fs"):
+        (root / stray).mkdir(parents=True)
+    async with opened(root) as store:
+        assert store.list() == [image]
+        assert store.containers() == ["c1"]
+        await store.remount_rootfs("c1", target)
+        await store.remount_rootfs("c1", target)
+        assert (target / "kept").read_text() == "kept"
+        await wait_empty(root / "tmp")
+        assert os.listdir(root / "layers") == ["1"]
+        assert os.listdir(root / "snapshots") == ["c1"]
+        await store.remove_rootfs("c1", target)
+        with pytest.raises(NotFound):
+            await store.remount_rootfs("c1", target)
+
+
+async def test_a_damaged_index_is_set_aside_and_keeps_what_containers_stand_on(tmp_path: Path, target: Path) -> None:
+    write_busybox_layout(tmp_path / "layout")
+    root = tmp_path / "store"
+    async with opened(root) as store:
+        (image,) = await store.import_archive(tmp_path / "layout")
+        await store.mount_rootfs("c1", image.id, target)
+    (root / "index.db").write_bytes(b"rubbish" * 1000)
+    async with opened(root) as store:
+        assert store.list() == []
+        assert (target / "etc/passwd").exists()
+        (again,) = await store.import_archive(tmp_path / "layout")
+        assert again == image
+        assert sorted(os.listdir(root / "layers")) == ["1", "2"]
+
+
+async def test_127_layers(tmp_path: Path, target: Path) -> None:
+    layers = [tar([Entry(f"f{n}", str(n).encode()), Entry("top", str(n).encode())]) for n in range(127)]
+    with Layout(tmp_path / "layout") as layout:
+        layout.image("example.com/many:1", layers)
+        layout.image("example.com/toomany:1", [*layers, tar([])])
+    async with opened(tmp_path / "store") as store:
+        with pytest.raises(CorruptData, match="128 layers"):
+            await store.import_archive(tmp_path / "layout")
+        assert store.list() == []
+    with Layout(tmp_path / "layout2") as layout:
+        layout.image("example.com/many:1", layers)
+    async with opened(tmp_path / "store", limits=Limits()) as store:
+        (image,) = await store.import_archive(tmp_path / "layout2")
+        await store.mount_rootfs("c" * 64, image.id, target)
+        assert len(os.listdir(target)) == 128
+        assert (target / "top").read_text() == "126"
+        assert (target / "f0").read_text() == "0"
+        await store.remove_rootfs("c" * 64, target)
+
+
+async def test_whiteouts_opaque_directories_and_forgotten_parents(tmp_path: Path, target: Path) -> None:
+    base = tar([
+        Entry("./", type=tarfile.DIRTYPE, mode=0o751, uid=7),
+        Entry("a/", type=tarfile.DIRTYPE, mode=0o700, uid=5, gid=6, mtime=1234), Entry("a/x", b"x"), Entry("a/y", b"y"),
+        directory("b"), Entry("b/old", b""), directory("c"), Entry("c/old", b""), Entry("gone", b""),
+    ])  # fmt: skip
+    top = tar([
+        Entry("a/new", b"n"), Entry("a/.wh.x"), Entry(".wh.gone"), Entry("b/.wh..wh..opq"), Entry("b/new", b""),
+        Entry(".wh.c"), directory("c"), Entry("c/new", b""),
+    ])  # fmt: skip
+    with Layout(tmp_path / "layout") as layout:
+        layout.image("example.com/w:1", [base, top], compression="zstd")
+    async with opened(tmp_path / "store") as store:
+        (image,) = await store.import_archive(tmp_path / "layout")
+        await store.mount_rootfs("c1", image.id, target)
+        assert sorted(os.listdir(target)) == ["a", "b", "c"]
+        assert sorted(os.listdir(target / "a")) == ["new", "y"]
+        assert os.listdir(target / "b") == os.listdir(target / "c") == ["new"]
+        looks = (target / "a").stat()
+        assert (looks.st_mode & 0o7777, looks.st_uid, looks.st_gid, looks.st_mtime) == (0o700, 5, 6, 1234)
+        assert (target.stat().st_mode & 0o7777, target.stat().st_uid) == (0o751, 7)
+        await store.remove_rootfs("c1", target)
+
+
+async def test_names_share_an_image_and_go_one_by_one(tmp_path: Path) -> None:
+    layers = [tar([Entry("f", b"1")])]
+    with Layout(tmp_path / "one") as layout:
+        layout.image("example.com/r:1", layers)
+    with Layout(tmp_path / "two") as layout:
+        layout.image("example.com/r:2", layers)
+    with Layout(tmp_path / "moved") as layout:
+        layout.image("example.com/r:2", [tar([Entry("f", b"2")])])
+    async with opened(tmp_path / "store", pinned=["example.com/r:*"]) as store:
+        await store.import_archive(tmp_path / "one")
+        (image,) = await store.import_archive(tmp_path / "two")
+        assert image.repo_tags == ["example.com/r:1", "example.com/r:2"]
+        assert image.pinned
+        await store.import_archive(tmp_path / "moved")
+        assert [i.repo_tags for i in store.list() if i.id == image.id] == [["example.com/r:1"]]
+        await store.remove("example.com/r:1")
+        assert len(store.list()) == 1
+        with pytest.raises(InvalidRequest, match="not a tag"):
+            store.find("example.com/r:$")
+        await store.remove(store.list()[0].id)
+        assert store.list() == []
+
+
+async def test_docker_archive_plain_and_compressed(tmp_path: Path) -> None:
+    layer = tar([Entry("f", b"1")])
+    with Layout(tmp_path / "layout") as layout:
+        layout.image("example.com/d:1", [layer, layer])
+    async with opened(tmp_path / "s1") as store:
+        (direct,) = await store.import_archive(tmp_path / "layout")
+    archive = f"docker-archive:{tmp_path}/d.tar:example.com/d:1"
+    await anyio.run_process(["skopeo", "copy", "-q", f"oci:{tmp_path}/layout:example.com/d:1", archive])
+    for command in (["true"], ["gzip", str(tmp_path / "d.tar")]):
+        await anyio.run_process(command)
+        (path,) = tmp_path.glob("d.tar*")
+        async with opened(tmp_path / f"s-{path.name}") as store:
+            (image,) = await store.import_archive(path)
+            assert image.repo_tags == ["example.com/d:1"]
+            assert image.chain_ids == direct.chain_ids
+            assert image.repo_digests == []
+            await store.remove(image.id)
+            (image,) = await store.import_archive(path, "example.org/other:3")
+            assert image.repo_tags == ["example.org/other:3"]
+
+
+async def test_oci_archive_and_what_is_no_archive(tmp_path: Path) -> None:
+    write_busybox_layout(tmp_path / "layout")
+    with tarfile.open(tmp_path / "oci.tar", "w") as archive:
+        archive.add(tmp_path / "layout", ".")
+    (tmp_path / "junk").write_bytes(b"junk" * 1000)
+    async with opened(tmp_path / "store") as store:
+        (image,) = await store.import_archive(tmp_path / "oci.tar")
+        assert image.repo_tags == [NAME]
+        with pytest.raises(CorruptData):
+            await store.import_archive(tmp_path / "junk")
+        with pytest.raises(InvalidRequest, match="does not exist"):
+            await store.import_archive(tmp_path / "none")
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(InvalidRequest, match="neither"):
+            await store.import_archive(tmp_path / "empty")
+        await wait_empty(tmp_path / "store/tmp")
