@@ -26,7 +26,8 @@ class Group:
     def set(self, *, pod: int, container: int) -> None:
         for directory, count in ((self.pod, pod), (self.container, container)):
             if directory.exists():
-                (directory / self._file).write_text(
+                before = "low 0\noom 9\n" if "events" in self._file else "oom_kill_disable 0\n"
+                (directory / self._file).write_text(f"{before}oom_kill {count}\n")
                     f"low 0\noom 9\noom_kill {count}\n" if "events" in self._file else f"oom_kill {count}\n"
                 )
 
