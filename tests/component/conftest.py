@@ -111,7 +111,12 @@ async def core(world: World) -> AsyncIterator[Services]:
             await over.wait()
 
     task = asyncio.create_task(run())
-    task.add_done_callback(lambda done: ready.done() or ready.set_exception(done.exception() or RuntimeError("core ended early")))
+
+    def ended(done: asyncio.Task[None]) -> None:
+        if not ready.done():
+            ready.set_exception(done.exception() or RuntimeError("core ended early"))
+
+    task.add_done_callback(ended)
     yield await ready
     over.set()
     await task
