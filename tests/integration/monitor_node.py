@@ -17,7 +17,6 @@ from bridge.monitor.client import MonitorClient
 from bridge.monitor.starting import spawn
 from bridge.ports.runtime import ContainerIO
 
-
 # Not a shell: shells reap children behind one's back, which no runtime does.
 _RUNTIME = """
 my $pid = fork;

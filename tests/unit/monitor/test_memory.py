@@ -28,8 +28,6 @@ class Group:
             if directory.exists():
                 before = "low 0\noom 9\n" if "events" in self._file else "oom_kill_disable 0\n"
                 (directory / self._file).write_text(f"{before}oom_kill {count}\n")
-                    f"low 0\noom 9\noom_kill {count}\n" if "events" in self._file else f"oom_kill {count}\n"
-                )
 
 
 @pytest.fixture(params=["memory.events", "memory.oom_control"])
