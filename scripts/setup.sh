@@ -31,7 +31,11 @@ package_set() {
         echo "busybox-static|busybox|the programs of the image that pods run"
         echo "catatonit|catatonit /usr/libexec/podman/catatonit|the pause process of pods that share a PID namespace"
         ;;
-    registry) echo "docker-registry|docker-registry|a registry on 127.0.0.1 to pull from" ;;
+    tests)
+        echo "docker-registry|docker-registry|a registry on 127.0.0.1 to pull from"
+        echo "skopeo|skopeo|to push images to that registry"
+        echo "iproute2|ip|to look at network namespaces from outside"
+        ;;
     peers)
         echo "containerd|containerd|the runtime to compare with"
         echo "conmon|conmon|the log writer to compare with"
@@ -77,15 +81,14 @@ install_packages() {
 }
 
 # Packages such as docker-registry start a service when they are installed; Debian asks policy-rc.d first.
-without_services() {
+without_services() (
     policy=/usr/sbin/policy-rc.d
-    [ -e "$policy" ] && { "$@"; return; }
+    [ -e "$policy" ] && { "$@"; exit; }
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 130' INT TERM
     printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy"
-    status=0
-    "$@" || status=$?
-    rm -f "$policy"
-    return "$status"
-}
+    "$@"
+)
 
 need_python() {
     for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
