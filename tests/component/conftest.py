@@ -26,7 +26,7 @@ from bridge.core.model import (
 from bridge.core.services import Ports, Services, assemble
 from bridge.core.settings import CoreSettings
 from bridge.core.store import MIGRATIONS, Store
-from bridge.host import facts
+from bridge.host import facts, mounts, namespaces
 from bridge.host.database import Database
 from bridge.testing.fake_stores import FakeImages, FakeNetwork
 from bridge.testing.fakes import FakeBackend, FakeHandlers
@@ -95,8 +95,12 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path, FakeBackend(), FakeNetwork(), FakeImages())
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    made = World(tmp_path, FakeBackend(), FakeNetwork(), FakeImages())
+    yield made
+    for pins in made.run_dir.glob("sandboxes/*/ns"):
+        await namespaces.remove(pins)
+    await mounts.unmount_tree(tmp_path)
 
 
 @pytest.fixture
