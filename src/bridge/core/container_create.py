@@ -14,12 +14,13 @@ from bridge.aio import Rollback
 from bridge.core import container_facts, spec, trace
 from bridge.core.container_stop import checked_signal
 from bridge.core.entities import Container, ContainerState, Sandbox, User
+from bridge.core.erase import directory as erase_directory
 from bridge.core.live import Live, LiveContainer
 from bridge.core.model import ContainerConfig, NamespaceMode
 from bridge.core.settings import CoreSettings
 from bridge.core.store import Store
 from bridge.errors import IllegalTransition, InvalidRequest, NotFound, Unsupported
-from bridge.host import files, mounts
+from bridge.host import files
 from bridge.ports.images import Image, Images
 from bridge.ports.runtime import ContainerIO, ContainerSpec
 
@@ -158,5 +159,4 @@ async def erase(settings: CoreSettings, images: Images, container: Container) ->
     with trace.span("rootfs"):
         await images.remove_rootfs(container.id, bundle / "rootfs")
     with trace.span("bundle"):
-        await mounts.unmount_tree(bundle)
-        await files.remove_tree(bundle)
+        await erase_directory(bundle)

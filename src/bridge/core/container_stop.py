@@ -84,8 +84,14 @@ class Stopper:
         if anyio.current_time() < stop.deadline:
             await _deliver(entry, number)
             await self._grace(entry, stop)
-        if entry.exited.is_set():
-            return
+        if not entry.exited.is_set():
+            await self._kill(ident, entry)
+        # Stopped means that the runtime's state and the cgroup are gone too, which the watch over the exit sees to.
+        with anyio.move_on_after(self._settings.kill_timeout):
+            await entry.released.wait()
+
+    async def _kill(self, ident: str, entry: LiveContainer) -> None:
+        container = self._store.container(ident)
         own_pid_namespace = container.config.security.namespaces.pid is NamespaceMode.CONTAINER
         if not own_pid_namespace:
             _logger.debug("container %s has no PID namespace of its own: killing its whole cgroup", ident[:13])

@@ -17,12 +17,13 @@ from bridge.core import trace
 from bridge.core.containers import ContainerService
 from bridge.core.detach import Detacher
 from bridge.core.entities import ContainerState, Sandbox, SandboxState
+from bridge.core.erase import directory as erase_directory
 from bridge.core.model import PodConfig
 from bridge.core.sandbox_run import SandboxRunner, new_id
 from bridge.core.selectors import labels_match
 from bridge.core.surroundings import Surroundings
 from bridge.errors import AlreadyExists, BridgeError, NotFound
-from bridge.host import cgroups, files, mounts, namespaces
+from bridge.host import cgroups, mounts, namespaces
 from bridge.ports.runtime import Handlers, SandboxHandle
 
 _logger = log.get("core.sandboxes")
@@ -166,9 +167,8 @@ class SandboxService:
         """Everything outside the backend that a sandbox may have: mounts, directory, cgroup. Idempotent."""
         directory = self._settings.sandbox_dir(sandbox.id)
         with trace.span("pod files"):
-            await namespaces.remove(directory / "ns")
-            await mounts.unmount_tree(directory)
-            await files.remove_tree(directory)
+            await mounts.unmount(directory / "shm")
+            await erase_directory(directory)
         if sandbox.cgroup_owned:
             with trace.span("cgroup"):
                 await run_sync(cgroups.remove, sandbox.cgroup_parent)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import anyio.to_thread
 
 from bridge.errors import HostError
 from bridge.host import syscalls
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 async def make_dir(path: Path, mode: int = 0o700) -> None:
@@ -93,10 +94,33 @@ def _read_text(path: Path, limit: int) -> str:
 
 def _remove_tree(path: Path) -> None:
     try:
-        shutil.rmtree(path)
+        top = os.open(path, _DIRECTORY)
     except FileNotFoundError:
         return
     except OSError as exc:
-        if exc.errno == errno.EBUSY:
-            raise HostError(f"can't remove {exc.filename}: something is still mounted there", errno=exc.errno) from exc
-        raise HostError(f"can't remove {exc.filename or path}: {exc.strerror}", errno=exc.errno) from exc
+        raise HostError(f"can't remove {path}: {exc.strerror}", errno=exc.errno) from exc
+    try:
+        _empty(top)
+        path.rmdir()
+    except OSError as exc:
+        if exc.errno in (errno.EBUSY, errno.EXDEV):
+            raise HostError(f"can't remove {path}: something is still mounted below it ({exc.filename})", errno=errno.EBUSY) from exc
+        raise HostError(f"can't remove {path}: {exc.strerror} ({exc.filename})", errno=exc.errno) from exc
+    finally:
+        os.close(top)
+
+
+def _empty(directory: int) -> None:
+    with os.scandir(directory) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_directory in found:
+        if not is_directory:
+            os.unlink(name, dir_fd=directory)
+            continue
+        # NO_XDEV refuses every mount point, also a bind mount of the same file system, which st_dev can't tell.
+        inner = syscalls.openat2(directory, name, _DIRECTORY, syscalls.RESOLVE_NO_XDEV)
+        try:
+            _empty(inner)
+        finally:
+            os.close(inner)
+        os.rmdir(name, dir_fd=directory)
