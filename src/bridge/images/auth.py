@@ -30,8 +30,9 @@ class Challenge:
 def parse_challenges(header: str) -> list[Challenge]:
     """The Bearer and Basic challenges in a WWW-Authenticate header; other schemes are left out."""
     starts = list(_SCHEME.finditer(header))
+    ends = [match.start() for match in starts[1:]] + [len(header)]
     found = []
-    for start, end in zip(starts, [*(match.start() for match in starts[1:]), len(header)], strict=True):
+    for start, end in zip(starts, ends, strict=False):  # no challenge at all leaves one end over
         pairs = _PARAMETER.findall(header[start.end() : end])
         values = {name.lower(): re.sub(r"\\(.)", r"\1", quoted) or bare for name, quoted, bare in pairs}
         found.append(Challenge(start[1].lower(), values))

@@ -1,0 +1,136 @@
+"""The index: memory and database agree, foreign keys hold, layers share chains; the pace of transfers; chain ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from bridge.errors import HostError, InUse, NotFound
+from bridge.host.database import Database
+from bridge.images import schema
+from bridge.images.catalogue import Blob, Catalogue, Layer, NewImage
+from bridge.images.layers import chain_ids
+from bridge.images.transfer import Pace
+
+CONFIG = json.dumps({"config": {"User": "u"}, "rootfs": {"diff_ids": []}}).encode()
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    async with await Database.open(tmp_path / "index.db", schema.MIGRATIONS) as opened:
+        yield opened
+
+
+def layer(number: int, parent: int | None = None) -> Layer:
+    return Layer(number, f"chain{number}", parent, f"diff{number}", 100, 2, 300, True)
+
+
+def image(number: int, *names: str) -> NewImage:
+    blobs = [Blob(f"config{number}", "c", CONFIG), Blob(f"manifest{number}", "m", b"{}")]
+    return NewImage(f"config{number}", f"manifest{number}", blobs, names, [(f"repo{number}", f"manifest{number}")])
+
+
+async def test_a_reload_finds_the_same(database: Database) -> None:
+    catalogue = Catalogue(database)
+    await catalogue.load()
+    assert await catalogue.next_id() == 1
+    layers = [layer(1), layer(2, 1), layer(4, 2)]
+    await catalogue.add_layers(layers)
+    await catalogue.add_image(image(1, "a:1", "a:2"), layers)
+    await catalogue.add_image(image(2, "b:1"), layers[:1])
+    await catalogue.add_image(image(2, "a:2"), layers[:1])
+    await catalogue.add_snapshot("c", "config1")
+    await catalogue.drop_names("config2", ["b:1"])
+    again = Catalogue(database)
+    await again.load()
+    for part in ("images", "names", "layers", "layers_by_id", "snapshots"):
+        assert getattr(again, part) == getattr(catalogue, part)
+    assert again.images["config1"].names == {"a:1"}
+    assert again.images["config2"].names == {"a:2"}
+    assert again.images["config1"].config.user == "u"
+    assert [y.id for y in again.images["config1"].layers] == [1, 2, 4]
+    assert await again.next_id() == 5
+
+
+async def test_foreign_keys_protect_what_is_used(database: Database) -> None:
+    catalogue = Catalogue(database)
+    await catalogue.load()
+    layers = [layer(1), layer(2, 1)]
+    await catalogue.add_layers(layers)
+    await catalogue.add_image(image(1, "a:1"), layers)
+    await catalogue.add_snapshot("c", "config1")
+    with pytest.raises(InUse):
+        await catalogue.drop_image("config1")
+    with pytest.raises(InUse):
+        await catalogue.drop_layers([layers[1], layers[0]])
+    assert set(catalogue.layers) == {"chain1", "chain2"}
+    assert catalogue.users("config1") == ["c"]
+    await catalogue.drop_snapshot("c")
+    await catalogue.drop_snapshot("c")
+    await catalogue.drop_image("config1")
+    await catalogue.drop_layers([layers[1], layers[0]])
+    assert (catalogue.images, catalogue.names, catalogue.layers) == ({}, {}, {})
+    assert await catalogue.blobs(["config1", "manifest1"]) == {}
+    with pytest.raises(NotFound):
+        await catalogue.add_snapshot("c", "config1")
+
+
+async def test_a_cancelled_change_still_happens_in_both_places(database: Database) -> None:
+    catalogue = Catalogue(database)
+    await catalogue.load()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await catalogue.add_layers([layer(1)])
+    assert "chain1" in catalogue.layers
+    again = Catalogue(database)
+    await again.load()
+    assert again.layers == catalogue.layers
+
+
+def test_chain_ids_are_those_of_the_specification() -> None:
+    first = "sha256:" + "1" * 64
+    second = "sha256:" + "2" * 64
+    assert chain_ids([]) == []
+    assert chain_ids([first, second]) == [first, "sha256:" + hashlib.sha256(f"{first} {second}".encode()).hexdigest()]
+
+
+async def test_a_trickle_is_no_progress() -> None:
+    pace = Pace(idle_seconds=1, floor_bytes=1000, floor_seconds=0.05)
+
+    async def trickle() -> bytes:
+        await anyio.sleep(0.02)
+        return b"x"
+
+    assert await pace.wait(trickle) == b"x"
+    assert await pace.wait(trickle) == b"x"
+    with pytest.raises(TimeoutError):
+        await pace.wait(trickle)
+
+
+async def test_silence_ends_and_a_flow_goes_on() -> None:
+    async def silence() -> bytes:
+        await anyio.sleep(10)
+        return b"late"
+
+    pace = Pace(idle_seconds=0.05, floor_bytes=1, floor_seconds=0.01)
+    with pytest.raises(TimeoutError):
+        await pace.wait(silence)
+
+    async def flow() -> bytes:
+        await anyio.sleep(0.004)
+        return b"x" * 1000
+
+    for _ in range(10):
+        assert await pace.wait(flow)
+
+
+async def test_a_table_that_is_gone_is_a_host_error(database: Database) -> None:
+    catalogue = Catalogue(database)
+    await database.write(lambda c: c.execute("DROP TABLE snapshots").rowcount)
+    with pytest.raises(HostError):
+        await catalogue.load()
