@@ -77,7 +77,11 @@ LINES
 }
 
 install_packages() {
-    apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $wanted >&2
+    log=$(mktemp)
+    {
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $wanted
+    } >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; return 1; }
+    rm -f "$log"
 }
 
 # Packages such as docker-registry start a service when they are installed; Debian asks policy-rc.d first.

@@ -67,7 +67,8 @@ class DemoHost:
         """What pods may use and must give back, and the processes that serve them."""
         network = self.leases / NETWORK
         kept = [network, network / "lock", network / "last_reserved_ip.0", self.run_dir / "sandboxes"]
-        return Scope(roots=[self.run_dir, self.leases], cgroup_marks=[self.name], pids=pids, shared=kept)
+        caches = [path / ".cache" for path in self.run_dir.glob("runtimes/*")]  # newer crun keeps compiled seccomp filters there
+        return Scope(roots=[self.run_dir, self.leases], cgroup_marks=[self.name], pids=pids, shared=kept, caches=caches)
 
     @property
     def logs(self) -> Path:

@@ -24,7 +24,7 @@ echo serving on $(hostname):8080
 exec httpd -f -p 8080 -h /www
 """
 _ASKER = """
-until wget -q -O - http://127.0.0.1:8080/; do sleep 0.05; done
+until wget -q -O - http://127.0.0.1:8080/ 2>/dev/null; do sleep 0.05; done
 echo "that is what the second container got"
 exec sleep 600
 """

@@ -29,7 +29,7 @@ class Scope:
     ``roots``: directories of which every mount, file and mentioning process is its own. ``bridges``: network devices whose
     existence and ports are its own. ``cgroup_marks``: words in the path of a cgroup that make it its own. ``pids``:
     processes whose descendants are its own, and whose descriptors are counted. ``shared``: files and directories below the
-    roots that are made once on first use and kept on purpose.
+    roots that are made once on first use and kept on purpose; ``caches``: directories whose content programs keep for later.
     """
 
     roots: Sequence[Path] = ()
@@ -37,6 +37,7 @@ class Scope:
     cgroup_marks: Sequence[str] = ()
     pids: Sequence[int] = ()
     shared: Sequence[Path] = ()
+    caches: Sequence[Path] = ()
 
 
 Snapshot = Mapping[str, "Counter[str]"]
@@ -94,7 +95,7 @@ def _files(scope: Scope) -> Iterator[str]:
         for directory, names, files in os.walk(root):
             names[:] = [name for name in names if not os.path.ismount(os.path.join(directory, name))]
             found = (os.path.join(directory, name) for name in (*names, *files))
-            yield from (path for path in found if path not in shared)
+            yield from (path for path in found if path not in shared and not _inside(path, scope.caches))
 
 
 def _links(scope: Scope) -> Iterator[str]:

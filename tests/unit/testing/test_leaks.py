@@ -108,3 +108,11 @@ def test_cgroups_with_a_mark() -> None:
     finally:
         (top / mark).rmdir()
     assert settle(scope, before) == []
+
+
+def test_what_is_kept_on_purpose_is_no_leak(tmp_path: Path) -> None:
+    scope = Scope(roots=[tmp_path], shared=[tmp_path / "pods"], caches=[tmp_path / "cache"])
+    before = snapshot(scope)
+    for name in ("pods/one", "cache/deep/filter"):
+        (tmp_path / name).mkdir(parents=True)
+    assert difference(before, snapshot(scope)) == [f"file: {tmp_path}/pods/one"]
