@@ -34,6 +34,10 @@ def build(inputs: ContainerInputs, facts: HostFacts, settings: SpecSettings) -> 
         "noNewPrivileges": request.no_new_privs,
         "oomScoreAdj": oom_score_adj(config.resources.oom_score_adj if config.resources else 0, facts),
     }
+    if facts.nofile is not None:
+        # Said outright: the monitor, which is the runtime's parent, raises its own for the pipes it holds.
+        soft, hard = facts.nofile
+        process["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard}]
     profile = security.apparmor(request, facts, settings.apparmor_profile)
     if profile:
         process["apparmorProfile"] = profile

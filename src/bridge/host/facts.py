@@ -7,6 +7,7 @@ Everything is read below a ``root`` directory, so that recorded trees can stand 
 from __future__ import annotations
 
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +78,8 @@ class HostFacts:
 
     ``capabilities`` is what the server may hand out (permitted and bounding); ``architecture`` is named as Go and OCI do
     (amd64); ``oom_score_adj`` is the server's own, the lowest it can give unless ``can_lower_oom_score``;
-    ``hugepage_sizes`` ("2MB", "1GB") are those whose cgroup limit can be set; ``hostname`` is the node's.
+    ``hugepage_sizes`` ("2MB", "1GB") are those whose cgroup limit can be set; ``hostname`` is the node's; ``nofile`` is the server's own
+    RLIMIT_NOFILE (soft, hard), None where it is unlimited or unknown.
     """
 
     capabilities: frozenset[str]
@@ -91,6 +93,7 @@ class HostFacts:
     hugepage_sizes: tuple[str, ...]
     swap_accounting: bool
     hostname: str = ""
+    nofile: tuple[int, int] | None = None
 
 
 def gather(root: Path = Path("/"), machine: str = "") -> HostFacts:
@@ -111,7 +114,14 @@ def gather(root: Path = Path("/"), machine: str = "") -> HostFacts:
         hugepage_sizes=_hugepage_sizes(root, cgroup, v2),
         swap_accounting=_swap_accounting(cgroup, v2),
         hostname=_read(root / "proc/sys/kernel/hostname").strip(),
+        nofile=_nofile(_read(root / "proc/self/limits")),
     )
+
+
+def _nofile(limits: str) -> tuple[int, int] | None:
+    """From /proc/PID/limits (proc(5))."""
+    found = re.search(r"^Max open files\s+(\d+)\s+(\d+)\s", limits, re.MULTILINE)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def _read(path: Path) -> str:

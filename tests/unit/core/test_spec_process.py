@@ -139,3 +139,11 @@ def test_exec_of_nothing() -> None:
     with pytest.raises(InvalidRequest) as caught:
         process_for_exec(build_container(inputs(), FACTS, SETTINGS), [], tty=False)
     assert caught.value.field == "cmd"
+
+
+def test_the_servers_own_descriptor_limit_is_said_outright() -> None:
+    built = build_container(inputs(), dataclasses.replace(FACTS, nofile=(1024, 4096)), SETTINGS)
+    wanted = [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 4096}]
+    assert built["process"]["rlimits"] == wanted
+    assert process_for_exec(built, ["true"], tty=False)["rlimits"] == wanted
+    assert "rlimits" not in build_container(inputs(), FACTS, SETTINGS)["process"]
