@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.config import Config
+from bridge.core.model import ProfileType
 from bridge.core.settings import CoreSettings
 from bridge.core.spec import HostFacts, SpecSettings
 from bridge.errors import ConfigError
@@ -72,6 +73,8 @@ def spec(config: Config, host: Host) -> SpecSettings:
     return SpecSettings(
         cgroup_driver=str(cgroup_driver(config, host.facts)),
         seccomp_profile=_seccomp(config.security.seccomp_profile),
+        seccomp_when_unset=ProfileType(config.security.seccomp_when_unset),
+        seccomp_native_only=config.security.seccomp_native_only,
         default_capabilities=tuple(f"CAP_{name}" for name in config.security.capabilities),
     )
 

@@ -83,7 +83,7 @@ def test_this_host() -> None:
 def test_nofile(tmp_path: Path) -> None:
     limits = tmp_path / "proc/self/limits"
     limits.parent.mkdir(parents=True)
-    limits.write_text("Limit      Soft Limit   Hard Limit   Units\nMax open files            1024                 524288               files\n")
+    limits.write_text("Limit      Soft Limit   Hard Limit   Units\nMax open files      1024       524288     files\n")
     assert gather(tmp_path).nofile == (1024, 524288)
     limits.write_text("Max open files            unlimited            unlimited            files\n")
     assert gather(tmp_path).nofile is None
