@@ -1,4 +1,4 @@
-"""`python -m benchmarks cycle|list|memory|logs|all`: needs root, containerd, runc and the CNI plugins; no network."""
+"""`python -m benchmarks cycle|list|memory|logs|network|all`: needs root, containerd, runc and the CNI plugins; no network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -20,6 +21,7 @@ from .report import Table
 from .servers import Options, containerd, cri_bridge
 from .workspace import Workspace
 
+_TABLES = ("cycle", "list", "memory", "logs", "network")
 SERVERS = {"containerd": containerd, "cri-bridge": cri_bridge}
 
 
@@ -34,20 +36,21 @@ def _default_cni_bin() -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "what", nargs="?", default="all", choices=["cycle", "list", "memory", "logs", "all"], help="which table (default: all)"
-    )
+    parser.add_argument("what", nargs="?", default="all", choices=[*_TABLES, "all"], help="which table (default: all)")
     parser.add_argument("--rounds", type=int, default=40, help="timed pod cycles a server (default 40)")
     parser.add_argument("--pods", type=int, default=50, help="pods of the list and memory benchmarks (default 50)")
     parser.add_argument("--containers", type=int, default=4, help="containers a pod of the list benchmark (default 4)")
     parser.add_argument("--server", action="append", choices=list(SERVERS), help="only this one; may be repeated (default: both)")
     parser.add_argument("--runtime", type=Path, default=_default_runtime(), help="runc, used by both servers (default %(default)s)")
     parser.add_argument("--cni-bin", type=Path, default=_default_cni_bin(), help="directory of the CNI plugins (default %(default)s)")
+    parser.add_argument(
+        "--disk", type=Path, default=Path("/tmp"), help="where the servers keep what lies below /var/lib on a node (default %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="also write all samples to this file")
     return parser
 
 
-async def _fresh(workspace: Workspace, arguments: argparse.Namespace, what: str) -> Table:
+async def _fresh(workspace: Workspace, arguments: argparse.Namespace, what: str) -> list[Table]:
     """Start the servers anew, so that no table depends on the one before, and make the table ``what``."""
     options = Options(arguments.runtime, arguments.cni_bin)
     async with AsyncExitStack() as stack:
@@ -57,8 +60,8 @@ async def _fresh(workspace: Workspace, arguments: argparse.Namespace, what: str)
         if what == "cycle":
             return await cycle.measure(running, rounds=arguments.rounds)
         if what == "list":
-            return await lists.measure(running, pods=arguments.pods, containers=arguments.containers)
-        return await memory.measure(running, counts=sorted({0, 20, arguments.pods}))
+            return [await lists.measure(running, pods=arguments.pods, containers=arguments.containers)]
+        return [await memory.measure(running, counts=sorted({0, 20, arguments.pods}))]
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (a signal handler's signature)
@@ -66,12 +69,18 @@ def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (a
     raise KeyboardInterrupt
 
 
-def _table(arguments: argparse.Namespace, what: str) -> Table:
-    signal.signal(signal.SIGTERM, _interrupt)
-    with Workspace() as workspace:
+def _tables(arguments: argparse.Namespace, what: str) -> list[Table]:
+    with Workspace(arguments.disk) as workspace:
         if what == "logs":
-            return anyio.run(logs.measure, workspace, arguments.runtime)
+            return [anyio.run(logs.measure, workspace, arguments.runtime)]
         return anyio.run(_fresh, workspace, arguments, what)
+
+
+def _network(rounds: int) -> str:
+    """The network benchmark has a process of its own: what it times, it times by replacing a function of the server."""
+    command = [sys.executable, "-m", "benchmarks.network", str(rounds)]
+    text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=600).stdout
+    return f"### Pod network, {rounds} rounds\n\n```\n{text.rstrip()}\n```\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,10 +90,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("the benchmarks need root: they make network namespaces, mounts and cgroups", file=sys.stderr)
         return 1
     print(f"Machine: {machine.describe()}.", end="\n\n")
-    print(f"Versions: {'; '.join(machine.first_line([tool, '--version']) for tool in ('containerd', str(arguments.runtime)))}.", end="\n\n")
-    tables = [_table(arguments, what) for what in ("cycle", "list", "memory", "logs") if arguments.what in (what, "all")]
-    for table in tables:
-        print(table.markdown())
+    print(f"Versions: {machine.versions(arguments.runtime, arguments.cni_bin)}.", end="\n\n")
+    signal.signal(signal.SIGTERM, _interrupt)
+    tables: list[Table] = []
+    for what in _TABLES:
+        if arguments.what not in (what, "all"):
+            continue
+        if what == "network":
+            print(_network(arguments.rounds), flush=True)
+            continue
+        for table in _tables(arguments, what):
+            print(table.markdown(), flush=True)
+            tables.append(table)
     if arguments.json:
         arguments.json.write_text(json.dumps([table.raw() for table in tables], indent=1))
     return 0

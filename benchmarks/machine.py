@@ -28,6 +28,12 @@ def describe() -> str:
     return ", ".join(part for part in parts if part)
 
 
+def versions(runtime: Path, cni_bin: Path) -> str:
+    """One line: the programs that took part."""
+    tools = (["containerd", "--version"], [str(runtime), "--version"], ["conmon", "--version"], [str(cni_bin / "bridge"), "--version"])
+    return "; ".join(first_line(tool) for tool in tools)
+
+
 def first_line(argv: Sequence[str]) -> str:
     """The first line that a command prints, e.g. for its version."""
     done = subprocess.run(list(argv), check=False, capture_output=True, text=True, timeout=20)

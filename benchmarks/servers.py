@@ -1,4 +1,7 @@
-"""Starting the two servers, each private: own roots, sockets, CNI configuration, bridge and addresses; same runtime, same image."""
+"""Starting the two servers, each private: own roots, sockets, CNI configuration, bridge and addresses; same runtime, same image.
+
+Both keep what a node keeps below /var/lib on the same disk, and what it keeps below /run on the same tmpfs.
+"""
 
 from __future__ import annotations
 
@@ -95,13 +98,13 @@ async def _answering(workspace: Workspace, name: str, process: subprocess.Popen[
 
 _CONTAINERD_TOML = """version = 2
 root = "{dir}/root"
-state = "{dir}/state"
+state = "{run}/state"
 disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
   "io.containerd.snapshotter.v1.zfs"]
 [grpc]
-  address = "{dir}/cri.sock"
+  address = "{run}/cri.sock"
 [ttrpc]
-  address = "{dir}/ttrpc.sock"
+  address = "{run}/ttrpc.sock"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{pause}"
   restrict_oom_score_adj = true
@@ -117,7 +120,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
         BinaryName = "{runtime}"
-        Root = "{dir}/runc"
+        Root = "{run}/runc"
         SystemdCgroup = false
 """
 
@@ -127,20 +130,20 @@ async def containerd(workspace: Workspace, options: Options) -> AsyncIterator[Ru
     """A private containerd with its CRI plugin on, the images imported."""
     directory = workspace.directory("containerd")
     conf_dir = _write_cni(directory, workspace.bridge(0), "10.253.0.0/20")
-    text = _CONTAINERD_TOML.format(dir=directory, pause=PAUSE, cni_bin=options.cni_bin, cni_conf=conf_dir, runtime=options.runtime)
+    run = workspace.run_directory("containerd")
+    text = _CONTAINERD_TOML.format(dir=directory, run=run, pause=PAUSE, cni_bin=options.cni_bin, cni_conf=conf_dir, runtime=options.runtime)
     (directory / "config.toml").write_text(text)
     process = _spawn(workspace, "containerd", ["containerd", "--config", str(directory / "config.toml")])
-    async with _answering(workspace, "containerd", process, directory / "cri.sock") as running:
+    async with _answering(workspace, "containerd", process, run / "cri.sock") as running:
         for archive in write_layouts(workspace.directory("images")):
-            _run(["ctr", "--address", str(directory / "cri.sock"), "--namespace", "k8s.io", "images", "import", str(archive)])
+            _run(["ctr", "--address", str(run / "cri.sock"), "--namespace", "k8s.io", "images", "import", str(archive)])
         yield running
 
 
 _BRIDGE_TOML = """[server]
-socket = "{dir}/cri.sock"
+socket = "{run}/cri.sock"
 state_dir = "{dir}/state"
-run_dir = "{dir}/run"
-log_level = "{log_level}"
+run_dir = "{run}"
 [runtime]
 default_handler = "runc"
 cgroup_driver = "cgroupfs"
@@ -160,14 +163,13 @@ async def cri_bridge(workspace: Workspace, options: Options) -> AsyncIterator[Ru
     """A private cri-bridge server with its monitor, the image imported."""
     directory = workspace.directory("cri-bridge")
     conf_dir = _write_cni(directory, workspace.bridge(1), "10.254.0.0/20")
+    run = workspace.run_directory("cri-bridge")
     config = directory / "config.toml"
-    config.write_text(
-        _BRIDGE_TOML.format(dir=directory, log_level="info", cni_bin=options.cni_bin, cni_conf=conf_dir, runtime=options.runtime)
-    )
+    config.write_text(_BRIDGE_TOML.format(dir=directory, run=run, cni_bin=options.cni_bin, cni_conf=conf_dir, runtime=options.runtime))
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", "bridge", "--config", str(config)]
     process = _spawn(workspace, "cri-bridge", [*command, "serve"], env)
-    async with _answering(workspace, "cri-bridge", process, directory / "cri.sock") as running:
+    async with _answering(workspace, "cri-bridge", process, run / "cri.sock") as running:
         archive = write_layouts(workspace.directory("images"))[0]
         _run([*command, "image", "import", "--name", WORKLOAD, str(archive)], env)
         yield running

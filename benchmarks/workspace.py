@@ -1,9 +1,9 @@
 """Everything a benchmark makes on the machine, under one name, so that all of it can be found and removed again.
 
-A workspace is one private directory and one cgroup, ``cri-bench-<token>``, in every hierarchy. Each server gets a
-directory and a cgroup of its own below: ``<name>/server`` holds the server with its monitor or shims, ``<name>/pods``
-is the parent of its pods' cgroups. That tells the two servers' processes apart for counting and finds them for the
-final clean-up, whatever became of the servers.
+A workspace is one private directory, with a tmpfs in it that stands for a node's /run, and one cgroup,
+``cri-bench-<token>``, in every hierarchy. Each server gets a directory in both and a cgroup of its own below:
+``<name>/server`` holds the server with its monitor or shims, ``<name>/pods`` is the parent of its pods' cgroups. That
+tells the two servers' processes apart for counting and finds them for the final clean-up, whatever became of the servers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+_RUN = "run"
 _KILL_DEADLINE = 15.0  # seconds; beyond it a process hangs in the kernel and a person has to look
 
 
@@ -38,15 +39,17 @@ def _hierarchies() -> dict[str, Path]:
 
 
 class Workspace:
-    """A private directory and cgroup; leaving the context removes both and all that lives in them."""
+    """A private directory on ``disk`` and a cgroup; leaving the context removes both and all that lives in them."""
 
-    def __init__(self) -> None:
+    def __init__(self, disk: Path = Path("/tmp")) -> None:
         self.token = secrets.token_hex(3)
         self.name = f"cri-bench-{self.token}"
-        self.root = Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir="/tmp"))  # short: a unix socket's path has 107 bytes
+        self.root = Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir=disk))  # short: a unix socket's path has 107 bytes
         self._bridges: list[str] = []
 
     def __enter__(self) -> Self:
+        run = self.directory(_RUN)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", self.name, str(run)], check=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
@@ -68,6 +71,10 @@ class Workspace:
         path = self.root.joinpath(*parts)
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    def run_directory(self, *parts: str) -> Path:
+        """A directory in memory, as all below /run is on a real node, made if it is missing."""
+        return self.directory(_RUN, *parts)
 
     def bridge(self, index: int) -> str:
         """The name of a network bridge that goes away with the workspace."""
