@@ -7,8 +7,8 @@ own (unshare(CLONE_FS)) makes the call. That works on every kernel, unlike fscon
 
 from __future__ import annotations
 
+import asyncio
 import errno
-import functools
 import os
 import re
 import threading
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 import anyio.to_thread
 
 from bridge.errors import HostError, LimitExceeded
@@ -107,35 +108,51 @@ def overlay_options(lowers: Sequence[Path], upper: Path | None, work: Path | Non
     return stand, options
 
 
-async def mount_overlay(lowers: Sequence[Path], upper: Path | None, work: Path | None, target: Path) -> None:
+async def mount_overlay(
+    lowers: Sequence[Path], upper: Path | None, work: Path | None, target: Path, *, prepare: Callable[[], bool] = lambda: True
+) -> None:
     """Mount an overlay of the absolute directories ``lowers`` (topmost first) at ``target``; writable when ``upper`` is given.
 
     Without ``upper`` the mount is read-only; a single layer is then a read-only bind mount, for the kernel wants two.
-    Raises HostError, LimitExceeded.
+    ``prepare`` runs in the mounting thread before (it may make the directories, and returns False when nothing is to be
+    mounted), which saves a change of threads. Raises HostError, LimitExceeded.
     """
     if upper is None and len(lowers) == 1:
-        await bind(lowers[0], target, read_only=True)
+        if await anyio.to_thread.run_sync(prepare):
+            await bind(lowers[0], target, read_only=True)
         return
     stand, options = overlay_options(lowers, upper, work)
     flags = 0 if upper is not None else syscalls.MS_RDONLY
-    await _blocking(_in_directory, stand, functools.partial(syscalls.mount, "overlay", target, "overlay", flags, options))
+
+    def call() -> None:
+        if prepare():
+            syscalls.unshare(_CLONE_FS)
+            os.chdir(stand)
+            syscalls.mount("overlay", target, "overlay", flags, options)
+
+    try:
+        await _in_own_thread(call)
+    except OSError as exc:
+        raise _host_error(exc) from exc
 
 
-def _in_directory(directory: Path, call: Callable[[], None]) -> None:
-    """Run ``call`` in a thread whose working directory is ``directory`` and nobody else's."""
+async def _in_own_thread(call: Callable[[], None]) -> None:
+    """Run ``call`` in a thread that ends with it: what it changes for itself, such as its working directory, is nobody else's."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
     failures: list[OSError] = []
 
     def work() -> None:
         try:
-            syscalls.unshare(_CLONE_FS)
-            os.chdir(directory)
             call()
         except OSError as exc:
             failures.append(exc)
+        finally:
+            loop.call_soon_threadsafe(done.set)
 
-    thread = threading.Thread(target=work, name="mount")
-    thread.start()
-    thread.join()
+    threading.Thread(target=work, name="mount").start()
+    with anyio.CancelScope(shield=True):  # the outcome must be known; a mount does not wait for anyone
+        await done.wait()
     if failures:
         raise failures[0]
 
@@ -197,5 +214,9 @@ async def _blocking(call: Callable[..., None], *args: object) -> None:
     try:
         await anyio.to_thread.run_sync(call, *args)
     except OSError as exc:
-        where = f" ({exc.filename})" if exc.filename else ""
-        raise HostError(f"{exc.strerror}{where}", errno=exc.errno) from exc
+        raise _host_error(exc) from exc
+
+
+def _host_error(exc: OSError) -> HostError:
+    where = f" ({exc.filename})" if exc.filename else ""
+    return HostError(f"{exc.strerror}{where}", errno=exc.errno)

@@ -5,6 +5,7 @@ What the writable layers take is measured by a paced walk in the background and 
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
@@ -69,9 +70,8 @@ class Snapshots:
         lowers = [self._directories.files(layer.id) for layer in reversed(layers)]
         if not lowers:  # an image without layers is an empty directory
             lowers = [home / "empty"]
-        mounted = await disk.blocking(_prepare, home, lowers, target)
-        if not mounted:
-            await mounts.mount_overlay(lowers, home / _UPPER, home / _WORK, target)
+        prepare = functools.partial(_prepare, home, lowers, target)
+        await mounts.mount_overlay(lowers, home / _UPPER, home / _WORK, target, prepare=prepare)
         return Rootfs(target, home / _UPPER)
 
     async def remove(self, container: str, target: Path) -> None:
@@ -112,9 +112,9 @@ class Snapshots:
 
 
 def _prepare(home: Path, lowers: list[Path], target: Path) -> bool:
-    """Make the directories of a writable layer; whether ``target`` is a mount point already. The root looks like the image's."""
+    """Make the directories of a writable layer, its root like the image's; whether ``target`` is still to be mounted."""
     if os.path.ismount(target):
-        return True
+        return False
     home.mkdir(mode=0o700, exist_ok=True)
     (home / _WORK).mkdir(mode=0o700, exist_ok=True)
     if lowers[0] == home / "empty":
@@ -127,4 +127,4 @@ def _prepare(home: Path, lowers: list[Path], target: Path) -> bool:
         os.chown(fresh, looks.st_uid, looks.st_gid)
         fresh.chmod(stat.S_IMODE(looks.st_mode))
         fresh.rename(upper)
-    return False
+    return True
