@@ -47,7 +47,8 @@ class User:
 class Sandbox:
     """One pod sandbox. ``handler`` is the resolved handler, ``runtime_handler`` what the client named ("" = default).
 
-    ``namespaces`` maps net, ipc, uts to pin paths; ``cgroup_owned`` says that we made ``cgroup_parent`` and remove it.
+    ``namespaces`` maps net, ipc, uts to pin paths; ``cgroup_owned`` is the topmost part of
+    ``cgroup_parent`` that we made and remove again, "" when it was there.
     """
 
     id: str
@@ -61,7 +62,7 @@ class Sandbox:
     attachment: Mapping[str, Any] | None = None
     namespaces: Mapping[str, str] = field(default_factory=dict)
     cgroup_parent: str = ""
-    cgroup_owned: bool = False
+    cgroup_owned: str = ""
     backend: Mapping[str, Any] | None = None
     pid: int = 0
     revision: int = 0

@@ -24,7 +24,7 @@ from bridge.core.model import NamespaceMode, PodConfig
 from bridge.core.settings import CoreSettings
 from bridge.core.store import Store
 from bridge.errors import InvalidRequest, Unsupported
-from bridge.host import cgroups, files, mounts, namespaces
+from bridge.host import cgroup_chain, cgroups, files, mounts, namespaces
 from bridge.ports.network import Network, PodNetworkRequest
 from bridge.ports.runtime import Ability, NamespacePaths, RuntimeBackend, SandboxHandle, SandboxKind, SandboxSpec
 
@@ -82,10 +82,11 @@ class SandboxRunner:
         if not sandbox.config.cgroup_parent or self.spec_settings.cgroup_driver == "systemd":
             return sandbox
         with trace.span("cgroup"):
-            if await run_sync(_cgroup_exists, sandbox.cgroup_parent):
+            missing = await run_sync(cgroup_chain.first_missing, sandbox.cgroup_parent)
+            if not missing:
                 return sandbox
-            sandbox = await self.store.apply_sandbox(sandbox.id, "journal", cgroup_owned=True)
-            undo.push("remove the pod cgroup", lambda: run_sync(cgroups.remove, sandbox.cgroup_parent))
+            sandbox = await self.store.apply_sandbox(sandbox.id, "journal", cgroup_owned=missing)
+            undo.push("remove the pod cgroup", lambda: run_sync(cgroup_chain.remove, sandbox.cgroup_parent, missing))
             await run_sync(cgroups.create, sandbox.cgroup_parent)
         return sandbox
 
@@ -215,10 +216,6 @@ async def pod_files(sandbox: Sandbox) -> dict[str, str]:
         "hosts": podfiles.hosts(config.hostname, sandbox.ips, host_text=host_hosts),
         "resolv.conf": podfiles.resolv_conf(config.dns, host_dns),
     }
-
-
-def _cgroup_exists(parent: str) -> bool:
-    return any(directory.exists() for directory in cgroups.layout().directories(parent))
 
 
 def new_id() -> str:

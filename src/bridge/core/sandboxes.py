@@ -23,7 +23,7 @@ from bridge.core.sandbox_run import SandboxRunner, new_id
 from bridge.core.selectors import labels_match
 from bridge.core.surroundings import Surroundings
 from bridge.errors import AlreadyExists, BridgeError, NotFound
-from bridge.host import cgroups, mounts, namespaces
+from bridge.host import cgroup_chain, mounts, namespaces
 from bridge.ports.runtime import Handlers, SandboxHandle
 
 _logger = log.get("core.sandboxes")
@@ -171,7 +171,7 @@ class SandboxService:
             await erase_directory(directory)
         if sandbox.cgroup_owned:
             with trace.span("cgroup"):
-                await run_sync(cgroups.remove, sandbox.cgroup_parent)
+                await run_sync(cgroup_chain.remove, sandbox.cgroup_parent, sandbox.cgroup_owned)
 
     def adopt(self, ident: str, handle: SandboxHandle) -> None:
         """Take over a sandbox that was running before the server restarted."""

@@ -106,7 +106,7 @@ class Launcher:
             except (HostError, asyncio.CancelledError):
                 await clean_up(self._reaper, launch, self._null)
                 raise
-        _logger.info("container %s: pid %d", task.id, task.pid)
+        _logger.debug("container %s: pid %d", task.id, task.pid)
         return task
 
     async def exec(self, launch: Launch, given: Descriptors, owner: object) -> Task:

@@ -153,7 +153,7 @@ class Tasks:
 
     def _report(self, task: Task, status: ExitStatus) -> None:
         task.exit = status
-        _logger.info("%s %s: pid %d ended with code %d%s", task.kind, task.id, task.pid, status.code, " (OOM)" if status.oom_killed else "")
+        _logger.debug("%s %s: pid %d ended with code %d%s", task.kind, task.id, task.pid, status.code, " (OOM)" if status.oom_killed else "")
         self._on_exit(task)
         waiters, task.waiters = task.waiters, []
         for waiter in waiters:
