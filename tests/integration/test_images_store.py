@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import os
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from bridge.errors import CorruptData, InUse, InvalidRequest, NotFound
 from bridge.host import mounts
 from bridge.images.settings import ImageSettings, Limits
 from bridge.images.store import ImageStore
+from bridge.images.tarstream import REGULAR, TarReader
 from bridge.testing.images import Entry, Layout, directory, hardlink, symlink, tar, write_busybox_layout
 
 pytestmark = pytest.mark.root
@@ -238,3 +241,86 @@ async def test_oci_archive_and_what_is_no_archive(tmp_path: Path) -> None:
         with pytest.raises(InvalidRequest, match="neither"):
             await store.import_archive(tmp_path / "empty")
         await wait_empty(tmp_path / "store/tmp")
+
+
+class Replay:
+    """The chunks of a layer's tar from its log, with ``content`` of the current member put in where the reader wants it."""
+
+    def __init__(self, log: bytes) -> None:
+        self._log = log
+        self.content: bytes | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        while self._log or self.content is not None:
+            size = 512
+            if self.content is not None:
+                content, self.content = self.content, None
+                yield content
+                size = -len(content) % 512
+            piece, self._log = self._log[:size], self._log[size:]
+            yield piece
+
+
+def rebuilt(layer: Path) -> str:
+    """The diff id of ``layer`` as its files and log tell it now (docs/adr/0003-image-store.md)."""
+    whole = hashlib.sha256()
+    replay = Replay(gzip.decompress((layer / "tar.gz").read_bytes()))
+    reader = TarReader(iter(replay), whole.update)
+    for member in reader:
+        name = member.name.decode()
+        if member.type in REGULAR and not os.path.basename(name).startswith(".wh."):
+            data = (layer / "fs" / name).read_bytes()
+            segments = [(0, len(data))] if member.segments is None else member.segments
+            replay.content = b"".join(data[at : at + length] for at, length in segments)
+            for piece in reader.content():
+                whole.update(piece)
+    return "sha256:" + whole.hexdigest()
+
+
+async def test_a_layer_can_be_made_again_from_files_and_log(tmp_path: Path) -> None:
+    hole = tmp_path / "hole"
+    with hole.open("wb") as file:
+        file.write(b"a" * 5000)
+        file.seek(3_000_000)
+        file.write(b"b" * 777)
+    parts = []
+    for flags in (["--format=gnu"], ["--format=posix"]):
+        await anyio.run_process(["tar", "-C", str(tmp_path), "-S", *flags, "-cf", str(tmp_path / "hole.tar"), "hole"])
+        parts.append((tmp_path / "hole.tar").read_bytes())
+    mixed = tar([
+        Entry("./", type=tarfile.DIRTYPE), Entry("./e", b""), Entry("./f", b"x" * 1300), hardlink("g", "f"), symlink("s", "f"),
+        Entry(".wh.gone", b"odd content"), Entry("n" * 150, b"12"), Entry("dev", type=tarfile.CHRTYPE, device=(1, 3)),
+        Entry("x", b"y" * 512, pax={"SCHILY.xattr.user.a": "b"}),
+    ])  # fmt: skip
+    with Layout(tmp_path / "layout") as layout:
+        layout.image("example.com/log:1", [mixed, *parts, b"", tar([]) + b"trailing"])
+    async with opened(tmp_path / "store") as store:
+        await store.import_archive(tmp_path / "layout")
+        for layer in store._catalogue.layers.values():
+            assert layer.exact
+            assert rebuilt(tmp_path / "store/layers" / str(layer.id)) == layer.diff_id
+        (tmp_path / "store/layers/1/fs/f").write_bytes(b"z" * 1300)
+        assert rebuilt(tmp_path / "store/layers/1") != store._catalogue.layers_by_id[1].diff_id
+
+
+async def test_imports_and_removals_at_once(tmp_path: Path) -> None:
+    base = tar([Entry("base", os.urandom(200_000))])
+    for number in range(6):
+        with Layout(tmp_path / f"l{number}") as layout:
+            layout.image(f"example.com/race:{number}", [base, tar([Entry(f"f{number}", b"")])])
+    root = tmp_path / "store"
+    async with opened(root) as store:
+
+        async def churn(number: int) -> None:
+            for _ in range(6):
+                (image,) = await store.import_archive(tmp_path / f"l{number}")
+                assert (root / "layers" / str(store._catalogue.layers[image.chain_ids[0]].id) / "fs/base").stat().st_size == 200_000
+                await store.remove(f"example.com/race:{number}")
+
+        async with anyio.create_task_group() as group:
+            for number in range(6):
+                group.start_soon(churn, number)
+        assert store.list() == []
+        await store.gc()
+        await wait_empty(root / "tmp")
+        assert os.listdir(root / "layers") == []

@@ -1,4 +1,4 @@
-"""The tables of the image index, ``index.db``. See docs/adr/0003-image-store-format.md for what each one means.
+"""The tables of the image index, ``index.db``. See docs/adr/0003-image-store.md for what each one means.
 
 A script once released is never changed: a new one is appended.
 """

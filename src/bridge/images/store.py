@@ -1,7 +1,7 @@
 """The image store: implements the port ``bridge.ports.images.Images`` and ties its parts together.
 
 Readers are answered from memory. What must outlive a request (pulls, deletions, measurements) runs under the supervisor that the
-daemon passes in. Format and reasons: docs/adr/0003-image-store-format.md.
+daemon passes in. Format and reasons: docs/adr/0003-image-store.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A reader of tar streams that does no I/O: chunks of bytes in, members out (ustar, PAX, GNU; POSIX.1-2017 "pax").
 
 Made for layers: strict where a lenient reader would guess, bounded in what it buffers, and it hands every byte that is not file
-content to ``log``, so that a layer's tar can be made again from the log and the files (see docs/adr/0003). Names stay bytes.
+content to ``log``, so that a layer's tar can be made again from the log and the files (see docs/adr/0003-image-store.md). Names stay bytes.
 Runs in the unpacking child, whose start-up time counts: it imports next to nothing.
 """
 
