@@ -16,7 +16,7 @@ from bridge.cli.demo_host import DemoHost
 from bridge.cli.narration import Narration
 from bridge.cli.waterfall import draw
 from bridge.client import CriClient
-from bridge.errors import TimedOut
+from bridge.errors import BridgeError, TimedOut
 
 _SERVER = """
 mkdir /www && echo 'hello from the first container' > /www/index.html
@@ -53,6 +53,9 @@ async def show_pod(tell: Narration, client: CriClient, host: DemoHost, handler: 
         tell.fact("where the start spent its time:")
         for line in draw(trace.spans, width=min(110, shutil.get_terminal_size((110, 24)).columns) - 2):
             tell.fact(line)
+    except BridgeError:
+        await _show_containers(tell, client, pod)
+        raise
     finally:
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 60):
             ended = time.monotonic()
@@ -103,6 +106,16 @@ def _namespaces() -> pb.NamespaceOption:
 
 def _seccomp() -> pb.SecurityProfile:
     return pb.SecurityProfile(profile_type=pb.SecurityProfileProfileType.RuntimeDefault)
+
+
+async def _show_containers(tell: Narration, client: CriClient, pod: str) -> None:
+    """What became of the pod's containers, for whoever must find out why the demo failed."""
+    listed = await client.runtime.list_containers(pb.ListContainersRequest(filter=pb.ContainerFilter(pod_sandbox_id=pod)))
+    for one in listed.containers:
+        status = (await client.runtime.container_status(pb.ContainerStatusRequest(container_id=one.id))).status
+        if status and status.metadata:
+            ended = f"exit code {status.exit_code}, {status.reason} {status.message}" if status.finished_at else ""
+            tell.verdict(False, f"container {status.metadata.name} is {pb.ContainerState(status.state).name} {ended}".rstrip())
 
 
 async def _show_log(tell: Narration, directory: Path, name: str, enough: Callable[[list[str]], bool]) -> None:
