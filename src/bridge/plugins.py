@@ -115,16 +115,15 @@ class Plugins:
         """Add a module or object with hook implementations. What is wrong with it becomes a fault; it never raises."""
         try:
             self._manager.register(plugin, name=name)
-        except ValueError as exc:
-            self._fault(name, f"it is registered twice: {exc}")
-            return
-        try:
             self._manager.check_pending()
             for implementation in self._implementations("bridge_register_runtime", name):
                 runtime = self._check(implementation.function())
                 self._runtimes[runtime.name] = runtime
+        except ValueError as exc:  # pluggy's, before it changed anything
+            self._fault(name, f"it is registered twice: {exc}")
         except Exception as exc:  # noqa: BLE001 - foreign code: any failure is that plugin's own
-            self._manager.unregister(plugin)
+            if self._manager.is_registered(plugin):
+                self._manager.unregister(plugin)
             self._fault(name, str(exc) if isinstance(exc, ConfigError | pluggy.PluginValidationError) else describe(exc))
 
     def _fault(self, name: str, reason: str) -> None:

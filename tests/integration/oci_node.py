@@ -6,8 +6,7 @@ import contextlib
 import secrets
 import shutil
 import signal
-import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from bridge.oci.backend import OciBackend, open_backend
 from bridge.oci.cli import OciSettings
 from bridge.ports.host import HostContext, RuntimeTimeouts
 from bridge.ports.runtime import ContainerIO, ContainerSpec, NamespacePaths, SandboxSpec
+from bridge.testing.hierarchies import hugetlb_for_crun
 
 APPLETS = ("sh", "sleep", "echo", "cat", "true", "false", "tty", "id", "kill", "mkdir", "tail", "head", "ps", "setsid", "grep", "dd")
 
@@ -31,27 +31,6 @@ def make_rootfs(root: Path) -> Path:
     for applet in APPLETS:
         (root / "bin" / applet).symlink_to("busybox")
     return root
-
-
-@contextlib.contextmanager
-def v1_controllers_free() -> Iterator[None]:
-    """crun refuses a hybrid host whose v2 hierarchy holds controllers: bind them to v1 meanwhile."""
-    unified = cgroups.layout().mounts.get("")
-    held = [] if cgroups.is_v2() or unified is None else (unified.point / "cgroup.controllers").read_text().split()
-    mounted: list[Path] = []
-    try:
-        for name in held:
-            directory = Path("/sys/fs/cgroup") / name
-            directory.mkdir()
-            mounted.append(directory)
-            subprocess.run(["mount", "-t", "cgroup", "-o", name, "none", str(directory)], check=True)
-        cgroups.layout.cache_clear()
-        yield
-    finally:
-        for directory in mounted:
-            subprocess.run(["umount", str(directory)], check=False)
-            directory.rmdir()
-        cgroups.layout.cache_clear()
 
 
 class OciNode:
@@ -149,7 +128,7 @@ class OciNode:
 @contextlib.asynccontextmanager
 async def oci_node(root: Path, runtime: str) -> AsyncIterator[OciNode]:
     """A node whose every process, cgroup and mount is gone afterwards."""
-    with v1_controllers_free():
+    with hugetlb_for_crun():
         node = OciNode(root, runtime)
         cgroups.create(node.cgroup)
         try:

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from bridge.errors import HostError, MonitorGone, NotFound
+from bridge.handlers import HandlerSettings, open_handlers
+from bridge.host.cgroup_paths import CgroupDriver
+from bridge.plugins import Plugins, RuntimePlugin, hookimpl
+from bridge.ports.host import HostContext, Monitor, RuntimeTimeouts
+from bridge.ports.runtime import RuntimeFeatures, SandboxKind
+
+
+def no_monitor() -> Monitor:
+    raise MonitorGone("none in this test")
+
+
+CONTEXT = HostContext(no_monitor, Path("/nowhere"), Path("/nowhere"), Path("/nowhere"), CgroupDriver.CGROUPFS)
+
+
+class Backend:
+    sandbox_kind = SandboxKind.NAMESPACES
+    features = RuntimeFeatures("fake 1", "/bin/fake", {})
+
+
+class Options(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    fail: str = ""
+
+
+class FakePlugin:
+    """Opens backends, or fails as the options or ``broken`` say; knows what is open."""
+
+    def __init__(self) -> None:
+        self.opened: list[str] = []
+        self.closed: list[str] = []
+        self.contexts: dict[str, HostContext] = {}
+        self.broken = True
+
+    @hookimpl
+    def bridge_register_runtime(self) -> RuntimePlugin:
+        return RuntimePlugin(name="fake", options=Options, open=self.open, api=1)
+
+    @asynccontextmanager
+    async def open(self, name: str, options: Any, context: HostContext) -> AsyncIterator[Any]:
+        self.contexts[name] = context
+        if options.fail == "bug":
+            raise ZeroDivisionError("a bug")
+        if options.fail and self.broken:
+            raise HostError(f"{name} is missing")
+        async with anyio.create_task_group():  # what belongs to a task must be left by the task that entered it
+            self.opened.append(name)
+            yield Backend()
+        self.closed.append(name)
+
+
+@pytest.fixture
+def fake() -> FakePlugin:
+    return FakePlugin()
+
+
+@pytest.fixture
+def plugins(fake: FakePlugin) -> Plugins:
+    plugins = Plugins()
+    plugins.register(fake, name="fake")
+    return plugins
+
+
+SETTINGS = [
+    HandlerSettings("good", "fake"),
+    HandlerSettings("absent", "fake", {"fail": "yes"}),
+    HandlerSettings("buggy", "fake", {"fail": "bug"}),
+    HandlerSettings("typo", "fake", {"fial": 1}),
+    HandlerSettings("nobody", "nowhere"),
+]
+
+
+async def test_what_can_not_be_opened_is_disabled_with_its_reason(fake: FakePlugin, plugins: Plugins) -> None:
+    async with open_handlers(plugins, SETTINGS, default="good", context=CONTEXT) as handlers:
+        assert isinstance(handlers.backend(""), Backend)
+        assert handlers.backend("good") is handlers.backend("")
+        reasons = {state.name: state.disabled_reason for state in handlers.states()}
+        assert reasons["good"] == ""
+        assert reasons["absent"] == "absent is missing"
+        assert "ZeroDivisionError: a bug" in reasons["buggy"]
+        assert "did you mean 'fail'" in reasons["typo"]
+        assert "no plugin serves 'nowhere'" in reasons["nobody"]
+        enabled = [state.name for state in handlers.states() if state.features is not None]
+        assert enabled == ["good"]
+    assert fake.opened == fake.closed == ["good"]
+
+
+async def test_the_error_for_an_unknown_handler_lists_all(plugins: Plugins) -> None:
+    async with open_handlers(plugins, SETTINGS, default="absent", context=CONTEXT) as handlers:
+        with pytest.raises(NotFound, match=r"no runtime handler 'x' \(enabled handlers: good; disabled: absent: absent is missing; buggy"):
+            handlers.backend("x")
+        with pytest.raises(NotFound, match="'absent' is disabled: absent is missing"):
+            handlers.backend("")
+
+
+async def test_a_disabled_handler_comes_alive_when_probed_again(fake: FakePlugin, plugins: Plugins) -> None:
+    async with open_handlers(plugins, SETTINGS, default="good", context=CONTEXT) as handlers:
+        fake.broken = False
+        await handlers.reprobe()
+        assert isinstance(handlers.backend("absent"), Backend)
+        await handlers.reprobe()
+        assert fake.opened == ["good", "absent"]
+        assert handlers.states()[0].disabled_reason == ""
+    assert sorted(fake.closed) == ["absent", "good"]
+
+
+async def test_timeouts_of_a_handler_override_the_hosts(fake: FakePlugin, plugins: Plugins) -> None:
+    settings = [HandlerSettings("slow", "fake", timeouts=RuntimeTimeouts(start=240.0)), HandlerSettings("good", "fake")]
+    async with open_handlers(plugins, settings, default="good", context=CONTEXT):
+        assert fake.contexts["slow"].timeouts.start == 240.0
+        assert fake.contexts["good"].timeouts == CONTEXT.timeouts
+        assert fake.contexts["good"].adjust_spec({"a": 1}, {}, {}) == {"a": 1}
+
+
+async def test_an_error_of_the_caller_passes_unwrapped_and_closes_all(fake: FakePlugin, plugins: Plugins) -> None:
+    with pytest.raises(HostError, match="mine"):
+        async with open_handlers(plugins, SETTINGS, default="good", context=CONTEXT):
+            raise HostError("mine")
+    assert fake.closed == ["good"]
+
+
+async def test_cancellation_closes_all(fake: FakePlugin, plugins: Plugins) -> None:
+    with anyio.move_on_after(0.05):
+        async with open_handlers(plugins, SETTINGS, default="good", context=CONTEXT):
+            await anyio.sleep_forever()
+    assert fake.opened == ["good"]
