@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
 from bridge.errors import ConfigError
 from bridge.images.auth import Credentials
@@ -56,6 +57,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return name == "localhost" or name.endswith(".localhost")
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment (HTTPS_PROXY, HTTP_PROXY, NO_PROXY) names for ``url``; never one for this machine itself."""
+    parts = urlsplit(url)
+    if is_loopback(parts.netloc.rpartition("@")[2]) or proxy_bypass(parts.netloc):
+        return None
+    return getproxies_environment().get(parts.scheme)
 
 
 def plain_words(exc: BaseException) -> str:

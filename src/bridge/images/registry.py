@@ -19,6 +19,7 @@ from typing import Self, TypeVar
 import aiohttp
 import anyio
 
+from bridge import log
 from bridge.errors import BridgeError, CorruptData, ImagePullFailed, RegistryUnavailable
 from bridge.images import auth as authentication
 from bridge.images import endpoints
@@ -30,6 +31,7 @@ from bridge.images.settings import ImageSettings
 from bridge.images.transfer import Pace
 
 T = TypeVar("T")
+_logger = log.get("images.registry")
 _BUFFER = 1 << 20
 _ANSWER_LIMIT = 64 << 10
 _REDIRECTS = 5
@@ -60,7 +62,7 @@ class RegistryClient:
             connector=aiohttp.TCPConnector(limit=0, limit_per_host=settings.parallel + 4),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "cri-bridge", "Accept-Encoding": "identity"},
-            trust_env=True,
+            trust_env=False,  # it would also read ~/.netrc; proxies are passed with each request
         )
 
     async def __aenter__(self) -> Self:
@@ -170,11 +172,11 @@ class Repository:
             try:
                 return await attempt(endpoint)
             except (ImagePullFailed, RegistryUnavailable, CorruptData) as exc:
+                _logger.debug("%s: %s", endpoint, exc)
                 failures.append((endpoint, exc))
-        final = failures[-1][1]
         for place, earlier in failures[:-1]:
-            final.add_note(f"{place} before: {earlier}")
-        raise final
+            _logger.warning("%s: before the registry itself failed, %s had: %s", self._name, place, earlier)
+        raise failures[-1][1]
 
     @asynccontextmanager
     async def _get(self, endpoint: Endpoint, path: str, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -203,6 +205,7 @@ class Repository:
                     method,
                     url,
                     ssl=not endpoint.insecure,
+                    proxy=endpoints.proxy_of(url),
                     max_redirects=_REDIRECTS,
                     **arguments,  # type: ignore[arg-type]
                 )

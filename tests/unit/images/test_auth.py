@@ -91,3 +91,16 @@ def test_credentials_go_to_the_registry_only() -> None:
 def test_loopback() -> None:
     assert all(map(endpoints.is_loopback, ("127.9.9.9:1", "[::1]:5", "localhost:1", "a.localhost")))
     assert not any(map(endpoints.is_loopback, ("10.0.0.1", "q.io", "127.example:1", "[::2]")))
+
+
+def test_proxies_come_from_the_environment_but_not_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    monkeypatch.setenv("NO_PROXY", "inner.example")
+    monkeypatch.delenv("HTTP_PROXY", raising=False)
+    monkeypatch.delenv("http_proxy", raising=False)
+    monkeypatch.delenv("https_proxy", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert endpoints.proxy_of("https://q.io/v2/") == "http://proxy:3128"
+    assert endpoints.proxy_of("http://q.io/v2/") is None
+    assert endpoints.proxy_of("https://inner.example/v2/") is None
+    assert endpoints.proxy_of("https://127.0.0.1:5000/v2/") is None
