@@ -215,3 +215,26 @@ async def test_a_full_log_disk_does_not_stop_the_container(node: Node) -> None:
     log = node.log.read_text()
     assert log.count("No space left") == 1
     node.log.write_text(log.replace("level=error", "level=expected"))
+
+
+_HELPED_RUNTIME = """
+unless (fork) {
+    my $pid = fork;
+    exec("sh", "-c", "exit 7") unless $pid;
+    open(my $file, ">", "$ARGV[0].new") or die;
+    print $file $pid;
+    close $file;
+    rename("$ARGV[0].new", $ARGV[0]);
+    select(undef, undef, undef, 0.3);
+    exit;
+}
+select(undef, undef, undef, 0.01) until -e $ARGV[0];
+"""
+
+
+async def test_a_container_whose_parent_outlives_the_runtime(node: Node) -> None:
+    """crun forks a helper that makes the container; the runtime may end first, and the container's exit is ours all the same."""
+    async with node.connect() as client:
+        await node.run(client, "c", "", argv=["perl", "-e", _HELPED_RUNTIME, str(node.pid_file("c"))])
+        status = await client.wait("c")
+    assert (status.code, status.reason) == (7, "")

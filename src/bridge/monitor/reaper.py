@@ -22,6 +22,9 @@ _BATCH = 256
 _KEPT = 4096
 """Unclaimed exits kept while a launch is pending; the oldest go first."""
 
+_GENERATIONS = 8
+"""How far up a process's ancestors are followed; a runtime forks two or three times."""
+
 OnExit = Callable[[ExitStatus], None]
 
 
@@ -40,10 +43,14 @@ def raw_status(wait_status: int, at_ns: int) -> ExitStatus:
 
 
 class Relation(Enum):
-    """What a watched pid is to this process: a child not yet reaped, a child reaped before, or no child."""
+    """What a watched pid is to this process.
+
+    A child not yet reaped, a child reaped before, a descendant that becomes a child when those between have ended, or a stranger.
+    """
 
     CHILD = "child"
     REAPED = "reaped"
+    DESCENDANT = "descendant"
     STRANGER = "stranger"
 
 
@@ -87,6 +94,7 @@ class Reaper:
     def watch(self, pid: int, on_exit: OnExit) -> Relation:
         """Call ``on_exit`` once, from the loop, when child ``pid`` ends, or soon if it was reaped under ``hold``.
 
+        A DESCENDANT is told of when this process reaps it, which is never if its own parent does: watch its pidfd as well.
         Nothing is watched of a STRANGER.
         """
         if self.is_child(pid):  # wins over a kept exit: the number may have been reused since
@@ -94,10 +102,17 @@ class Reaper:
             self._watched[pid] = on_exit
             return Relation.CHILD
         kept = self._unclaimed.pop(pid, None)
+        if kept is None and descends(pid):
+            self._watched[pid] = on_exit
+            return Relation.DESCENDANT
         if kept is None:
             return Relation.STRANGER
         self._loop.call_soon(on_exit, kept)
         return Relation.REAPED
+
+    def forget(self, pid: int) -> None:
+        """Watch ``pid`` no more."""
+        self._watched.pop(pid, None)
 
     def exit_of(self, pid: int) -> asyncio.Future[ExitStatus]:
         """The exit of child ``pid``, just spawned by the caller, as a future."""
@@ -125,3 +140,20 @@ class Reaper:
             if len(self._unclaimed) >= _KEPT:
                 del self._unclaimed[next(iter(self._unclaimed))]
             self._unclaimed[pid] = exit_status
+
+
+def descends(pid: int) -> bool:
+    """Whether ``pid`` is a descendant of this process.
+
+    crun's verb ends a moment before the process that it had fork the container: only then is the container our child.
+    """
+    own = os.getpid()
+    for _ in range(_GENERATIONS):
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                pid = int(file.read().rpartition(b")")[2].split()[1])
+        except OSError:
+            return False
+        if pid in (0, 1, own):
+            return pid == own
+    return False

@@ -16,7 +16,7 @@ from bridge.errors import AlreadyExists, HostError, IllegalTransition, InUse, No
 from bridge.host import syscalls
 from bridge.monitor.container import ContainerStdio
 from bridge.monitor.memory import MemoryWatch
-from bridge.monitor.reaper import OnExit, Reaper, Relation, raw_status
+from bridge.monitor.reaper import OnExit, Reaper, Relation, descends, raw_status
 from bridge.ports.runtime import ExitStatus
 
 MONITOR_LOST = "MonitorLost"
@@ -31,7 +31,7 @@ _logger = log.get("monitor.tasks")
 class Task:
     """One process and what the monitor knows of it. ``owner`` is the client an exec dies with."""
 
-    __slots__ = ("exit", "id", "kind", "memory", "owner", "pid", "pidfd", "stdio", "waiters")
+    __slots__ = ("ending", "exit", "id", "kind", "memory", "owner", "pid", "pidfd", "stdio", "waiters")
 
     def __init__(self, task_id: str, kind: str, pid: int, *, stdio: ContainerStdio | None = None, owner: object = None) -> None:
         self.id = task_id
@@ -40,6 +40,7 @@ class Task:
         self.pidfd: int | None = None
         self.stdio = stdio
         self.owner = owner
+        self.ending = False
         self.exit: ExitStatus | None = None
         self.waiters: list[OnExit] = []
         self.memory: MemoryWatch | None = None
@@ -113,12 +114,12 @@ class Tasks:
 
         Raises HostError, and holds nothing then, when no pidfd can be had.
         """
-        if task.pidfd is None and self._reaper.is_child(task.pid):
+        if task.pidfd is None and (self._reaper.is_child(task.pid) or descends(task.pid)):
             task.pidfd = open_pidfd(task.pid)
         self._tasks[task.id] = task
         if task.kind == "container" and task.pidfd is not None:
             task.memory = MemoryWatch.of(task.pid)
-        if self._reaper.watch(task.pid, lambda status: self._ended(task, status)) is Relation.STRANGER:
+        if self._reaper.watch(task.pid, lambda status: self._ended(task, status)) in (Relation.STRANGER, Relation.DESCENDANT):
             self._watch_stranger(task)
 
     def forget(self, task_id: str) -> None:
@@ -143,7 +144,12 @@ class Tasks:
                     task.kill(signal.SIGKILL, group=True)
 
     def _ended(self, task: Task, status: ExitStatus) -> None:
-        task.close_pidfd()
+        if task.ending:  # a descendant is watched in two ways
+            return
+        task.ending = True
+        if task.pidfd is not None:
+            self._loop.remove_reader(task.pidfd)
+            task.close_pidfd()
         if task.memory is not None and task.memory.oom_killed(status):
             status = replace(status, oom_killed=True)
         if task.stdio is None:
@@ -153,7 +159,8 @@ class Tasks:
 
     def _report(self, task: Task, status: ExitStatus) -> None:
         task.exit = status
-        _logger.debug("%s %s: pid %d ended with code %d%s", task.kind, task.id, task.pid, status.code, " (OOM)" if status.oom_killed else "")
+        memory = " (out of memory)" if status.oom_killed else ""
+        _logger.debug("%s %s: pid %d ended with code %d%s", task.kind, task.id, task.pid, status.code, memory)
         self._on_exit(task)
         waiters, task.waiters = task.waiters, []
         for waiter in waiters:
@@ -167,12 +174,14 @@ class Tasks:
         self._loop.add_reader(task.pidfd, self._stranger_ended, task, _POLLS)
 
     def _stranger_ended(self, task: Task, polls: int) -> None:
-        assert task.pidfd is not None
+        if task.pidfd is None:
+            return
         self._loop.remove_reader(task.pidfd)
         wait_status = syscalls.pidfd_exit_code(task.pidfd)
         if wait_status is None and polls:  # known only once its parent has reaped it
             self._loop.call_later(_POLL_SECONDS, self._stranger_ended, task, polls - 1)
         else:
+            self._reaper.forget(task.pid)
             self._ended(task, _lost() if wait_status is None else raw_status(wait_status, time.time_ns()))
 
 
