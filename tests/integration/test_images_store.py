@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import os
@@ -15,8 +16,8 @@ import anyio
 import pytest
 
 from bridge.aio import Supervisor
-from bridge.errors import CorruptData, InUse, InvalidRequest, NotFound
-from bridge.host import mounts
+from bridge.errors import CorruptData, HostError, InUse, InvalidRequest, NotFound
+from bridge.host import mounts, syscalls
 from bridge.images.settings import ImageSettings, Limits
 from bridge.images.store import ImageStore
 from bridge.images.tarstream import REGULAR, TarReader
@@ -324,3 +325,58 @@ async def test_imports_and_removals_at_once(tmp_path: Path) -> None:
         await store.gc()
         await wait_empty(root / "tmp")
         assert os.listdir(root / "layers") == []
+
+
+async def test_a_full_disk_is_said_and_leaves_room_again(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    root.mkdir()
+    syscalls.mount("tmpfs", root, "tmpfs", 0, "size=1500k")
+    try:
+        write_busybox_layout(tmp_path / "layout")
+        async with opened(root) as store:
+            with pytest.raises(HostError, match="No space left") as caught:
+                await store.import_archive(tmp_path / "layout")
+            assert caught.value.errno == errno.ENOSPC
+            assert store.list() == []
+            await wait_empty(root / "tmp")
+            syscalls.mount("tmpfs", root, "", syscalls.MS_REMOUNT, "size=8m")
+            (image,) = await store.import_archive(tmp_path / "layout")
+            assert image.size > 1_900_000
+    finally:
+        mounts._unmount(root)
+
+
+async def test_writable_layers_are_measured_in_the_background(tmp_path: Path, target: Path) -> None:
+    write_busybox_layout(tmp_path / "layout")
+    async with opened(tmp_path / "store", measure_seconds=0.02) as store:
+        (image,) = await store.import_archive(tmp_path / "layout")
+        await store.mount_rootfs("c1", image.id, target)
+        (target / "big").write_bytes(b"x" * 1_000_000)
+        with anyio.fail_after(10):
+            while store.container_usage().used_bytes < 1_000_000:
+                await anyio.sleep(0.01)
+        usage = store.snapshots.usage("c1")
+        assert usage is not None
+        assert usage.inodes_used == 2
+        await store.remove_rootfs("c1", target)
+        assert store.container_usage().used_bytes == 0
+
+
+async def test_an_image_without_layers_and_bad_container_ids(tmp_path: Path, target: Path) -> None:
+    with Layout(tmp_path / "layout") as layout:
+        layout.image("example.com/empty:1", [])
+    async with opened(tmp_path / "store") as store:
+        (image,) = await store.import_archive(tmp_path / "layout")
+        assert image.size == 0
+        await store.mount_rootfs("c1", image.id, target)
+        assert os.listdir(target) == []
+        await store.remove_rootfs("c1", target)
+        for bad in ("", "../c", "a/b", "."):
+            with pytest.raises(InvalidRequest, match="container id"):
+                await store.mount_rootfs(bad, image.id, target)
+        with pytest.raises(NotFound):
+            await store.mount_rootfs("c2", "sha256:" + "0" * 64, target)
+        with pytest.raises(HostError):
+            await store.mount_rootfs("c3", image.id, tmp_path / "missing")
+        assert store.containers() == []
+        assert os.listdir(tmp_path / "store/snapshots") == []
