@@ -72,6 +72,7 @@ class OciRuntime:
             group.start_soon(to_thread.run_sync, cgroups.hasten_attach, name="hasten the cgroup move")
             try:
                 pid = await launch()
+                group.cancel_scope.shield = True  # a pid that is known must reach the caller
             except Exception as exc:  # noqa: BLE001 - raised again below: the group would wrap it
                 failure = exc
         if failure is not None:
