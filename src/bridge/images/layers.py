@@ -18,7 +18,7 @@ import anyio
 
 from bridge import log
 from bridge.aio import SingleFlight, Supervisor
-from bridge.errors import BridgeError, CorruptData, Unavailable
+from bridge.errors import BridgeError, CorruptData, HostError, Unavailable
 from bridge.images import disk
 from bridge.images.catalogue import Catalogue, Layer
 from bridge.images.disk import Directories
@@ -27,6 +27,7 @@ from bridge.images.unpack import FILES, Unpacked
 
 _logger = log.get("images.layers")
 _FLIGHT_LINGER = 1.0
+_REMOVE_AGAIN_SECONDS = 2.0
 
 Unpack = Callable[[Path, bool], Awaitable[Unpacked]]
 """Unpacks one layer into a directory; the flag says that it is the second try, after damaged bytes came."""
@@ -197,8 +198,20 @@ class LayerStore:
             _logger.debug("%s is left to the next start", name)
 
     async def _remove(self, graves: Sequence[Path]) -> None:
+        failed = []
         for grave in graves:
-            await disk.remove_tree(grave)
+            try:
+                await disk.remove_tree(grave)
+            except HostError as exc:
+                _logger.debug("%s", exc)
+                failed.append(grave)
+        if failed:  # a child of a server that was killed may have been writing its last file
+            await anyio.sleep(_REMOVE_AGAIN_SECONDS)
+        for grave in failed:
+            try:
+                await disk.remove_tree(grave)
+            except HostError as exc:
+                _logger.error("%s; the next start tries again", exc)
 
     async def _expire(self, chain: Sequence[str]) -> None:
         await anyio.sleep(self._keep)
