@@ -138,6 +138,7 @@ async def oci_node(root: Path, runtime: str) -> AsyncIterator[OciNode]:
             finally:
                 await end_monitor(node)
         finally:
+            cgroups.layout.cache_clear()  # another suite may have mounted a hierarchy meanwhile, which the runtime used too
             for directory in node.directories():
                 cgroups.kill_all(directory)
             cgroups.remove(node.cgroup)
