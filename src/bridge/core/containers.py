@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 
 from bridge import log
-from bridge.aio import SingleFlight
+from bridge.aio import SingleFlight, run_all
 from bridge.core import trace
 from bridge.core.container_create import ContainerCreator, erase
 from bridge.core.container_stop import Stopper
@@ -26,6 +26,7 @@ from bridge.core.sandbox_run import new_id
 from bridge.core.selectors import labels_match
 from bridge.core.surroundings import Surroundings
 from bridge.errors import AlreadyExists, BridgeError, IllegalTransition, NotFound, RuntimeFailed
+from bridge.host import mounts
 from bridge.ports.images import Images
 from bridge.ports.runtime import ContainerHandle, ExitStatus
 
@@ -163,7 +164,16 @@ class ContainerService:
         if container is not None and container.state in (ContainerState.RUNNING, ContainerState.STARTING):
             await self.record_exit(ident, status)
         entry.exited.set()
+        if container is not None:
+            self._supervisor.spawn(f"unmount {ident}", lambda: self._unmount(container))
         await self._release(ident, entry)
+
+    async def _unmount(self, container: Container) -> None:
+        # Nothing runs in it any more. The last unmount of an overlay writes its files to the disk: not RemoveContainer's time.
+        try:
+            await mounts.unmount(self.bundle(container) / "rootfs")
+        except BridgeError as exc:
+            _logger.warning("container %s: its root filesystem stays mounted until it is removed: %s", container.id[:13], exc)
 
     async def record_exit(self, ident: str, status: ExitStatus) -> None:
         """Put an exit into the store, with the reason a kubelet expects."""
@@ -212,16 +222,28 @@ class ContainerService:
         with log.context(pod=container.sandbox_id[:13], container=ident[:13]):
             with trace.recording(self._traces, container.sandbox_id, f"RemoveContainer {container.config.metadata.name}"):
                 await self.stop(ident, 0.0)
-                await self._store.apply_container(ident, "removing")
-                entry = self._live.containers.get(ident)
-                if entry is not None:
-                    with trace.span("backend delete"):
-                        await self._await_release(entry)
-                        await entry.handle.delete()
-                await erase(self._settings, self._images, container)
+                await self._take_away(self._store.containers[ident])
                 self._live.containers.pop(ident, None)
                 await self._store.remove(ident)
             _logger.info("container removed")
+
+    async def _take_away(self, container: Container) -> None:
+        entry = self._live.containers.get(container.id)
+        removing = functools.partial(self._store.apply_container, container.id, "removing")
+        erasing = functools.partial(erase, self._settings, self._images, container)
+        deleting = functools.partial(self._delete, entry)
+        if container.state is ContainerState.EXITED and entry is not None and entry.released.is_set():
+            # Each step is independent by now, and until its end the record of an exited container owns what a crash would leave.
+            await run_all((removing, deleting, erasing))
+            return
+        for step in (removing, deleting, erasing):
+            await step()
+
+    async def _delete(self, entry: LiveContainer | None) -> None:
+        if entry is not None:
+            with trace.span("backend delete"):
+                await self._await_release(entry)
+                await entry.handle.delete()
 
     async def _await_release(self, entry: LiveContainer) -> None:
         if entry.exited.is_set():

@@ -25,7 +25,7 @@ class Span:
     failed: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Open:
     spans: list[Span]
     depth: int = 0
@@ -78,12 +78,12 @@ def span(name: str) -> Iterator[None]:
     entry = Span(name, time.time_ns(), depth=trace.depth)
     trace.spans.append(entry)
     began = time.perf_counter_ns()
-    trace.depth += 1
+    token = _current.set(_Open(trace.spans, trace.depth + 1))  # a task started inside the block gets it too
     try:
         yield
     except BaseException:
         entry.failed = True
         raise
     finally:
-        trace.depth -= 1
+        _current.reset(token)
         entry.duration = time.perf_counter_ns() - began

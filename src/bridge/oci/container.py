@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal as signals
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,22 @@ LOST_CODE = 255
 class OciContainer:
     """See the module docstring (bridge.ports.runtime.ContainerHandle). Made by ``create`` or ``load``."""
 
+    __slots__ = ("_cgroup", "_ended", "_lost", "_owns_pid_namespace", "_pid", "_release", "_released", "_runtime", "_spec", "_start_ticks")
+
     def __init__(
         self, runtime: OciRuntime, spec: ContainerSpec, *, pid: int | None = None, start_ticks: int = 0, lost: bool = False
     ) -> None:
         self._runtime = runtime
-        self._spec = spec
+        # The OCI spec is in the bundle. Here it would be 20 KiB a container, for two facts.
+        self._cgroup = runtime.cgroup(spec.oci)
+        self._owns_pid_namespace = _owns_pid_namespace(spec.oci)
+        self._spec = replace(spec, oci={})
         self._pid = pid
         self._start_ticks = start_ticks
         self._lost = lost
         self._release = anyio.Lock()
+        self._ended = False
+        self._released = False
 
     @classmethod
     async def create(cls, runtime: OciRuntime, spec: ContainerSpec) -> OciContainer:
@@ -93,7 +101,9 @@ class OciContainer:
         """Its exit; goes on over the loss of a monitor. An exit that nobody saw is code 255, reason MonitorLost."""
         if not self._lost:
             try:
-                return await self._runtime.lasting(lambda monitor: monitor.wait(self.id))
+                status = await self._runtime.lasting(lambda monitor: monitor.wait(self.id))
+                self._ended = True
+                return status
             except NotFound:
                 if self._pid is None:
                     raise
@@ -110,17 +120,16 @@ class OciContainer:
                 await to_thread.run_sync(_signal_all, directory, signal, self._runtime.cli.settings.timeouts.kill)
 
     def _kill_directory(self) -> Path | None:
-        cgroup = self._runtime.cgroup(self._spec.oci)
         mounts = cgroups.layout().mounts
         mount = mounts.get("" if cgroups.is_v2() else "freezer")
-        return mount.directory(cgroup) if mount is not None and cgroup is not None else None
+        return mount.directory(self._cgroup) if mount is not None and self._cgroup is not None else None
 
     async def exec(self, spec: ExecSpec) -> OciExec:
         """One runtime invocation. Raises IllegalTransition when it does not run, RuntimeFailed."""
         if self._pid is None:
             raise IllegalTransition(f"container {self.id} was not started")
         started = OciExec(self._runtime, spec, self._spec.bundle)
-        await started.start(self.id, self._runtime.cgroup(self._spec.oci))
+        await started.start(self.id, self._cgroup)
         return started
 
     async def reopen_log(self) -> None:
@@ -132,22 +141,25 @@ class OciContainer:
         if self._pid is not None and (self._start_ticks and start_ticks(self._pid) == self._start_ticks):
             return
         await self._free(force=False)
+        self._released = self._ended
 
     async def _free(self, *, force: bool) -> None:
         async with self._release:
             if not await to_thread.run_sync(self._runtime.cli.state_dir(self.id).exists):
                 return
-            if not self._owns_pid_namespace():
+            if not self._owns_pid_namespace:
                 # Its children outlive it, and runtimes only kill them where the PID namespace is the host's.
                 await self.kill(signals.SIGKILL, all_processes=True)
             await self._runtime.cli.delete(self.id, force=force)
 
-    def _owns_pid_namespace(self) -> bool:
-        found = self._spec.oci.get("linux", {}).get("namespaces", ())
-        return any(namespace.get("type") == "pid" and not namespace.get("path") for namespace in found)
-
     async def delete(self) -> None:
         """Kill what is left, free the runtime's state and the monitor's record. Raises RuntimeFailed, TimedOut, MonitorGone."""
+        if not self._released:  # else its exit was seen and its state freed: RemoveContainer has nothing to ask
+            await self._end()
+            await self._free(force=True)
+        await self._runtime.lasting(lambda monitor: monitor.forget(self.id))
+
+    async def _end(self) -> None:
         timeout = self._runtime.cli.settings.timeouts.kill
         with contextlib.suppress(NotFound):
             await self._runtime.lasting(lambda monitor: monitor.kill(self.id, signals.SIGKILL))
@@ -155,8 +167,11 @@ class OciContainer:
                 await self._runtime.lasting(lambda monitor: monitor.wait(self.id))
             if scope.cancelled_caught:
                 raise TimedOut(f"process {self._pid} of container {self.id} did not end within {timeout:g} s of SIGKILL")
-        await self._free(force=True)
-        await self._runtime.lasting(lambda monitor: monitor.forget(self.id))
+
+
+def _owns_pid_namespace(oci: Mapping[str, Any]) -> bool:
+    found = oci.get("linux", {}).get("namespaces", ())
+    return any(namespace.get("type") == "pid" and not namespace.get("path") for namespace in found)
 
 
 def start_ticks(pid: int) -> int | None:
