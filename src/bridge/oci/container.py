@@ -7,44 +7,47 @@ go by pidfd through the monitor, so a stop runs nothing either. After the exit o
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal as signals
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from anyio import to_thread
 
-from bridge.errors import HostError, IllegalTransition, NotFound, TimedOut
+from bridge.errors import AlreadyExists, IllegalTransition, MonitorGone, NotFound, TimedOut
 from bridge.host import cgroups
 from bridge.monitor.protocol import LaunchFailed
+from bridge.oci import strays
 from bridge.oci.execs import OciExec
-from bridge.oci.runtime import OciRuntime, write_json
+from bridge.oci.runtime import MONITOR_RETURN_SECONDS, OciRuntime, write_json
+from bridge.oci.strays import start_ticks
+from bridge.ports.host import Monitor, Task
 from bridge.ports.runtime import ContainerSpec, ExecSpec, ExitStatus, Record
 
+T = TypeVar("T")
 _VERSION = 1
-LOST_CODE = 255
+_LAUNCH_POLL = 0.02
 
 
 class OciContainer:
     """See the module docstring (bridge.ports.runtime.ContainerHandle). Made by ``create`` or ``load``."""
 
-    __slots__ = ("_cgroup", "_ended", "_lost", "_owns_pid_namespace", "_pid", "_release", "_released", "_runtime", "_spec", "_start_ticks")
+    __slots__ = ("_cgroup", "_ended", "_owns_pid_namespace", "_pid", "_release", "_released", "_runtime", "_spec", "_ticks", "_witness")
 
-    def __init__(
-        self, runtime: OciRuntime, spec: ContainerSpec, *, pid: int | None = None, start_ticks: int = 0, lost: bool = False
-    ) -> None:
+    def __init__(self, runtime: OciRuntime, spec: ContainerSpec, *, pid: int | None = None, ticks: int = 0) -> None:
         self._runtime = runtime
         # The OCI spec is in the bundle. Here it would be 20 KiB a container, for two facts.
         self._cgroup = runtime.cgroup(spec.oci)
         self._owns_pid_namespace = _owns_pid_namespace(spec.oci)
         self._spec = replace(spec, oci={})
         self._pid = pid
-        self._start_ticks = start_ticks
-        self._lost = lost
+        self._ticks = ticks
+        self._witness = strays.Witness.of(pid, ticks)
         self._release = anyio.Lock()
         self._ended = False
         self._released = False
@@ -68,7 +71,7 @@ class OciContainer:
     @property
     def record(self) -> Record:
         """``pid`` and ``start_ticks`` (of /proc/PID/stat) let a new monitor adopt it."""
-        return {"v": _VERSION, "pid": self._pid or 0, "start_ticks": self._start_ticks}
+        return {"v": _VERSION, "pid": self._pid or 0, "start_ticks": self._ticks}
 
     async def start(self) -> int:
         """One runtime invocation. Raises RuntimeFailed, whose ``start_code`` tells "not found" from other failures."""
@@ -94,26 +97,54 @@ class OciContainer:
             self._pid = await self._runtime.launched(launch)
         except LaunchFailed as exc:
             raise await self._runtime.failure("run", exc, log) from exc
-        self._start_ticks = start_ticks(self._pid) or 0
+        except MonitorGone:
+            # The runtime may go on without it, and nobody would hold the container then: what is told as failed must not run.
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + cli.settings.timeouts.delete):
+                await self._end_strays()
+            raise
+        self._ticks = start_ticks(self._pid) or 0
+        self._witness = strays.Witness.of(self._pid, self._ticks)
         return self._pid
 
+    async def _end_strays(self) -> None:
+        """End the runtime of a launch that nobody holds any more, and what it made."""
+        cli = self._runtime.cli
+        await to_thread.run_sync(strays.end_verbs, cli.settings.path, self.id)
+        if await to_thread.run_sync(cli.state_dir(self.id).exists):
+            await cli.delete(self.id, force=True)
+        if self._cgroup is not None and not cli.settings.systemd_cgroup:
+            await to_thread.run_sync(strays.end_cgroup, self._cgroup, cli.settings.timeouts.kill)
+
     async def wait(self) -> ExitStatus:
-        """Its exit; goes on over the loss of a monitor. An exit that nobody saw is code 255, reason MonitorLost."""
-        if not self._lost:
+        """Its exit; goes on over the loss of monitors. An exit that nobody can tell is code 255, reason MonitorLost."""
+        try:
+            status = await self._held(lambda monitor: monitor.wait(self.id), patience=math.inf)
+            self._ended = True
+        except NotFound:
+            if self._pid is None:
+                raise
+            return await self._witness.testify()
+        return status
+
+    async def _held(self, ask: Callable[[Monitor], Awaitable[T]], *, patience: float = MONITOR_RETURN_SECONDS) -> T:
+        """Ask about this container. A monitor that does not know it, because it replaced another, is given the live process first."""
+
+        async def adopting(monitor: Monitor) -> T:
             try:
-                status = await self._runtime.lasting(lambda monitor: monitor.wait(self.id))
-                self._ended = True
-                return status
+                return await ask(monitor)
             except NotFound:
-                if self._pid is None:
+                if self._pid is None or not self._ticks or start_ticks(self._pid) != self._ticks:
                     raise
-                self._lost = True
-        return ExitStatus(LOST_CODE, reason="MonitorLost")
+                with contextlib.suppress(AlreadyExists):  # somebody else who asked was quicker
+                    await monitor.adopt(self.id, self._pid, self._ticks)
+                return await ask(monitor)
+
+        return await self._runtime.lasting(adopting, patience=patience)
 
     async def kill(self, signal: int, *, all_processes: bool = False) -> None:
         """Signal its first process, or with ``all_processes`` everyone in its cgroup; ended is success."""
         with contextlib.suppress(NotFound):
-            await self._runtime.monitor.kill(self.id, signal)
+            await self._held(lambda monitor: monitor.kill(self.id, signal))
         if all_processes and self._pid is not None:
             directory = self._kill_directory()
             if directory is not None:
@@ -138,7 +169,7 @@ class OciContainer:
 
     async def release(self) -> None:
         """Free the runtime's state after the exit: one ``delete``, or nothing when it was done. A running container stays as it is."""
-        if self._pid is not None and (self._start_ticks and start_ticks(self._pid) == self._start_ticks):
+        if self._pid is not None and self._ticks and start_ticks(self._pid) == self._ticks:
             return
         await self._free(force=False)
         self._released = self._ended
@@ -158,13 +189,14 @@ class OciContainer:
             await self._end()
             await self._free(force=True)
         await self._runtime.lasting(lambda monitor: monitor.forget(self.id))
+        self._witness.close()
 
     async def _end(self) -> None:
         timeout = self._runtime.cli.settings.timeouts.kill
         with contextlib.suppress(NotFound):
-            await self._runtime.lasting(lambda monitor: monitor.kill(self.id, signals.SIGKILL))
+            await self._held(lambda monitor: monitor.kill(self.id, signals.SIGKILL))
             with anyio.move_on_after(timeout) as scope:
-                await self._runtime.lasting(lambda monitor: monitor.wait(self.id))
+                await self._held(lambda monitor: monitor.wait(self.id))
             if scope.cancelled_caught:
                 raise TimedOut(f"process {self._pid} of container {self.id} did not end within {timeout:g} s of SIGKILL")
 
@@ -172,16 +204,6 @@ class OciContainer:
 def _owns_pid_namespace(oci: Mapping[str, Any]) -> bool:
     found = oci.get("linux", {}).get("namespaces", ())
     return any(namespace.get("type") == "pid" and not namespace.get("path") for namespace in found)
-
-
-def start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat, which with the pid names a process for ever; None when it is gone or a zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def _signal_all(directory: Path, signal: int, timeout: float) -> None:
@@ -196,26 +218,28 @@ def _signal_all(directory: Path, signal: int, timeout: float) -> None:
 async def load(runtime: OciRuntime, spec: ContainerSpec, record: Record) -> OciContainer:
     """The container from before a restart, from what the monitor holds. NotFound when there is neither a task nor a bundle.
 
-    One that ran but that the monitor lost is adopted if it still runs; else its handle tells code 255, reason MonitorLost.
+    One that runs without a monitor is adopted when it is waited for; one whose launch outlived server and monitor is ended.
     """
     pid, ticks = int(record.get("pid", 0)), int(record.get("start_ticks", 0))
-    for task in await runtime.monitor.tasks():
-        if task.id == spec.id:
-            return OciContainer(runtime, spec, pid=task.pid or None, start_ticks=ticks or start_ticks(task.pid) or 0)
+    task = await _task(runtime, spec.id)
+    if task is not None:
+        return OciContainer(runtime, spec, pid=task.pid, ticks=ticks or start_ticks(task.pid) or 0)
     if pid:
-        return await _adopt(runtime, spec, pid, ticks)
+        return OciContainer(runtime, spec, pid=pid, ticks=ticks)
     if not await to_thread.run_sync((spec.bundle / "config.json").exists):
         raise NotFound(f"container {spec.id}: neither the monitor nor its bundle knows it")
-    return OciContainer(runtime, spec)
+    container = OciContainer(runtime, spec)
+    await container._end_strays()
+    return container
 
 
-async def _adopt(runtime: OciRuntime, spec: ContainerSpec, pid: int, ticks: int) -> OciContainer:
-    lost = True
-    if ticks and start_ticks(pid) == ticks:
-        with contextlib.suppress(NotFound, HostError):
-            await runtime.monitor.adopt(spec.id, pid, ticks)
-            lost = False
-    return OciContainer(runtime, spec, pid=pid, start_ticks=ticks, lost=lost)
+async def _task(runtime: OciRuntime, ident: str) -> Task | None:
+    """The monitor's task, once a launch that is under way is over (the monitor gives it a deadline)."""
+    while True:
+        found = [task for task in await runtime.lasting(lambda monitor: monitor.tasks()) if task.id == ident]
+        if not found or found[0].pid:
+            return found[0] if found else None
+        await anyio.sleep(_LAUNCH_POLL)
 
 
 def with_pid_namespace(oci: Mapping[str, Any], placeholder: str, path: str) -> Mapping[str, Any]:

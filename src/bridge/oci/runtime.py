@@ -21,7 +21,7 @@ from bridge.oci.logs import merge
 from bridge.ports.host import HostContext, Monitor
 
 T = TypeVar("T")
-_MONITOR_RETURN_SECONDS = 30.0
+MONITOR_RETURN_SECONDS = 30.0
 """How long a wait outlives the loss of the monitor: a new one is there within a second, unless it can't be started at all."""
 _MONITOR_POLL_SECONDS = 0.1
 
@@ -51,13 +51,16 @@ class OciRuntime:
         """The live monitor. Raises MonitorGone."""
         return self.context.monitor()
 
-    async def lasting(self, ask: Callable[[Monitor], Awaitable[T]]) -> T:
-        """Ask the monitor something that may be asked twice, again if it is replaced meanwhile. Raises MonitorGone if it stays away."""
-        deadline = anyio.current_time() + _MONITOR_RETURN_SECONDS
+    async def lasting(self, ask: Callable[[Monitor], Awaitable[T]], *, patience: float = MONITOR_RETURN_SECONDS) -> T:
+        """Ask the monitor something that may be asked twice, again if it is replaced meanwhile.
+
+        Raises MonitorGone when it stays away for ``patience`` seconds.
+        """
+        deadline = anyio.current_time() + patience
         while True:
             try:
                 monitor = self.context.monitor()
-                deadline = anyio.current_time() + _MONITOR_RETURN_SECONDS
+                deadline = anyio.current_time() + patience
                 return await ask(monitor)
             except MonitorGone:
                 if anyio.current_time() >= deadline:
