@@ -380,3 +380,17 @@ async def test_an_image_without_layers_and_bad_container_ids(tmp_path: Path, tar
             await store.mount_rootfs("c3", image.id, tmp_path / "missing")
         assert store.containers() == []
         assert os.listdir(tmp_path / "store/snapshots") == []
+
+
+@pytest.mark.parametrize("by_id", [True, False])
+async def test_the_same_image_removed_by_many_at_once(tmp_path: Path, by_id: bool) -> None:
+    """critest: should not fail on simultaneous RemoveImage calls."""
+    write_busybox_layout(tmp_path / "layout", "localhost/one:latest")
+    async with opened(tmp_path / "store") as store:
+        (image,) = await store.import_archive(tmp_path / "layout")
+        wanted = image.id if by_id else "localhost/one:latest"
+        async with anyio.create_task_group() as group:
+            for _ in range(10):
+                group.start_soon(store.remove, wanted)
+        assert store.list() == []
+        assert store.find("localhost/one:latest") is None

@@ -160,29 +160,36 @@ class Catalogue:
         return self.images[new.id]
 
     async def drop_names(self, image: str, names: Iterable[str]) -> None:
-        """Untag."""
+        """Untag; names that are gone, or another image's by now, are left alone."""
         gone = list(names)
 
         def forget() -> None:
-            self.images[image] = replace(self.images[image], names=self.images[image].names - set(gone))
-            for name in gone:
-                self.names.pop(name, None)
+            record = self.images.get(image)
+            if record is not None:
+                self.images[image] = replace(record, names=record.names - set(gone))
+            self._forget_names(image, gone)
 
-        await self._change(lambda c: c.executemany("DELETE FROM names WHERE name = ?", [(name,) for name in gone]), forget)
+        rows = [(name, image) for name in gone]
+        await self._change(lambda c: c.executemany("DELETE FROM names WHERE name = ? AND image = ?", rows), forget)
 
     async def drop_image(self, image: str) -> None:
-        """Remove an image with its names and digests. Raises InUse while a snapshot stands on it."""
+        """Remove an image with its names and digests; absent is success. Raises InUse while a snapshot stands on it."""
 
         def write(c: sqlite3.Connection) -> None:
             c.execute("DELETE FROM images WHERE id = ?", (image,))
             c.execute(schema.DROP_UNUSED_BLOBS)
 
         def forget() -> None:
-            record = self.images.pop(image)
-            for name in record.names:
-                self.names.pop(name, None)
+            record = self.images.pop(image, None)
+            if record is not None:
+                self._forget_names(image, record.names)
 
         await self._change(write, forget)
+
+    def _forget_names(self, image: str, names: Iterable[str]) -> None:
+        for name in names:
+            if self.names.get(name) == image:
+                del self.names[name]
 
     async def add_snapshot(self, container: str, image: str) -> None:
         """Record that ``container`` has a writable layer on ``image``. Raises NotFound when that is gone."""
