@@ -119,6 +119,13 @@ class SingleFlight(Generic[K, T]):
             raise flight.error.with_traceback(None)
         return flight.result  # type: ignore[return-value]
 
+    async def cancel(self, key: K) -> None:
+        """Cancel the flight of ``key`` and wait until its undo steps have run; none in the air is success."""
+        flight = self._flights.get(key)
+        if flight is not None:
+            flight.scope.cancel()
+            await flight.done.wait()
+
     async def wait_idle(self) -> None:
         """Return once no flight is in the air (used at shutdown, under the caller's deadline)."""
         while self._flights:

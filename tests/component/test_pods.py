@@ -9,7 +9,7 @@ import pytest
 from bridge.core.entities import ContainerState, SandboxState
 from bridge.core.model import PodMetadata
 from bridge.core.services import Services
-from bridge.errors import AlreadyExists, IllegalTransition, InvalidRequest, NetworkFailed, NotFound, RuntimeFailed, TimedOut
+from bridge.errors import AlreadyExists, IllegalTransition, InvalidRequest, NetworkFailed, NotFound, RuntimeFailed, TimedOut, Unavailable
 from tests.component.conftest import World, container, pod
 
 pytestmark = pytest.mark.root
@@ -178,3 +178,55 @@ async def test_bad_hostname_is_refused_before_anything_is_made(world: World, cor
         await core.sandboxes.run(dataclasses.replace(pod(), hostname="x" * 65), "")
     assert core.sandboxes.list() == []
     assert world.leftovers() == []
+
+
+async def test_a_pod_that_is_stopped_takes_running_creations_along(world: World, core: Services) -> None:
+    sandbox = await core.sandboxes.run(pod(), "")
+    world.images.hold = anyio.Event()
+    outcome: list[Exception] = []
+
+    async def create() -> None:
+        try:
+            await core.containers.create(sandbox.id, container())
+        except Unavailable as exc:
+            outcome.append(exc)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(create)
+            while not core.store.members(sandbox.id):
+                await anyio.lowlevel.checkpoint()
+            await core.containers.remove(core.store.members(sandbox.id)[0].id)
+            assert core.store.members(sandbox.id), "nobody was told that id yet: it is not there"
+            await core.sandboxes.remove(sandbox.id)
+    assert "cancelled" in str(outcome[0])
+    assert core.store.containers == {}
+    assert world.leftovers() == []
+
+
+async def test_nothing_begins_in_a_pod_that_is_being_stopped(world: World, core: Services) -> None:
+    sandbox = await core.sandboxes.run(pod(), "")
+    made = await core.containers.create(sandbox.id, container())
+    await core.sandboxes.stop(sandbox.id)
+    with pytest.raises(IllegalTransition, match="stopped"):
+        await core.containers.start(made.id)
+    with pytest.raises(IllegalTransition, match="stopped"):
+        await core.containers.create(sandbox.id, container("other"))
+    await core.sandboxes.remove(sandbox.id)
+    assert world.leftovers() == []
+
+
+async def test_a_pod_that_is_still_being_made_is_not_there_for_others(world: World, core: Services) -> None:
+    world.network.hold = anyio.Event()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(core.sandboxes.run, pod(), "")
+            while not core.store.sandboxes:
+                await anyio.lowlevel.checkpoint()
+            (ident,) = core.store.sandboxes
+            await core.sandboxes.remove(ident)
+            await core.sandboxes.stop(ident)
+            with pytest.raises(NotFound, match="still being created"):
+                core.sandboxes.find(ident)
+            world.network.hold.set()
+    assert core.sandboxes.find(ident).state is SandboxState.READY

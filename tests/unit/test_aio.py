@@ -426,3 +426,32 @@ async def test_publishing_goes_on_after_a_subscriber_left() -> None:
 
 def test_describe_flattens_groups() -> None:
     assert describe(ExceptionGroup("several", [NotFound("a"), OSError("b")])) == "ExceptionGroup(NotFound: a; OSError: b)"
+
+
+async def test_cancel_waits_for_the_undo_of_one_flight() -> None:
+    undone = []
+
+    async def work() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.lowlevel.checkpoint()
+                undone.append(True)
+
+    async with Supervisor() as supervisor:
+        flights: SingleFlight[str, None] = SingleFlight(supervisor, "test")
+        await flights.cancel("nobody")
+        async with anyio.create_task_group() as group:
+
+            async def wait() -> None:
+                with pytest.raises(Unavailable):
+                    await flights.join("key", work)
+
+            group.start_soon(wait)
+            while "key" not in flights:
+                await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint()
+            await flights.cancel("key")
+            assert undone == [True]
+            assert "key" not in flights

@@ -19,7 +19,7 @@ from bridge.aio import SingleFlight, run_all
 from bridge.core import trace
 from bridge.core.container_create import ContainerCreator, erase
 from bridge.core.container_stop import Stopper
-from bridge.core.entities import Container, ContainerState, SandboxState
+from bridge.core.entities import Container, ContainerState, Sandbox, SandboxState
 from bridge.core.live import LiveContainer
 from bridge.core.model import ContainerConfig
 from bridge.core.sandbox_run import new_id
@@ -59,13 +59,11 @@ class ContainerService:
         return await self.creations.join(key, lambda: self._create(sandbox.id, key, config))
 
     async def _create(self, sandbox_id: str, key: str, config: ContainerConfig) -> Container:
-        sandbox = self._store.sandbox(sandbox_id)
-        if sandbox.state is not SandboxState.READY:
-            raise IllegalTransition(f"sandbox {sandbox_id} is {sandbox.state}, not ready")
+        sandbox = self._ready(sandbox_id)
         holder = self._store.named(key)
         if holder is not None and self._store.containers[holder].state in _HALF:
             # This flight is the only one of its key, so that one's undo or removal failed. It must not hold the name.
-            await self.remove(holder)
+            await self._removed(holder)
         elif holder is not None:
             earlier = self._store.containers[holder]
             if earlier.state is ContainerState.CREATED and earlier.config == config:
@@ -79,6 +77,14 @@ class ContainerService:
                     container = await self._creator.create(ident, sandbox, config)
             _logger.info("container %s created", name)
             return container
+
+    def _ready(self, sandbox_id: str) -> Sandbox:
+        sandbox = self._store.sandbox(sandbox_id)
+        if sandbox.state is not SandboxState.READY:
+            raise IllegalTransition(f"sandbox {sandbox_id} is {sandbox.state}, not ready")
+        if sandbox_id in self._live.stopping:
+            raise IllegalTransition(f"sandbox {sandbox_id} is being stopped")
+        return sandbox
 
     def find(self, ident: str) -> Container:
         """By id or unique prefix. A container still being made is not there yet. Raises NotFound."""
@@ -116,6 +122,7 @@ class ContainerService:
 
     async def _start(self, ident: str) -> None:
         container = self._store.container(ident)
+        self._ready(container.sandbox_id)
         entry = self._live.container(ident)
         name = container.config.metadata.name
         with log.context(pod=container.sandbox_id[:13], container=ident[:13]):
@@ -208,12 +215,23 @@ class ContainerService:
             _logger.debug("the start that a stop waited for failed: %s", exc)
 
     async def remove(self, ident: str) -> None:
-        """Kill it if need be and remove every trace of it but its log. Absent is success."""
+        """Kill it if need be and remove every trace of it but its log. Absent, or not yet made, is success."""
         try:
             container = self._store.container(ident)
         except NotFound:
             return
-        await self.removals.join(container.id, functools.partial(self._remove, container.id))
+        if container.state is ContainerState.CREATING and container.name_key in self.creations:
+            return
+        await self._removed(container.id)
+
+    async def _removed(self, ident: str) -> None:
+        await self.removals.join(ident, functools.partial(self._remove, ident))
+
+    async def abort_creations(self, sandbox_id: str) -> None:
+        """Cancel what is being created in a pod that goes, and wait until it is undone."""
+        for container in self._store.members(sandbox_id):
+            if container.state is ContainerState.CREATING:
+                await self.creations.cancel(container.name_key)
 
     async def _remove(self, ident: str) -> None:
         container = self._store.containers.get(ident)

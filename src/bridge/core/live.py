@@ -28,10 +28,14 @@ class LiveContainer:
 
 @dataclass(slots=True)
 class Live:
-    """Registry of handles; filled by create and by recovery, emptied by remove."""
+    """Registry of handles; filled by create and by recovery, emptied by remove.
+
+    ``stopping`` are the pods that a StopPodSandbox or RemovePodSandbox has begun on: nothing new may begin in them.
+    """
 
     sandboxes: dict[str, SandboxHandle] = field(default_factory=dict)
     containers: dict[str, LiveContainer] = field(default_factory=dict)
+    stopping: set[str] = field(default_factory=set)
 
     def sandbox(self, ident: str) -> SandboxHandle:
         """Raises IllegalTransition while the sandbox is not adopted (yet)."""

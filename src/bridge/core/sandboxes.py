@@ -61,7 +61,7 @@ class SandboxService:
         holder = self._store.named(key)
         if holder is not None and self._store.sandboxes[holder].state in _HALF:
             # This flight is the only one of its key, so that one's undo or removal failed. It must not hold the name.
-            await self.remove(holder)
+            await self._removed(holder)
         elif holder is not None:
             return self._earlier(self._store.sandboxes[holder], config, runtime_handler)
         ident = new_id()
@@ -99,12 +99,20 @@ class SandboxService:
         ]
 
     async def stop(self, ident: str) -> None:
-        """Kill its containers, take it off the network, drop its namespaces. Absent or stopped is success."""
+        """Kill its containers, take it off the network, drop its namespaces. Absent, not yet made or stopped is success."""
+        known = self._made(ident)
+        if known is not None:
+            await self.stops.join(known, functools.partial(self._stop, known))
+
+    def _made(self, ident: str) -> str | None:
+        """The whole id; None for one that does not exist, or that a flight is still making and nobody was told of."""
         try:
             sandbox = self._store.sandbox(ident)
         except NotFound:
-            return
-        await self.stops.join(sandbox.id, functools.partial(self._stop, sandbox.id))
+            return None
+        if sandbox.state is SandboxState.CREATING and sandbox.name_key in self.runs:
+            return None
+        return sandbox.id
 
     async def _stop(self, ident: str) -> None:
         sandbox = self._store.sandboxes.get(ident)
@@ -113,6 +121,7 @@ class SandboxService:
         stopped = sandbox.state is SandboxState.STOPPED and sandbox.attachment is None
         if stopped and not any(member.state is ContainerState.RUNNING for member in self._store.members(ident)):
             return
+        self._live.stopping.add(ident)
         with log.context(pod=ident[:13]), trace.recording(self._traces, ident, "StopPodSandbox"):
             await self._stop_members(ident)
             await self._tear_down(sandbox)
@@ -122,6 +131,7 @@ class SandboxService:
 
     async def _stop_members(self, ident: str) -> None:
         with trace.span("stop containers"):
+            await self._containers.abort_creations(ident)
             members = self._store.members(ident)
             await run_all(functools.partial(self._containers.stop, container.id, 0.0) for container in members)
 
@@ -138,12 +148,13 @@ class SandboxService:
             await namespaces.remove(self._settings.sandbox_dir(sandbox.id) / "ns")
 
     async def remove(self, ident: str) -> None:
-        """Stop it, remove its containers and every trace of it. Absent is success."""
-        try:
-            sandbox = self._store.sandbox(ident)
-        except NotFound:
-            return
-        await self.removals.join(sandbox.id, functools.partial(self._remove, sandbox.id))
+        """Stop it, remove its containers and every trace of it. Absent, or not yet made, is success."""
+        known = self._made(ident)
+        if known is not None:
+            await self._removed(known)
+
+    async def _removed(self, ident: str) -> None:
+        await self.removals.join(ident, functools.partial(self._remove, ident))
 
     async def _remove(self, ident: str) -> None:
         await self.stops.join(ident, functools.partial(self._stop, ident))
@@ -160,6 +171,7 @@ class SandboxService:
             await self.erase(sandbox)
             self._live.sandboxes.pop(ident, None)
             await self._store.remove(ident)
+            self._live.stopping.discard(ident)
             self._traces.forget(ident)
             _logger.info("pod removed")
 

@@ -6,7 +6,8 @@ rebuild the handles from the opaque, versioned ``record`` that each handle offer
 
 Rules for implementers: a create or start that fails or is cancelled leaves nothing of its own behind; every stop, kill and
 delete is idempotent and absent means success; a call cancelled half-way can be repeated; errors are ``bridge.errors``
-classes; an ability that is missing is declared in ``features``, not stubbed. Every number of bytes, nanoseconds and every path is what its name says; pids are in the host's PID namespace.
+classes; an ability that is missing is declared in ``features``, not stubbed. Every number of bytes, nanoseconds and every
+path is what its name says; pids are in the host's PID namespace.
 """
 
 from __future__ import annotations

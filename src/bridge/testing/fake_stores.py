@@ -40,11 +40,12 @@ class Faults:
 
 
 class FakeNetwork:
-    """Hands out addresses of 10.99.0.0/16 and knows who has one."""
+    """Hands out addresses of 10.99.0.0/16 and knows who has one. ``hold`` keeps ADD waiting until it is set."""
 
     def __init__(self) -> None:
         self.faults = Faults()
         self.attached: dict[str, str] = {}
+        self.hold: anyio.Event | None = None
         self.ready = NetworkStatus(True)
         self._last = 1
 
@@ -58,6 +59,8 @@ class FakeNetwork:
 
     async def add(self, attachment: Attachment) -> PodNetwork:
         """Give an address; a failure comes after it was given, as with real plugins."""
+        if self.hold is not None:
+            await self.hold.wait()
         self._last += 1
         address = f"10.99.{self._last // 256}.{self._last % 256}"
         self.attached[str(attachment.data["id"])] = address
@@ -80,11 +83,12 @@ class FakeNetwork:
 
 
 class FakeImages:
-    """A store that holds ``IMAGE`` and makes empty directories as root filesystems."""
+    """A store that holds ``IMAGE`` and makes empty directories as root filesystems. ``hold`` keeps mounts waiting."""
 
     def __init__(self) -> None:
         self.faults = Faults()
         self.mounted: set[str] = set()
+        self.hold: anyio.Event | None = None
         self.images: list[Image] = [IMAGE]
 
     def list(self) -> Sequence[Image]:
@@ -120,6 +124,8 @@ class FakeImages:
 
     async def mount_rootfs(self, container_id: str, image_id: str, target: Path) -> Rootfs:
         """An empty directory."""
+        if self.hold is not None:
+            await self.hold.wait()
         await self.faults.passing("mount_rootfs", NotFound("the image is gone"))
         await anyio.Path(target).mkdir(parents=True, exist_ok=True)
         self.mounted.add(container_id)
