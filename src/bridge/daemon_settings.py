@@ -22,6 +22,8 @@ from bridge.ports.host import PauseProcess, RuntimeTimeouts
 
 SYSTEMD_MARK = Path("/run/systemd/system")
 _CATATONIT = "catatonit"
+_ANSWER_OVERHEAD = 4096
+"""More than everything else in an answer to ExecSync takes."""
 _DEFAULT_CGROUP_PARENT = {CgroupDriver.CGROUPFS: "/cri-bridge", CgroupDriver.SYSTEMD: "system.slice"}
 # For a static busybox: a shell that waits for anything reaps what the pod's containers leave to process 1.
 _SHELL_PAUSE = ("/pause", "sh", "-c", "trap 'exit 0' TERM INT; while :; do sleep 86400 & wait $!; done")
@@ -61,6 +63,7 @@ def core(config: Config, host: Host) -> CoreSettings:
         boot_id=host.boot_id,
         default_cgroup_parent=_DEFAULT_CGROUP_PARENT[cgroup_driver(config, host.facts)],
         exec_output_limit=runtime.exec_output_limit,
+        exec_answer_limit=max(1, config.server.max_message - _ANSWER_OVERHEAD),
         exec_drain=runtime.exec_drain_timeout,
         kill_timeout=runtime.kill_timeout,
         volume_timeout=runtime.volume_timeout,

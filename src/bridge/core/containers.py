@@ -22,18 +22,18 @@ from bridge.core.container_stop import Stopper
 from bridge.core.entities import Container, ContainerState, Sandbox, SandboxState
 from bridge.core.live import LiveContainer
 from bridge.core.model import ContainerConfig
+from bridge.core.reasons import exit_reason, start_failure
 from bridge.core.sandbox_run import new_id
 from bridge.core.selectors import labels_match
 from bridge.core.surroundings import Surroundings
-from bridge.errors import AlreadyExists, BridgeError, IllegalTransition, NotFound, RuntimeFailed
+from bridge.errors import AlreadyExists, BridgeError, IllegalTransition, NotFound, Unavailable
 from bridge.host import mounts
 from bridge.ports.images import Images
 from bridge.ports.runtime import ContainerHandle, ExitStatus
 
 _logger = log.get("core.containers")
 _HALF = (ContainerState.CREATING, ContainerState.REMOVING)
-START_ERROR_CODE = 128
-"""Exit code of a container that never ran, as peers report it."""
+_WAIT_PAUSE = 1.0
 
 
 class ContainerService:
@@ -55,6 +55,7 @@ class ContainerService:
         Raises NotFound (sandbox, image), IllegalTransition (sandbox not ready), AlreadyExists, InvalidRequest, Unsupported.
         """
         sandbox = self._store.sandbox(sandbox_id)
+        await self._live.reach(sandbox.id)
         key = f"{sandbox.id}_{config.metadata.name}_{config.metadata.attempt}"
         return await self.creations.join(key, lambda: self._create(sandbox.id, key, config))
 
@@ -63,7 +64,7 @@ class ContainerService:
         holder = self._store.named(key)
         if holder is not None and self._store.containers[holder].state in _HALF:
             # This flight is the only one of its key, so that one's undo or removal failed. It must not hold the name.
-            await self._removed(holder)
+            await self.discard(holder)
         elif holder is not None:
             earlier = self._store.containers[holder]
             if earlier.state is ContainerState.CREATED and earlier.config == config:
@@ -118,11 +119,13 @@ class ContainerService:
     async def start(self, ident: str) -> None:
         """Start a created container. Raises IllegalTransition when it was started before, RuntimeFailed."""
         container = self.find(ident)
+        await self._live.reach(container.sandbox_id)
         await self.starts.join(container.id, functools.partial(self._start, container.id))
 
     async def _start(self, ident: str) -> None:
         container = self._store.container(ident)
-        self._ready(container.sandbox_id)
+        if container.state is ContainerState.CREATED:  # else its own state says why not
+            self._ready(container.sandbox_id)
         entry = self._live.container(ident)
         name = container.config.metadata.name
         with log.context(pod=container.sandbox_id[:13], container=ident[:13]):
@@ -142,8 +145,7 @@ class ContainerService:
             _logger.info("container %s runs, pid %d", name, pid)
 
     async def _start_failed(self, ident: str, entry: LiveContainer, exc: BridgeError) -> None:
-        code = exc.start_code if isinstance(exc, RuntimeFailed) else START_ERROR_CODE
-        reason = "StartError" if code == START_ERROR_CODE else "ContainerCannotRun"
+        code, reason = start_failure(exc)
         await self._store.apply_container(
             ident, "start-failed", exit_code=code, reason=reason, message=str(exc), finished_at=time.time_ns()
         )
@@ -166,7 +168,7 @@ class ContainerService:
         self._supervisor.spawn(f"watch container {ident}", lambda: self._until_exit(ident, entry))
 
     async def _until_exit(self, ident: str, entry: LiveContainer) -> None:
-        status = await entry.handle.wait()
+        status = await self._exit_of(ident, entry)
         container = self._store.containers.get(ident)
         if container is not None and container.state in (ContainerState.RUNNING, ContainerState.STARTING):
             await self.record_exit(ident, status)
@@ -174,6 +176,14 @@ class ContainerService:
         if container is not None:
             self._supervisor.spawn(f"unmount {ident}", lambda: self._unmount(container))
         await self._release(ident, entry)
+
+    async def _exit_of(self, ident: str, entry: LiveContainer) -> ExitStatus:
+        while True:  # a container whose exit nobody waits for would be "running" for ever
+            try:
+                return await entry.handle.wait()
+            except Unavailable as exc:
+                _logger.warning("container %s can't be waited for now: %s", ident[:13], exc)
+                await anyio.sleep(_WAIT_PAUSE)
 
     async def _unmount(self, container: Container) -> None:
         # Nothing runs in it any more. The last unmount of an overlay writes its files to the disk: not RemoveContainer's time.
@@ -184,9 +194,9 @@ class ContainerService:
 
     async def record_exit(self, ident: str, status: ExitStatus) -> None:
         """Put an exit into the store, with the reason a kubelet expects."""
-        await self._store.apply_container(
-            ident, "exited", exit_code=status.code, reason=exit_reason(status), finished_at=status.at_ns or time.time_ns(), pid=0
-        )
+        # A container may end before its runtime does, and so before the time that counts as its start.
+        at = max(status.at_ns or time.time_ns(), self._store.container(ident).started_at)
+        await self._store.apply_container(ident, "exited", exit_code=status.code, reason=exit_reason(status), finished_at=at, pid=0)
         _logger.info("container %s exited: code %d%s", ident[:13], status.code, ", out of memory" if status.oom_killed else "")
 
     async def _release(self, ident: str, entry: LiveContainer) -> None:
@@ -204,9 +214,14 @@ class ContainerService:
             container = self._store.container(ident)
         except NotFound:
             return
-        if container.id in self.starts:
-            await self._settled(container.id)
-        await self._stopper.stop(container.id, timeout)
+        await self._live.reach(container.sandbox_id)
+        await self.end(container.id, timeout)
+
+    async def end(self, ident: str, timeout: float) -> None:
+        """``stop``, for those who own the pod already: recovery, and what takes the whole pod down."""
+        if ident in self.starts:
+            await self._settled(ident)
+        await self._stopper.stop(ident, timeout)
 
     async def _settled(self, ident: str) -> None:
         try:
@@ -220,11 +235,13 @@ class ContainerService:
             container = self._store.container(ident)
         except NotFound:
             return
+        await self._live.reach(container.sandbox_id)
         if container.state is ContainerState.CREATING and container.name_key in self.creations:
             return
-        await self._removed(container.id)
+        await self.discard(container.id)
 
-    async def _removed(self, ident: str) -> None:
+    async def discard(self, ident: str) -> None:
+        """``remove``, for those who own the pod already."""
         await self.removals.join(ident, functools.partial(self._remove, ident))
 
     async def abort_creations(self, sandbox_id: str) -> None:
@@ -239,7 +256,7 @@ class ContainerService:
             return
         with log.context(pod=container.sandbox_id[:13], container=ident[:13]):
             with trace.recording(self._traces, container.sandbox_id, f"RemoveContainer {container.config.metadata.name}"):
-                await self.stop(ident, 0.0)
+                await self.end(ident, 0.0)
                 await self._take_away(self._store.containers[ident])
                 self._live.containers.pop(ident, None)
                 await self._store.remove(ident)
@@ -271,15 +288,7 @@ class ContainerService:
     async def reopen_log(self, ident: str) -> None:
         """After the kubelet rotated the log. Raises IllegalTransition when the container is not running."""
         container = self.find(ident)
+        await self._live.reach(container.sandbox_id)
         if container.state is not ContainerState.RUNNING:
             raise IllegalTransition(f"container {ident} is {container.state}, not running")
         await self._live.container(container.id).handle.reopen_log()
-
-
-def exit_reason(status: ExitStatus) -> str:
-    """ContainerStatus.reason as the kubelet and crictl know it."""
-    if status.oom_killed:
-        return "OOMKilled"
-    if status.reason:
-        return status.reason
-    return "Completed" if status.code == 0 else "Error"

@@ -53,6 +53,7 @@ class ExecService:
             raise InvalidRequest("must not be empty", field="cmd")
         if timeout < 0:
             raise InvalidRequest(f"{timeout:g} must not be negative", field="timeout")
+        await self._live.reach(self._store.container(container_id).sandbox_id)
         container = self._running(container_id)
         entry = self._live.container(container.id)
         stdout, stdout_in = self._collector()
@@ -102,7 +103,15 @@ class ExecService:
             raise TimedOut(f"command {argv[0]!r} timed out: {timeout:g} s have passed")
         await self._drain(out[0], err[0])
         await _delete(process)
-        return ExecResult(out[0].data, err[0].data, code)
+        return ExecResult(*self._fitting(out[0].data, err[0].data), code)
+
+    def _fitting(self, stdout: bytes, stderr: bytes) -> tuple[bytes, bytes]:
+        """Both streams cut so that one answer can carry them: each may have what the other leaves, and half in any case."""
+        limit = self._settings.exec_answer_limit
+        if len(stdout) + len(stderr) > limit:
+            stdout = stdout[: max(limit - len(stderr), limit // 2)]
+            stderr = stderr[: limit - len(stdout)]
+        return stdout, stderr
 
     async def _drain(self, out: Collector, err: Collector) -> None:
         out.drain()

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-from bridge.errors import IllegalTransition
+from bridge.errors import Unavailable
 from bridge.ports.runtime import ContainerHandle, SandboxHandle
 
 
@@ -31,22 +31,35 @@ class Live:
     """Registry of handles; filled by create and by recovery, emptied by remove.
 
     ``stopping`` are the pods that a StopPodSandbox or RemovePodSandbox has begun on: nothing new may begin in them.
+    ``recovering`` are the pods of an earlier server that recovery has yet to look at, ``unreachable`` those whose backend it could
+    not ask, with the reason: nothing is done to either.
     """
 
     sandboxes: dict[str, SandboxHandle] = field(default_factory=dict)
     containers: dict[str, LiveContainer] = field(default_factory=dict)
     stopping: set[str] = field(default_factory=set)
+    recovering: dict[str, anyio.Event] = field(default_factory=dict)
+    unreachable: dict[str, str] = field(default_factory=dict)
+
+    async def reach(self, sandbox_id: str) -> None:
+        """Return once recovery is done with the sandbox. Raises Unavailable while its backend can't be reached."""
+        event = self.recovering.get(sandbox_id)
+        if event is not None:
+            await event.wait()
+        why = self.unreachable.get(sandbox_id)
+        if why is not None:
+            raise Unavailable(f"sandbox {sandbox_id} can't be reached: {why}")
 
     def sandbox(self, ident: str) -> SandboxHandle:
-        """Raises IllegalTransition while the sandbox is not adopted (yet)."""
+        """Raises Unavailable when there is none."""
         handle = self.sandboxes.get(ident)
         if handle is None:
-            raise IllegalTransition(f"sandbox {ident} has no live backend; it was stopped or is still being recovered")
+            raise Unavailable(f"sandbox {ident} has no live backend")
         return handle
 
     def container(self, ident: str) -> LiveContainer:
-        """Raises IllegalTransition while the container is not adopted (yet)."""
+        """Raises Unavailable when there is none."""
         entry = self.containers.get(ident)
         if entry is None:
-            raise IllegalTransition(f"container {ident} has no live backend; it was lost or is still being recovered")
+            raise Unavailable(f"container {ident} has no live backend")
         return entry

@@ -7,6 +7,8 @@ Assumptions, in order:
 3. A record in phase creating belongs to nobody: the client got no id. It is undone.
 4. For everything else the backend's handle says what is true now. A container that is gone without a known exit is reported
    as exited, code 255; never as running.
+5. A backend that can't be reached now says nothing of what it runs: the records stay, and it is tried again.
+6. What no record owns (a record was unreadable, or the whole database) is removed: see orphans.
 Each sandbox is handled on its own and in parallel with a bound; one that can't be handled is logged and left as stopped.
 """
 
@@ -28,13 +30,12 @@ from bridge.core import container_create, spec
 from bridge.core.containers import ContainerService
 from bridge.core.detach import Detacher, from_record
 from bridge.core.entities import Container, ContainerState, Sandbox, SandboxState
+from bridge.core.orphans import Orphans
 from bridge.core.sandbox_run import sandbox_spec
 from bridge.core.sandboxes import SandboxService
-from bridge.core.settings import CoreSettings
-from bridge.core.store import Store
-from bridge.errors import BridgeError, NotFound
+from bridge.core.surroundings import Surroundings
+from bridge.errors import BridgeError, NotFound, Unavailable
 from bridge.host import files
-from bridge.ports.images import Images
 from bridge.ports.network import Network
 from bridge.ports.runtime import ContainerHandle, ContainerSpec, ExitStatus, Handlers, SandboxHandle
 
@@ -48,91 +49,111 @@ _PARALLEL = 16
 class Recovery:
     """Runs once, after the store was loaded and the backends were opened."""
 
-    store: Store
+    daemon: Surroundings
     handlers: Handlers
-    images: Images
+    orphans: Orphans
     network: Network
     detacher: Detacher
     sandboxes: SandboxService
     containers: ContainerService
-    settings: CoreSettings
     facts: spec.HostFacts
     spec_settings: spec.SpecSettings
+    pause: float = 5.0
 
     async def run(self) -> None:
         """Bring every record into agreement with the host."""
         limiter = anyio.CapacityLimiter(_PARALLEL)
-        records = list(self.store.sandboxes.values())
+        records = list(self.daemon.store.sandboxes.values())
         await run_all(functools.partial(self._one, sandbox, limiter) for sandbox in records)
-        for sandbox_id in tuple(self.store.detachments):
+        for sandbox_id in tuple(self.daemon.store.detachments):
             self.detacher.schedule(sandbox_id)
-        keep = [from_record(s.attachment) for s in self.store.sandboxes.values() if s.attachment is not None]
-        keep += [from_record(record) for record in self.store.detachments.values()]
+        keep = [from_record(s.attachment) for s in self.daemon.store.sandboxes.values() if s.attachment is not None]
+        keep += [from_record(record) for record in self.daemon.store.detachments.values()]
         try:
             await self.network.collect(keep)
         except BridgeError as exc:
             _logger.warning("CNI GC failed: %s", exc)
+        await self.orphans.remove()
         if records:
-            _logger.info("recovered %d pods, %d containers", len(self.store.sandboxes), len(self.store.containers))
+            _logger.info("recovered %d pods, %d containers", len(self.daemon.store.sandboxes), len(self.daemon.store.containers))
 
     async def _one(self, sandbox: Sandbox, limiter: anyio.CapacityLimiter) -> None:
+        live = self.daemon.live
         async with limiter:
             with log.context(pod=sandbox.id[:13]):
                 try:
                     await self._sandbox(sandbox)
+                    live.unreachable.pop(sandbox.id, None)
+                except Unavailable as exc:
+                    _logger.error("pod can't be reached, its records stay as they are: %s", exc)
+                    live.unreachable[sandbox.id] = exc.message
+                    self.daemon.supervisor.spawn(f"reach pod {sandbox.id}", lambda: self._again(sandbox.id, limiter))
                 except BridgeError as exc:
                     _logger.error("pod can't be recovered and counts as stopped: %s", exc)
                     await self._count_as_dead(sandbox, str(exc))
                 except Exception as exc:
                     _logger.exception("pod can't be recovered and counts as stopped")
                     await self._count_as_dead(sandbox, describe(exc))
+                finally:
+                    live.recovering.pop(sandbox.id).set()
+
+    async def _again(self, sandbox_id: str, limiter: anyio.CapacityLimiter) -> None:
+        """Recover a pod whose handler was disabled or whose monitor was away, with its containers perhaps running all the while."""
+        await anyio.sleep(self.pause)
+        self.daemon.live.recovering[sandbox_id] = anyio.Event()
+        await self._one(self.daemon.store.sandboxes[sandbox_id], limiter)
 
     async def _sandbox(self, sandbox: Sandbox) -> None:
         if sandbox.state in (SandboxState.CREATING, SandboxState.REMOVING):
             await self._finish_removal(sandbox)
-        elif sandbox.boot_id != self.settings.boot_id:
+        elif sandbox.boot_id != self.daemon.settings.boot_id:
             await self._after_reboot(sandbox)
         else:
             await self._adopt(sandbox)
 
     async def _finish_removal(self, sandbox: Sandbox) -> None:
         _logger.info("undoing the pod's interrupted %s", "creation" if sandbox.state is SandboxState.CREATING else "removal")
-        if sandbox.boot_id == self.settings.boot_id:
+        if sandbox.boot_id == self.daemon.settings.boot_id:
             await self._adopt_for_removal(sandbox)
         if sandbox.attachment is not None:
             await self.detacher.detach(sandbox.id, sandbox.attachment)
         if sandbox.state is SandboxState.CREATING:
-            await self.store.apply_sandbox(sandbox.id, "removing", attachment=None)
-        await self.sandboxes.remove(sandbox.id)
+            await self.daemon.store.apply_sandbox(sandbox.id, "removing", attachment=None)
+        await self.sandboxes.discard(sandbox.id)
 
     async def _adopt_for_removal(self, sandbox: Sandbox) -> None:
         try:
             handle = await self._load(sandbox)
+        except Unavailable:
+            raise
         except BridgeError as exc:
             _logger.warning("the backend can't help with the removal: %s", exc)
             return
-        for container in self.store.members(sandbox.id):
+        for container in self.daemon.store.members(sandbox.id):
             await self._adopt_container(container, handle)
         self.sandboxes.adopt(sandbox.id, handle)
 
     async def _after_reboot(self, sandbox: Sandbox) -> None:
-        for container in self.store.members(sandbox.id):
+        for container in self.daemon.store.members(sandbox.id):
             await self._mark_exited(container, "the node was rebooted")
             await self._undo_half_made(container)
         if sandbox.attachment is not None:
             await self.detacher.detach(sandbox.id, sandbox.attachment)
-        await self.store.apply_sandbox(sandbox.id, "died", attachment=None, pid=0, namespaces={})
+        await self.daemon.store.apply_sandbox(sandbox.id, "died", attachment=None, pid=0, namespaces={})
 
     async def _adopt(self, sandbox: Sandbox) -> None:
         handle = await self._load(sandbox)
         self.sandboxes.adopt(sandbox.id, handle)
-        for container in self.store.members(sandbox.id):
+        for container in self.daemon.store.members(sandbox.id):
             await self._adopt_container(container, handle)
             await self._undo_half_made(container)
 
     async def _load(self, sandbox: Sandbox) -> SandboxHandle:
-        backend = self.handlers.backend(sandbox.handler)
-        request = sandbox_spec(sandbox, backend, self.settings, self.facts, self.spec_settings)
+        try:
+            backend = self.handlers.backend(sandbox.handler)
+        except NotFound as exc:  # disabled, perhaps for a moment: its runtime is being upgraded. What it runs goes on
+            raise Unavailable(exc.message) from exc
+        request = sandbox_spec(sandbox, backend, self.daemon.settings, self.facts, self.spec_settings)
         return await backend.load_sandbox(request, sandbox.backend or {})
 
     async def _adopt_container(self, container: Container, sandbox: SandboxHandle) -> None:
@@ -153,22 +174,22 @@ class Recovery:
                 await self._mark_exited(container, "the server ended while it was being started")
             else:
                 now = time.time_ns()
-                await self.store.apply_container(container.id, "started", pid=pid, started_at=now, backend=dict(handle.record))
-        running = self.store.containers[container.id].state is ContainerState.RUNNING
+                await self.daemon.store.apply_container(container.id, "started", pid=pid, started_at=now, backend=dict(handle.record))
+        running = self.daemon.store.containers[container.id].state is ContainerState.RUNNING
         self.containers.adopt(container.id, handle, process, running=running)
 
     async def _request(self, container: Container) -> ContainerSpec:
-        bundle = self.settings.bundle(container.sandbox_id, container.id)
+        bundle = self.daemon.settings.bundle(container.sandbox_id, container.id)
         text = await files.read_text(Path(bundle) / "config.json", limit=16 << 20)
         oci = json.loads(text) if text else {}
         return ContainerSpec(container.id, container.sandbox_id, bundle, oci, container_create.container_io(container))
 
     async def _undo_half_made(self, container: Container) -> None:
-        if self.store.containers.get(container.id) is container and container.state in (
+        if self.daemon.store.containers.get(container.id) is container and container.state in (
             ContainerState.CREATING,
             ContainerState.REMOVING,
         ):
-            await self.containers.remove(container.id)
+            await self.containers.discard(container.id)
 
     async def _mark_exited(self, container: Container, why: str) -> None:
         status = ExitStatus(LOST_CODE, at_ns=time.time_ns(), reason="ContainerLost")
@@ -176,13 +197,13 @@ class Recovery:
             _logger.warning("container %s counts as exited: %s", container.id[:13], why)
             await self.containers.record_exit(container.id, status)
         elif container.state is ContainerState.CREATED:
-            await self.store.apply_container(
+            await self.daemon.store.apply_container(
                 container.id, "abandoned", exit_code=LOST_CODE, reason="ContainerLost", message=why, finished_at=status.at_ns
             )
 
     async def _count_as_dead(self, sandbox: Sandbox, why: str) -> None:
-        for container in self.store.members(sandbox.id):
+        for container in self.daemon.store.members(sandbox.id):
             await self._mark_exited(container, why)
-        current = self.store.sandboxes.get(sandbox.id)
+        current = self.daemon.store.sandboxes.get(sandbox.id)
         if current is not None and current.state is SandboxState.READY:
-            await self.store.apply_sandbox(sandbox.id, "died", pid=0)
+            await self.daemon.store.apply_sandbox(sandbox.id, "died", pid=0)

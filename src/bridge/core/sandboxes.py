@@ -59,9 +59,12 @@ class SandboxService:
     async def _run(self, key: str, config: PodConfig, runtime_handler: str) -> Sandbox:
         backend = self._handlers.backend(runtime_handler)
         holder = self._store.named(key)
+        if holder is not None:
+            await self._live.reach(holder)
+            holder = self._store.named(key)
         if holder is not None and self._store.sandboxes[holder].state in _HALF:
             # This flight is the only one of its key, so that one's undo or removal failed. It must not hold the name.
-            await self._removed(holder)
+            await self.discard(holder)
         elif holder is not None:
             return self._earlier(self._store.sandboxes[holder], config, runtime_handler)
         ident = new_id()
@@ -102,6 +105,7 @@ class SandboxService:
         """Kill its containers, take it off the network, drop its namespaces. Absent, not yet made or stopped is success."""
         known = self._made(ident)
         if known is not None:
+            await self._live.reach(known)
             await self.stops.join(known, functools.partial(self._stop, known))
 
     def _made(self, ident: str) -> str | None:
@@ -133,7 +137,7 @@ class SandboxService:
         with trace.span("stop containers"):
             await self._containers.abort_creations(ident)
             members = self._store.members(ident)
-            await run_all(functools.partial(self._containers.stop, container.id, 0.0) for container in members)
+            await run_all(functools.partial(self._containers.end, container.id, 0.0) for container in members)
 
     async def _tear_down(self, sandbox: Sandbox) -> None:
         """Network, backend and namespaces of a pod, in an order that works after any crash. Each step is idempotent."""
@@ -151,9 +155,11 @@ class SandboxService:
         """Stop it, remove its containers and every trace of it. Absent, or not yet made, is success."""
         known = self._made(ident)
         if known is not None:
-            await self._removed(known)
+            await self._live.reach(known)
+            await self.discard(known)
 
-    async def _removed(self, ident: str) -> None:
+    async def discard(self, ident: str) -> None:
+        """``remove``, for those who own the pod already."""
         await self.removals.join(ident, functools.partial(self._remove, ident))
 
     async def _remove(self, ident: str) -> None:
@@ -163,7 +169,7 @@ class SandboxService:
         with log.context(pod=ident[:13]), trace.recording(self._traces, ident, "RemovePodSandbox"):
             sandbox = await self._store.apply_sandbox(ident, "removing")
             for container in self._store.members(ident):
-                await self._containers.remove(container.id)
+                await self._containers.discard(container.id)
             handle = self._live.sandboxes.get(ident)
             if handle is not None:
                 with trace.span("backend delete"):

@@ -13,6 +13,7 @@ from bridge.core.containers import ContainerService
 from bridge.core.detach import Detacher
 from bridge.core.execs import ExecService
 from bridge.core.live import Live
+from bridge.core.orphans import Orphans
 from bridge.core.recovery import Recovery
 from bridge.core.sandbox_run import SandboxRunner
 from bridge.core.sandboxes import SandboxService
@@ -71,7 +72,8 @@ def assemble(
     supervisor: Supervisor,
 ) -> Services:
     """Build core over a loaded store."""
-    live, traces = Live(), Traces()
+    # From the first request on: nothing is done to a pod of an earlier server before recovery has looked at it.
+    live, traces = Live(recovering={ident: anyio.Event() for ident in store.sandboxes}), Traces()
     daemon = Surroundings(store, live, settings, traces, supervisor, anyio.CapacityLimiter(settings.concurrent_creates))
     detacher = Detacher(store, ports.network, supervisor)
     creator = ContainerCreator(store, live, ports.images, settings, facts, spec_settings)
@@ -79,14 +81,13 @@ def assemble(
     runner = SandboxRunner(store, live, ports.network, detacher, settings, facts, spec_settings)
     sandboxes = SandboxService(daemon, ports.handlers, containers, runner, detacher)
     recovery = Recovery(
-        store=store,
+        daemon=daemon,
         handlers=ports.handlers,
-        images=ports.images,
+        orphans=Orphans(store, ports.handlers, ports.images, settings),
         network=ports.network,
         detacher=detacher,
         sandboxes=sandboxes,
         containers=containers,
-        settings=settings,
         facts=facts,
         spec_settings=spec_settings,
     )

@@ -13,6 +13,7 @@ class CoreSettings:
     ``run_dir`` holds one directory a sandbox and vanishes at reboot.
     ``pause_rootfs`` and ``pause_argv`` are the sandbox container's root and command (None: no static binary was found, and
     what needs a sandbox container is refused). ``volume_timeout`` bounds each look at a volume's host path.
+    ``exec_answer_limit`` bounds both output streams of an ExecSync together: what one message can carry.
     ``concurrent_creates`` bounds the pods and containers that are being made at once.
     """
 
@@ -23,6 +24,7 @@ class CoreSettings:
     default_cgroup_parent: str = ""
     shm_bytes: int = 64 << 20
     exec_output_limit: int = 16 << 20
+    exec_answer_limit: int = (16 << 20) - 4096
     exec_drain: float = 1.0
     kill_timeout: float = 30.0
     undo_timeout: float = 60.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,11 +13,14 @@ from anyio import to_thread
 from bridge.errors import HostError
 from bridge.oci import sandbox
 from bridge.oci.cli import OciCli, OciSettings
+from bridge.oci.container import OciContainer
 from bridge.oci.probe import probe
 from bridge.oci.runtime import OciRuntime
 from bridge.oci.sandbox import OciSandbox
 from bridge.ports.host import HostContext
-from bridge.ports.runtime import Record, RuntimeFeatures, SandboxKind, SandboxSpec
+from bridge.ports.runtime import ContainerIO, ContainerSpec, Record, RuntimeFeatures, SandboxKind, SandboxSpec
+
+_ID = re.compile("[0-9a-f]{64}")
 
 
 class OciBackend:
@@ -42,6 +47,17 @@ class OciBackend:
     async def load_sandbox(self, spec: SandboxSpec, record: Record) -> OciSandbox:
         """See bridge.oci.sandbox.load_sandbox."""
         return await sandbox.load_sandbox(self._runtime, spec, record)
+
+    async def remove_strangers(self, known: Callable[[str], bool]) -> Sequence[str]:
+        """See the port: of the monitor's tasks, and of this runtime's own list."""
+        runtime = self._runtime
+        tasks = await runtime.lasting(lambda monitor: monitor.tasks())
+        listed = await to_thread.run_sync(os.listdir, runtime.cli.settings.root)
+        found = {task.id for task in tasks if task.kind == "container"}.union(filter(_ID.fullmatch, listed))
+        strangers = sorted(ident for ident in found if not known(ident))
+        for ident in strangers:
+            await OciContainer(runtime, ContainerSpec(ident, ident, Path(), {}, ContainerIO())).delete()
+        return strangers
 
 
 def _make_directories(settings: OciSettings, context: HostContext) -> None:

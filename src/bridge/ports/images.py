@@ -97,6 +97,10 @@ class Images(Protocol):
         """Unmount and delete the writable layer; absent is success."""
         ...
 
+    def containers(self) -> Sequence[str]:
+        """Every container that has a writable layer."""
+        ...
+
     async def remount_rootfs(self, container_id: str, target: Path) -> Rootfs:
         """Mount an existing overlay again (after a reboot or a lost mount)."""
         ...

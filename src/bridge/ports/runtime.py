@@ -12,7 +12,7 @@ path is what its name says; pids are in the host's PID namespace.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -243,6 +243,12 @@ class RuntimeBackend(Protocol):
     def sandbox_kind(self) -> SandboxKind: ...
     async def create_sandbox(self, spec: SandboxSpec) -> SandboxHandle: ...
     async def load_sandbox(self, spec: SandboxSpec, record: Record) -> SandboxHandle: ...
+    async def remove_strangers(self, known: Callable[[str], bool]) -> Sequence[str]:
+        """Kill and remove sandboxes and containers that this server's earlier life made and ``known`` disowns; returns their ids.
+
+        List first and ask afterwards: others are being made meanwhile.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

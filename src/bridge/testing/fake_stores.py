@@ -137,6 +137,10 @@ class FakeImages:
         await self.faults.passing("remove_rootfs", HostError("umount failed"))
         self.mounted.discard(container_id)
 
+    def containers(self) -> Sequence[str]:
+        """Those with a root filesystem."""
+        return list(self.mounted)
+
     async def remount_rootfs(self, container_id: str, target: Path) -> Rootfs:
         """As it was."""
         return await self.mount_rootfs(container_id, "", target)

@@ -7,7 +7,7 @@ count what exists, so that a test can ask whether anything was left. ``fail_on``
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import anyio
@@ -191,6 +191,14 @@ class FakeBackend:
     async def load_sandbox(self, spec: SandboxSpec, record: Record) -> FakeSandbox:
         """The sandbox from before, or an empty one."""
         return self.sandboxes.get(spec.id) or FakeSandbox(self, spec)
+
+    async def remove_strangers(self, known: Callable[[str], bool]) -> Sequence[str]:
+        """Forget what is unknown."""
+        strangers = [ident for ident in (*self.containers, *self.sandboxes) if not known(ident)]
+        for ident in strangers:
+            self.containers.pop(ident, None)
+            self.sandboxes.pop(ident, None)
+        return strangers
 
 
 class FakeHandlers:
