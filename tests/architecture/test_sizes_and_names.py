@@ -26,9 +26,11 @@ def sources() -> list[Path]:
 
 
 def tracked() -> list[Path]:
-    """Every file under version control (all files when this isn't a checkout)."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=TOP, capture_output=True, check=False)
-    names = listed.stdout.decode().split("\0") if listed.returncode == 0 else []
+    """Every file under version control (the sources alone without git, or when this isn't a checkout)."""
+    try:
+        names = subprocess.run(["git", "ls-files", "-z"], cwd=TOP, capture_output=True, check=True).stdout.decode().split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        names = []
     return [TOP / name for name in names if name and (TOP / name).is_file()] or sources()
 
 

@@ -1,5 +1,6 @@
 """The server restarts over the same files: what runs is adopted, what was half-way is undone, nothing is fatal."""
 
+import contextlib
 import dataclasses
 import sqlite3
 
@@ -96,7 +97,7 @@ async def test_an_unreadable_record_is_set_aside(world: World) -> None:
     async with world.started() as core:
         _, ident = await running_pod(core)
         other = await core.sandboxes.run(pod("other"), "")
-    with sqlite3.connect(world.root / "state.db") as db:
+    with contextlib.closing(sqlite3.connect(world.root / "state.db")) as db, db:
         db.execute("UPDATE sandboxes SET body = '{\"id\": 1' WHERE id <> ?", (other.id,))
     async with world.started() as core:
         await core.recovery.run()

@@ -121,7 +121,7 @@ class OciNode:
     def leftovers(self) -> list[str]:
         """Cgroups below the pod's, runtime state, exec files."""
         found = [str(child) for directory in self.directories() for child in directory.iterdir() if child.is_dir()]
-        found += [str(path) for path in (self.root / "state" / self.runtime).glob("*")]
+        found += [str(path) for path in (self.root / "state" / self.runtime).glob("[!.]*")]
         return found + [str(path) for path in self.root.glob("pod-*/*/exec-*")]
 
 

@@ -17,10 +17,11 @@ _NOT_FOUND = re.compile(
     r"exec: \"[^\"]*\": .*(?:not found|no such file)|executable [^:]*not found|open executable: No such file", re.IGNORECASE
 )
 # runc: exec: "/x": permission denied | exec /x: exec format error
-# crun: open executable: Permission denied | exec `x`: Exec format error
+# crun: open executable: Permission denied | exec `x`: Exec format error | the path `/x` is not a regular file: … (since 1.14)
 _NOT_EXECUTABLE = re.compile(
     r"exec: \"[^\"]*\": (?:permission denied|is a directory|operation not permitted)"
-    r"|open executable: (?:Permission denied|Operation not permitted|Is a directory)|exec format error|exec [^:]*: Permission denied",
+    r"|open executable: (?:Permission denied|Operation not permitted|Is a directory)|exec format error|exec [^:]*: Permission denied"
+    r"|the path [^:]* is not a regular file",
     re.IGNORECASE,
 )
 
