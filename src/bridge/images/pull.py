@@ -68,9 +68,7 @@ class Puller:
             names=[str(reference)],
             digests=[(reference.repository, documents[0].digest)],
         )
-        return await self._assembler.assemble(
-            plan(manifest, config, new), lambda layer, again: repository.blob(layer, last_first=again)
-        )
+        return await self._assembler.assemble(plan(manifest, config, new), lambda layer, again: repository.blob(layer, last_first=again))
 
     async def _resolve(self, reference: Reference, repository: Repository) -> tuple[list[Fetched], Manifest]:
         """The documents from what the reference names down to the manifest for our platform."""

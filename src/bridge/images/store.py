@@ -48,9 +48,7 @@ class ImageStore:
         self._supervisor = supervisor
         self._directories = directories
         self._catalogue = Catalogue(database)
-        self._layers = LayerStore(
-            directories, self._catalogue, supervisor, parallel=settings.parallel, keep_seconds=settings.linger
-        )
+        self._layers = LayerStore(directories, self._catalogue, supervisor, parallel=settings.parallel, keep_seconds=settings.linger)
         self._assembler = Assembler(self._catalogue, self._layers, Unpacker(settings.limits))
         self._client: RegistryClient | None = None
         self._puller: Puller | None = None
@@ -265,5 +263,3 @@ def _set_aside(path: Path) -> None:
         file = Path(f"{path}{suffix}")
         if file.exists():
             file.rename(f"{aside}{suffix}")
-
-
