@@ -38,6 +38,7 @@ MS_SHARED = 1 << 20
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 
+_M_ARENA_MAX = -8
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SYS_OPENAT2 = 437
@@ -133,3 +134,14 @@ def pidfd_exit_code(pidfd: int) -> int | None:
         raise
     fields = _PIDFD_INFO.unpack(buffer)
     return int(fields[-1]) if fields[0] & _PIDFD_INFO_EXIT else None
+
+
+def use_one_malloc_arena() -> None:
+    """Have all threads allocate from one heap (mallopt(3), glibc; elsewhere nothing happens). Call it before the first thread.
+
+    Worker threads would each get an arena of their own and keep what they freed; the interpreter's lock lets only one allocate at a
+    time anyway.
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)

@@ -53,13 +53,15 @@ class Directories:
 
     async def discard(self, path: Path) -> Path | None:
         """Move ``path`` into ``tmp``; where it is now, or None when it was absent."""
+        return await blocking(self.discard_now, path)
+
+    def discard_now(self, path: Path) -> Path | None:
+        """``discard`` in a worker thread. Raises OSError."""
         grave = self.scratch()
         try:
-            await blocking(os.rename, path, grave)
-        except HostError as exc:
-            if exc.errno == errno.ENOENT:
-                return None
-            raise
+            os.rename(path, grave)
+        except FileNotFoundError:
+            return None
         return grave
 
     async def strays(self, live_layers: set[str], live_snapshots: set[str]) -> list[Path]:

@@ -76,10 +76,11 @@ class Snapshots:
 
     async def remove(self, container: str, target: Path) -> None:
         """Unmount and delete the writable layer; absent is success. Raises HostError."""
-        await mounts.unmount(target)
         if container not in self._catalogue.snapshots:
+            await mounts.unmount(target)
             return
-        grave = await self._directories.discard(self._directories.snapshots / container)
+        discard = functools.partial(self._directories.discard_now, self._directories.snapshots / container)
+        grave = await mounts.unmount_and(target, discard)
         await self._catalogue.drop_snapshot(container)
         self._usage.pop(container, None)
         if grave is not None:
