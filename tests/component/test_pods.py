@@ -1,6 +1,7 @@
 """Core from end to end over fakes: what a kubelet sees of pods and containers."""
 
 import dataclasses
+import os
 import signal
 
 import anyio
@@ -10,6 +11,7 @@ from bridge.core.entities import ContainerState, SandboxState
 from bridge.core.model import PodMetadata
 from bridge.core.services import Services
 from bridge.errors import AlreadyExists, IllegalTransition, InvalidRequest, NetworkFailed, NotFound, RuntimeFailed, TimedOut, Unavailable
+from bridge.host import cgroups
 from tests.component.conftest import World, container, pod
 
 pytestmark = pytest.mark.root
@@ -230,3 +232,13 @@ async def test_a_pod_that_is_still_being_made_is_not_there_for_others(world: Wor
                 core.sandboxes.find(ident)
             world.network.hold.set()
     assert core.sandboxes.find(ident).state is SandboxState.READY
+
+
+async def test_the_last_pod_below_a_new_cgroup_parent_removes_it(core: Services) -> None:
+    top = f"/cri-bridge-heirs-{os.getpid()}"
+    pods = [await core.sandboxes.run(pod(name, cgroup_parent=f"{top}/{name}"), "") for name in ("a", "b", "c")]
+    assert [core.sandboxes.find(one.id).cgroup_owned for one in pods] == [top, f"{top}/b", f"{top}/c"]
+    for one in pods:
+        assert any(directory.exists() for directory in cgroups.layout().directories(top))
+        await core.sandboxes.remove(one.id)
+    assert not any(directory.exists() for directory in cgroups.layout().directories(top))

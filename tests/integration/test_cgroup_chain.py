@@ -25,15 +25,15 @@ def test_all_that_was_made_is_removed(top: str) -> None:
     assert cgroup_chain.first_missing(f"{top}/a/b") == top
     cgroups.create(f"{top}/a/b")
     assert cgroup_chain.first_missing(f"{top}/a/b") == ""
-    cgroup_chain.remove(f"{top}/a/b", top)
+    assert cgroup_chain.remove(f"{top}/a/b", top)
     assert not there(top)
-    cgroup_chain.remove(f"{top}/a/b", top)
+    assert cgroup_chain.remove(f"{top}/a/b", top)
 
 
 def test_what_others_use_stays(top: str) -> None:
     cgroups.create(f"{top}/a/b")
     cgroups.create(f"{top}/a/other")
-    cgroup_chain.remove(f"{top}/a/b", top)
+    assert not cgroup_chain.remove(f"{top}/a/b", top)
     assert there(f"{top}/a/other")
     assert not there(f"{top}/a/b")
 

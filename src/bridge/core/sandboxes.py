@@ -187,9 +187,21 @@ class SandboxService:
         with trace.span("pod files"):
             await mounts.unmount(directory / "shm")
             await erase_directory(directory)
-        if sandbox.cgroup_owned:
-            with trace.span("cgroup"):
-                await run_sync(cgroup_chain.remove, sandbox.cgroup_parent, sandbox.cgroup_owned)
+        await self._remove_cgroup(sandbox.id)
+
+    async def _remove_cgroup(self, ident: str) -> None:
+        sandbox = self._store.sandboxes[ident]
+        top = sandbox.cgroup_owned
+        if not top:
+            return
+        with trace.span("cgroup"):
+            if await run_sync(cgroup_chain.remove, sandbox.cgroup_parent, top):
+                return
+        # Other pods stand below what this one had made first: the last of them is to remove it.
+        for heir in self._store.sandboxes.values():
+            if heir.id != ident and heir.cgroup_owned and heir.cgroup_parent.startswith(f"{top}/"):
+                await self._store.apply_sandbox(heir.id, "journal", cgroup_owned=top)
+                return
 
     def adopt(self, ident: str, handle: SandboxHandle) -> None:
         """Take over a sandbox that was running before the server restarted."""

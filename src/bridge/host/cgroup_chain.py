@@ -22,15 +22,14 @@ def first_missing(cgroup: str) -> str:
     return missing
 
 
-def remove(cgroup: str, top: str) -> None:
+def remove(cgroup: str, top: str) -> bool:
     """Remove ``cgroup`` with all in it, then its parents up to ``top`` as far as they are empty: others may use them by now.
 
-    Absent is success. Raises HostError, TimedOut when processes are left in ``cgroup``.
+    Whether ``top`` is gone too. Absent is success. Raises HostError, TimedOut when processes are left in ``cgroup``.
     """
     cgroups.remove(cgroup)
-    for part in PurePosixPath(cgroup).parents:
-        if not part.is_relative_to(top) or not _remove_empty(str(part)):
-            return
+    parents = [part for part in PurePosixPath(cgroup).parents if part.is_relative_to(top)]
+    return all(_remove_empty(str(part)) for part in parents)
 
 
 def _remove_empty(cgroup: str) -> bool:
