@@ -242,3 +242,12 @@ async def test_the_last_pod_below_a_new_cgroup_parent_removes_it(core: Services)
         assert any(directory.exists() for directory in cgroups.layout().directories(top))
         await core.sandboxes.remove(one.id)
     assert not any(directory.exists() for directory in cgroups.layout().directories(top))
+
+
+async def test_pods_that_go_at_once_leave_no_cgroup_parent(core: Services) -> None:
+    top = f"/cri-bridge-heirs-{os.getpid()}"
+    pods = [await core.sandboxes.run(pod(f"p{i}", cgroup_parent=f"{top}/{i}"), "") for i in range(12)]
+    async with anyio.create_task_group() as group:
+        for one in pods:
+            group.start_soon(core.sandboxes.remove, one.id)
+    assert not any(directory.exists() for directory in cgroups.layout().directories(top))

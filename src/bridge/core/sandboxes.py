@@ -42,6 +42,7 @@ class SandboxService:
         self._containers = containers
         self._runner = runner
         self._detacher = detacher
+        self._shared_tops: set[str] = set()
         self.runs: SingleFlight[str, Sandbox] = SingleFlight(daemon.supervisor, "run pod")
         self.stops: SingleFlight[str, None] = SingleFlight(daemon.supervisor, "stop pod")
         self.removals: SingleFlight[str, None] = SingleFlight(daemon.supervisor, "remove pod")
@@ -191,15 +192,23 @@ class SandboxService:
 
     async def _remove_cgroup(self, ident: str) -> None:
         sandbox = self._store.sandboxes[ident]
-        top = sandbox.cgroup_owned
-        if not top:
+        if not sandbox.cgroup_owned:
             return
         with trace.span("cgroup"):
-            if await run_sync(cgroup_chain.remove, sandbox.cgroup_parent, top):
-                return
-        # Other pods stand below what this one had made first: the last of them is to remove it.
-        for heir in self._store.sandboxes.values():
-            if heir.id != ident and heir.cgroup_owned and heir.cgroup_parent.startswith(f"{top}/"):
+            if not await run_sync(cgroup_chain.remove, sandbox.cgroup_parent, sandbox.cgroup_owned):
+                await self._pass_on(sandbox)
+            # Tried again by each pod that goes, after it is in the set: whoever is the last below it finds it here.
+            for top in tuple(self._shared_tops):
+                if await run_sync(cgroup_chain.remove_empty, top):
+                    self._shared_tops.discard(top)
+
+    async def _pass_on(self, sandbox: Sandbox) -> None:
+        """Other pods stand below what this one had made first. One of them owns it from now on, also after a restart."""
+        top = sandbox.cgroup_owned
+        self._shared_tops.add(top)
+        for heir in tuple(self._store.sandboxes.values()):
+            below = heir.cgroup_owned and heir.cgroup_parent.startswith(f"{top}/")
+            if below and heir.id != sandbox.id and heir.state is not SandboxState.REMOVING:
                 await self._store.apply_sandbox(heir.id, "journal", cgroup_owned=top)
                 return
 

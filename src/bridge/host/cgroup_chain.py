@@ -29,10 +29,11 @@ def remove(cgroup: str, top: str) -> bool:
     """
     cgroups.remove(cgroup)
     parents = [part for part in PurePosixPath(cgroup).parents if part.is_relative_to(top)]
-    return all(_remove_empty(str(part)) for part in parents)
+    return all(remove_empty(str(part)) for part in parents)
 
 
-def _remove_empty(cgroup: str) -> bool:
+def remove_empty(cgroup: str) -> bool:
+    """Remove ``cgroup`` where nothing is in it; whether it is gone everywhere. Raises HostError."""
     empty = True
     for directory in cgroups.layout().directories(cgroup):
         try:
