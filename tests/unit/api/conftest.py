@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message as GoogleMessage
 from grpc_tools import protoc
 
@@ -60,7 +60,8 @@ def _populate(message: Any, rng: random.Random, depth: int) -> None:
 
 
 def _populate_map(message: Any, field: FieldDescriptor, rng: random.Random, depth: int) -> None:
-    entry: Descriptor = field.message_type
+    entry = field.message_type
+    assert entry is not None
     key, value = entry.fields_by_name["key"], entry.fields_by_name["value"]
     target = getattr(message, field.name)
     for _ in range(rng.choice((0, 1, 3))):
@@ -95,6 +96,7 @@ def _scalar(field: FieldDescriptor, rng: random.Random) -> Any:
     if kind == FieldDescriptor.CPPTYPE_BOOL:
         return rng.random() < 0.7
     if kind == FieldDescriptor.CPPTYPE_ENUM:
+        assert field.enum_type is not None
         return rng.choice([*(value.number for value in field.enum_type.values), 9999])
     if kind == FieldDescriptor.CPPTYPE_DOUBLE:
         return rng.choice((0.0, 1.5, -2.25, math.inf, rng.random() * 1e9))

@@ -214,7 +214,7 @@ def test_every_member_of_each_enum_is_known() -> None:
         (model.MountPropagation, pb.MountPropagation),
         (model.GroupsPolicy, pb.SupplementalGroupsPolicy),
     ):
-        assert {parts.enum(mine, member, "f") for member in theirs} == set(mine)  # type: ignore[type-var]
+        assert {parts.enum(mine, member, "f") for member in theirs} == set(mine)
 
 
 def test_signals_by_name_and_back() -> None:
@@ -229,9 +229,11 @@ Change = Callable[[Any], object]
 
 
 def _security(config: Any) -> Any:
-    kind = pb.LinuxPodSandboxConfig if isinstance(config, pb.PodSandboxConfig) else pb.LinuxContainerConfig
-    context = pb.LinuxSandboxSecurityContext if kind is pb.LinuxPodSandboxConfig else pb.LinuxContainerSecurityContext
-    config.linux = kind(security_context=context(namespace_options=pb.NamespaceOption()))
+    options = pb.NamespaceOption()
+    if isinstance(config, pb.PodSandboxConfig):
+        config.linux = pb.LinuxPodSandboxConfig(security_context=pb.LinuxSandboxSecurityContext(namespace_options=options))
+    else:
+        config.linux = pb.LinuxContainerConfig(security_context=pb.LinuxContainerSecurityContext(namespace_options=options))
     return config.linux.security_context
 
 

@@ -9,12 +9,13 @@ import betterproto2
 import pytest
 
 from bridge._proto.bridge.admin import v1 as admin
+from bridge._proto.message_pool import default_message_pool
 from bridge._proto.runtime import v1 as pb
 from bridge.api import encoding
 
 MESSAGES = sorted(
     (url.removeprefix("type.googleapis.com/"), cls)
-    for url, cls in pb.default_message_pool.url_to_type.items()
+    for url, cls in default_message_pool.url_to_type.items()
     if cls.__module__ in (pb.__name__, admin.__name__)
 )
 

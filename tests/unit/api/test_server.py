@@ -67,7 +67,7 @@ class Runtime(pb.RuntimeServiceBase):
         return encoding.ready(pb.ListContainersResponse, [encoding.piece(1, item) for item in items])
 
     async def list_pod_sandbox(self, message: pb.ListPodSandboxRequest) -> pb.ListPodSandboxResponse:
-        return pb.VersionResponse()  # type: ignore[return-value] - a bug, on purpose
+        return pb.VersionResponse()  # type: ignore[return-value]  # a bug, on purpose
 
     async def get_container_events(self, message: pb.GetEventsRequest) -> AsyncIterator[pb.ContainerEventResponse]:
         try:
@@ -103,8 +103,10 @@ async def foreign(tmp_path: Path) -> AsyncIterator[Any]:
 
 def every_error() -> list[tuple[errors.BridgeError, Status]]:
     """One error of each class of bridge.errors that may be raised, with the code that the design gives it."""
-    special = {errors.RuntimeFailed: lambda: errors.RuntimeFailed(handler="runc", verb="run", exit_code=1, log_tail=["no such file"])}
-    found = []
+    special: dict[type[errors.BridgeError], Any] = {
+        errors.RuntimeFailed: lambda: errors.RuntimeFailed(handler="runc", verb="run", exit_code=1, log_tail=["no"])
+    }
+    found: list[tuple[errors.BridgeError, Status]] = []
     for cls in vars(errors).values():
         if inspect.isclass(cls) and issubclass(cls, errors.BridgeError) and cls not in (errors.BridgeError, errors.KubeletVisible):
             row = next(base for base in cls.__mro__ if base in TABLE)

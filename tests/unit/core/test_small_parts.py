@@ -6,8 +6,8 @@ import pytest
 
 from bridge.core import podfiles, trace
 from bridge.core.container_stop import signal_number
-from bridge.core.reasons import exit_reason
 from bridge.core.model import DNSConfig
+from bridge.core.reasons import exit_reason
 from bridge.core.selectors import labels_match
 from bridge.errors import InvalidRequest
 from bridge.ports.runtime import ExitStatus

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge.errors import HostError
 from bridge.images import disk
 
 
@@ -61,5 +62,5 @@ async def test_strays_are_moved_to_tmp_and_the_known_stay(tmp_path: Path) -> Non
 
 async def test_a_root_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "root").write_text("a file")
-    with pytest.raises(disk.HostError):
+    with pytest.raises(HostError):
         await disk.Directories(tmp_path / "root").prepare()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -33,9 +34,9 @@ def split(data: bytes, sizes: list[int]) -> Iterator[bytes]:
             position += size
 
 
-def read(data: bytes, sizes: list[int] = []) -> list[tuple[object, ...]]:  # noqa: B006
+def read(data: bytes, sizes: list[int] = []) -> list[tuple[Any, ...]]:  # noqa: B006
     reader = TarReader(split(data, sizes))
-    found = []
+    found: list[tuple[Any, ...]] = []
     for m in reader:
         content = b"".join(map(bytes, reader.content()))
         found.append((m.type, m.name, m.link, m.mode, m.uid, m.gid, m.mtime, tuple(m.xattrs), content))
