@@ -153,10 +153,13 @@ def container_io(container: Container) -> ContainerIO:
     return ContainerIO(terminal=config.tty, stdin=config.stdin, stdin_once=config.stdin_once, log_path=path)
 
 
-async def erase(settings: CoreSettings, images: Images, container: Container) -> None:
-    """Everything outside the backend that a container may have: root filesystem, mounts, bundle. Idempotent."""
-    bundle = settings.bundle(container.sandbox_id, container.id)
+async def erase_rootfs(settings: CoreSettings, images: Images, container: Container) -> None:
+    """The container's root filesystem and writable layer. Idempotent."""
     with trace.span("rootfs"):
-        await images.remove_rootfs(container.id, bundle / "rootfs")
+        await images.remove_rootfs(container.id, settings.bundle(container.sandbox_id, container.id) / "rootfs")
+
+
+async def erase_bundle(settings: CoreSettings, container: Container) -> None:
+    """The container's bundle, with what is mounted in it. Idempotent."""
     with trace.span("bundle"):
-        await erase_directory(bundle)
+        await erase_directory(settings.bundle(container.sandbox_id, container.id))

@@ -17,7 +17,7 @@ import anyio
 from bridge import log
 from bridge.aio import SingleFlight, run_all
 from bridge.core import trace
-from bridge.core.container_create import ContainerCreator, erase
+from bridge.core.container_create import ContainerCreator, erase_bundle, erase_rootfs
 from bridge.core.container_stop import Stopper
 from bridge.core.entities import Container, ContainerState, Sandbox, SandboxState
 from bridge.core.live import LiveContainer
@@ -265,13 +265,14 @@ class ContainerService:
     async def _take_away(self, container: Container) -> None:
         entry = self._live.containers.get(container.id)
         removing = functools.partial(self._store.apply_container, container.id, "removing")
-        erasing = functools.partial(erase, self._settings, self._images, container)
         deleting = functools.partial(self._delete, entry)
+        rootfs = functools.partial(erase_rootfs, self._settings, self._images, container)
+        bundle = functools.partial(erase_bundle, self._settings, container)
         if container.state is ContainerState.EXITED and entry is not None and entry.released.is_set():
             # Each step is independent by now, and until its end the record of an exited container owns what a crash would leave.
-            await run_all((removing, deleting, erasing))
+            await run_all((removing, deleting, rootfs, bundle))
             return
-        for step in (removing, deleting, erasing):
+        for step in (removing, deleting, rootfs, bundle):
             await step()
 
     async def _delete(self, entry: LiveContainer | None) -> None:
