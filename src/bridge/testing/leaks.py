@@ -2,7 +2,7 @@
 
 A ``Scope`` says what belongs to the server under test, so that other software on the host is never blamed: everything
 below its directories, its bridges and their ports, cgroups that carry its name, processes that mention its directories
-or descend from its own. Reads only. Used by the integration tests, the demo and ``cri-bridge doctor --leaks``.
+or descend from its own. Reads only. Used by the integration tests and the demo.
 """
 
 from __future__ import annotations
