@@ -2,6 +2,7 @@
 
 import signal
 
+import anyio
 import pytest
 
 from bridge.core import podfiles, trace
@@ -95,6 +96,23 @@ def test_spans_nest_and_tell_failures() -> None:
         ("two", 1, True),
     ]
     assert all(span.duration > 0 and span.start > 0 for span in traces.of("pod"))
+
+
+async def test_spans_of_steps_side_by_side_are_siblings() -> None:
+    traces = trace.Traces()
+    both = anyio.Event()
+
+    async def step(name: str) -> None:
+        with trace.span(name):
+            if len(traces.of("pod")) == 3:
+                both.set()
+            await both.wait()
+
+    with trace.recording(traces, "pod", "Run"):
+        async with anyio.create_task_group() as group:
+            group.start_soon(step, "one")
+            group.start_soon(step, "two")
+    assert [(span.name, span.depth) for span in traces.of("pod")] == [("Run", 0), ("one", 1), ("two", 1)]
 
 
 def test_without_a_trace_spans_cost_nothing_and_old_traces_go() -> None:

@@ -239,6 +239,24 @@ async def test_release_runs_nothing_without_runtime_state_and_once_with_it(host:
     assert host.calls.read_text().splitlines() == [f"--root {host.root}/state delete c1"]
 
 
+async def test_delete_after_a_seen_exit_only_forgets(host: Host) -> None:
+    container = await OciContainer.create(host.runtime, host.spec())
+    await container.start()
+    await container.wait()
+    await container.release()
+    host.monitor.asked.clear()
+    await container.delete()
+    assert (host.monitor.asked, host.monitor.known) == ([], {})
+
+
+async def test_a_release_without_a_seen_exit_leaves_the_kill_to_delete(host: Host) -> None:
+    container = await OciContainer.create(host.runtime, host.spec())
+    await container.start()
+    await container.release()
+    await container.delete()
+    assert host.monitor.asked == ["kill c1 9", "wait c1"]
+
+
 async def test_a_delete_that_fails_is_told_only_while_state_is_left(host: Host) -> None:
     container = await OciContainer.create(host.runtime, host.spec())
     await container.start()
