@@ -185,7 +185,8 @@ def hasten_attach() -> None:
     """
     mine = _own_directory()
     if mine is not None:
-        _write(mine / "cgroup.procs", "0")
+        with contextlib.suppress(HostError):  # a hint: where it can't be given, the runtime's move only takes its time
+            _write(mine / "cgroup.procs", "0")
 
 
 @functools.cache

@@ -130,3 +130,8 @@ def test_kill_all_uses_the_kernels_own_on_v2(tmp_path: Path, monkeypatch: pytest
 
 def test_kill_all_of_nothing(tmp_path: Path) -> None:
     cgroups.kill_all(tmp_path / "gone")
+
+
+def test_a_hint_that_cannot_be_given_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroups, "_own_directory", lambda: tmp_path / "gone")
+    cgroups.hasten_attach()
