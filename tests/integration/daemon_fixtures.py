@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator, Iterator
 
 import anyio
@@ -42,3 +43,17 @@ async def kubelet(node: DaemonNode, handler: str, leak_audit: LeakAudit) -> Asyn
         made = Kubelet(node, cri, handler)
         yield made
         await made.clean()
+
+
+@pytest.fixture
+def own_node(crun_hierarchy: None) -> Iterator[DaemonNode]:
+    """A server of the test's own, to be killed; what its pods used must be back when the test ends."""
+    with daemon_node() as made:
+        anyio.run(_warm, made)
+        audit = LeakAudit()
+        scope = made.scope()
+        late = [made.root / "run" / "runtimes" / name for name in ("late", "probe-late.json")]
+        audit.watch(dataclasses.replace(scope, pids=[], shared=[*scope.shared, *late]))
+        yield made
+        left = audit.leaks()
+        assert not left, "left behind:\n" + "\n".join(left) + f"\n{made.server_log[-6000:]}"

@@ -116,8 +116,8 @@ class DaemonNode:
         pids = [self.process.pid, self.monitor] if self.process is not None and self.process.poll() is None else []
         return Scope(roots=roots, bridges=[self.name], cgroup_marks=[self.name], pids=pids, shared=kept)
 
-    def start(self) -> None:
-        """Start the server and block until it has told its service manager that it is ready."""
+    def spawn(self) -> None:
+        """Start the server and don't wait for it."""
         environment = {**os.environ, "PYTHONPATH": _PYTHONPATH, "NOTIFY_SOCKET": str(self.root / "notify")}
         argv = [sys.executable, "-m", "bridge", "--config", str(self.config_file), "serve"]
         with contextlib.suppress(BlockingIOError):
@@ -125,6 +125,11 @@ class DaemonNode:
                 pass
         with (self.root / "server.log").open("ab") as log:
             self.process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+    def start(self) -> None:
+        """Start the server and block until it has told its service manager that it is ready."""
+        self.spawn()
+        assert self.process is not None
         deadline = time.monotonic() + _READY_SECONDS
         while time.monotonic() < deadline:
             if select.select([self._notify], [], [], 0.05)[0] and b"READY=1" in self._notify.recv(256):

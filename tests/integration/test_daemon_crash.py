@@ -1,0 +1,300 @@
+"""The server is killed at any moment: whoever asks again gets what he asked for, and in the end nothing is left."""
+
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import pytest
+from anyio.to_thread import run_sync
+from grpclib.const import Status
+
+from bridge._proto.runtime import v1 as pb
+from bridge.client import CriError, connect
+from bridge.host import cgroups
+from tests.integration.daemon_fixtures import own_node
+from tests.integration.daemon_node import DaemonNode, Kubelet, log_lines, namespaces, processes
+
+__all__ = ["own_node"]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+
+T = TypeVar("T")
+RUNNING, EXITED = pb.ContainerState.CONTAINER_RUNNING, pb.ContainerState.CONTAINER_EXITED
+KILLS = 25
+SEED = 20260
+
+
+async def until_answered(node: DaemonNode, handler: str, call: Callable[[Kubelet], Awaitable[T]]) -> T:
+    """The answer to ``call``, made again and again while the server is away, as a kubelet does."""
+    with anyio.fail_after(60):
+        while True:
+            try:
+                async with connect(node.socket, wait=30) as cri:
+                    return await call(Kubelet(node, cri, handler))
+            except CriError as exc:
+                if exc.code is not Status.UNAVAILABLE:
+                    raise
+            await anyio.sleep(0.01)
+
+
+def expect(error: CriError, *codes: Status) -> None:
+    assert error.code in codes, error
+
+
+class Worker:
+    """A kubelet's worker: pods come and go, each with two containers, whatever happens to the server."""
+
+    def __init__(self, node: DaemonNode, handler: str) -> None:
+        self.node = node
+        self.handler = handler
+        self.finished = 0
+        self.replaced = 0
+        self.over = False
+
+    async def ask(self, call: Callable[[Kubelet], Awaitable[T]]) -> T:
+        return await until_answered(self.node, self.handler, call)
+
+    async def run(self) -> None:
+        while not self.over:
+            await self.pod(f"{self.handler}-{self.finished}")
+            self.finished += 1
+
+    async def pod(self, name: str) -> None:
+        pid = pb.NamespaceMode.POD if self.finished % 3 == 2 else pb.NamespaceMode.CONTAINER
+        options = namespaces(pid=pid)
+        config = Kubelet.pod_config(self.some(), name, options=options)
+        pod = await self.ask(lambda kubelet: kubelet.run(config=config))
+        self.configs = {pod: config}
+        first = await self.started(pod, options, "first", "exec sleep 1000")
+        await self.started(pod, options, "second", "exit 5")
+        await self.exec(first)
+        await self.ask(lambda kubelet: kubelet.stop(first, 0))
+        await self.ask(lambda kubelet: kubelet.remove(first))
+        await self.ask(lambda kubelet: kubelet.stop_pod(pod))
+        await self.ask(lambda kubelet: kubelet.remove_pod(pod))
+
+    def some(self) -> Kubelet:
+        return Kubelet(self.node, None, self.handler)  # type: ignore[arg-type]
+
+    async def started(self, pod: str, options: pb.NamespaceOption, name: str, command: str) -> str:
+        for attempt in range(10):
+            metadata = pb.ContainerMetadata(name=name, attempt=attempt)
+            container = await self.ask(lambda kubelet: self.create(kubelet, pod, command, name, options, metadata))  # noqa: B023
+            try:
+                await self.ask(lambda kubelet: kubelet.start(container))  # noqa: B023
+            except CriError as exc:
+                expect(exc, Status.FAILED_PRECONDITION)
+                status = await self.ask(lambda kubelet: kubelet.status(container))  # noqa: B023
+                if status.reason in ("ContainerLost", "StartError"):  # the server died while starting it: a kubelet makes another
+                    self.replaced += 1
+                    continue
+                assert status.state is RUNNING or status.exit_code == 5, status
+            return container
+        raise AssertionError("ten starts were lost")
+
+    async def create(
+        self, kubelet: Kubelet, pod: str, command: str, name: str, options: pb.NamespaceOption, metadata: pb.ContainerMetadata
+    ) -> str:
+        kubelet.configs = self.configs
+        return await kubelet.create(pod, command, name, options=options, metadata=metadata)
+
+    async def exec(self, container: str) -> None:
+        async with connect(self.node.socket, wait=30) as cri:
+            try:
+                await Kubelet(self.node, cri, self.handler).exec(container, "sleep 0.02; echo out")
+            except CriError as exc:
+                expect(exc, Status.UNAVAILABLE, Status.FAILED_PRECONDITION)
+
+
+async def nothing_gone_is_running(node: DaemonNode) -> None:
+    """Every container that is told as running has a process."""
+    async with connect(node.socket, wait=30) as cri:
+        kubelet = Kubelet(node, cri, "runc")
+        request = pb.ListContainersRequest(filter=pb.ContainerFilter(state=pb.ContainerStateValue(state=RUNNING)))
+        for each in (await cri.runtime.list_containers(request)).containers:
+            try:
+                pid = (await kubelet.info(each.id))["pid"]
+                if not pid or not Path(f"/proc/{pid}").exists():
+                    await kubelet.exited(each.id, timeout=5)
+            except CriError as exc:
+                expect(exc, Status.NOT_FOUND)  # removed meanwhile
+
+
+async def test_killed_at_any_moment(own_node: DaemonNode) -> None:
+    chance = random.Random(SEED)
+    node = own_node
+    workers = [Worker(node, handler) for handler in ("runc", "crun")]
+    async with anyio.create_task_group() as group:
+        for worker in workers:
+            group.start_soon(worker.run)
+        for number in range(KILLS):
+            await anyio.sleep(chance.uniform(0, 0.35))
+            await run_sync(node.kill)
+            if number % 4 == 3:  # in the middle of its start: opening, recovering, undoing
+                node.spawn()
+                await anyio.sleep(chance.uniform(0.3, 0.7))
+                await run_sync(node.kill)
+            await node.restart()
+            await nothing_gone_is_running(node)
+        for worker in workers:
+            worker.over = True
+    assert sum(worker.finished for worker in workers) >= 4
+    async with connect(node.socket) as cri:
+        assert (await cri.runtime.list_pod_sandbox()).items == []
+        assert (await cri.runtime.list_containers()).containers == []
+        kubelet = Kubelet(node, cri, "runc")
+        assert await kubelet.run("runc-0"), "no name is held"
+        await kubelet.clean()
+    for line in node.server_log.splitlines():
+        assert "Traceback" not in line, node.server_log[-6000:]
+
+
+@pytest.mark.parametrize("handler", ["runc", "crun"])
+async def test_what_happens_while_the_server_is_away(own_node: DaemonNode, handler: str) -> None:
+    node = own_node
+    async with connect(node.socket) as cri:
+        kubelet = Kubelet(node, cri, handler)
+        pod = await kubelet.run()
+        configs = kubelet.configs
+        flag = kubelet.node.logs / "flag"
+        mount = pb.Mount(container_path="/flags", host_path=str(flag.parent))
+        wait = "until [ -e /flags/flag ]; do sleep 0.02; done"
+        ender = await kubelet.started(pod, f"{wait}; exit 7", name="ender", mounts=[mount])
+        hog = await kubelet.started(pod, f"{wait}; exec tail /dev/zero", name="hog", mounts=[mount], memory=16 << 20)
+        writer = await kubelet.started(pod, "i=0; while :; do echo $i; i=$((i+1)); sleep 0.002; done", name="writer")
+        polite = await kubelet.started(pod, "trap 'exit 3' TERM; while :; do sleep 0.02; done", name="polite")
+        created = await kubelet.create(pod, name="created")
+    node.kill()
+    flag.touch()
+    await anyio.sleep(0.5)
+    await node.restart()
+    async with connect(node.socket) as cri:
+        kubelet = Kubelet(node, cri, handler)
+        kubelet.configs = configs
+        ended = await kubelet.exited(ender)
+        assert (ended.exit_code, ended.reason) == (7, "Error")
+        assert time.time_ns() - ended.finished_at > 0.3e9, "the time of its exit, not of our looking"
+        assert ended.started_at < ended.finished_at
+        assert (await kubelet.exited(hog)).reason == "OOMKilled"
+        assert (await kubelet.status(writer)).state is RUNNING
+        assert await kubelet.output(writer, "echo exec") == "exec"
+        await kubelet.stop(writer, 0)
+        numbers = [int(line.split()[2]) for line in log_lines(Path(configs[pod].log_directory) / "writer.log")]
+        assert numbers == list(range(len(numbers)))
+        assert len(numbers) > 50
+        await kubelet.start(created)
+        await kubelet.stop(polite, 10)
+        assert (await kubelet.status(polite)).exit_code == 3
+        assert (await kubelet.pod_status(pod)).network is not None
+        await kubelet.clean()
+    flag.unlink()
+
+
+async def test_what_no_record_owns_is_removed(own_node: DaemonNode) -> None:
+    node = own_node
+    mark = f"7001.{time.time_ns() % 10**9}"
+    async with connect(node.socket) as cri:
+        for handler in ("runc", "crun"):
+            kubelet = Kubelet(node, cri, handler)
+            await kubelet.started(await kubelet.run(f"lost-{handler}", options=namespaces(pid=pb.NamespaceMode.POD)), ["sleep", mark])
+    assert len(processes(mark)) == 2
+    node.kill()
+    (node.root / "state" / "state.db").write_bytes(b"this was a database" * 100)
+    for suffix in ("-wal", "-shm"):
+        (node.root / "state" / f"state.db{suffix}").unlink(missing_ok=True)
+    await node.restart()
+    async with connect(node.socket) as cri:
+        assert (await cri.runtime.list_pod_sandbox()).items == []
+    assert processes(mark) == []
+    # Who had which address and which cgroup was written in the lost database alone; CNI GC, since CNI 1.1, takes the addresses.
+    for lease in (node.root / "ipam" / node.name).glob("*[.:]*"):
+        if not lease.name.startswith("last_reserved"):
+            lease.unlink()
+    for pod in ("lost-runc", "lost-crun"):
+        cgroups.remove(f"/{node.name}/{pod}")
+
+
+async def test_terminated_with_work_in_flight(own_node: DaemonNode) -> None:
+    node = own_node
+    outcome: list[Status | str] = []
+    async with connect(node.socket) as cri:
+        kubelet = Kubelet(node, cri, "runc")
+        pod = await kubelet.run()
+        container = await kubelet.started(pod, "trap '' TERM; echo up; while :; do sleep 0.05; done")
+        await kubelet.log(pod)
+
+        async def work(call: Awaitable[object]) -> None:
+            try:
+                await call
+                outcome.append("done")
+            except CriError as exc:
+                outcome.append(exc.code)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(work, kubelet.stop(container, 3600))
+            group.start_soon(work, kubelet.exec(container, "sleep 3600"))
+            for n in range(3):
+                group.start_soon(work, kubelet.run(f"late{n}"))
+            await anyio.sleep(0.1)
+            assert node.process is not None
+            node.process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            code = await run_sync(node.process.wait, 30)
+            took = time.monotonic() - began
+    assert code == 0
+    assert took < 5 + 5, "shutdown_timeout, and a moment for what is undone"
+    assert set(outcome) <= {Status.UNAVAILABLE, "done"}
+    assert processes("3600") == []
+    await node.restart()
+    async with connect(node.socket) as cri:
+        kubelet = Kubelet(node, cri, "runc")
+        assert (await kubelet.status(container)).state is RUNNING
+        assert await kubelet.output(container, "echo alive") == "alive"
+        await kubelet.clean()
+
+
+async def test_sighup_tries_disabled_handlers_again(own_node: DaemonNode, tmp_path: Path) -> None:
+    node = own_node
+    node.stop()
+    binary = tmp_path / "late-runtime"
+    with node.config_file.open("a") as config:
+        config.write(f'[runtime.handlers.late]\nplugin = "runc"\noptions = {{path = "{binary}"}}\n')
+    await node.restart()
+    async with connect(node.socket) as cri:
+        kubelet = Kubelet(node, cri, "late")
+        with pytest.raises(CriError, match="late-runtime"):
+            await kubelet.run()
+        binary.symlink_to("/usr/sbin/runc" if Path("/usr/sbin/runc").exists() else "/usr/bin/runc")
+        assert node.process is not None
+        node.process.send_signal(signal.SIGHUP)
+        with anyio.fail_after(20):
+            while not any(each.name == "late" and each.enabled for each in (await cri.admin.handlers()).handlers):
+                await anyio.sleep(0.02)
+        pod = await kubelet.run()
+        container = await kubelet.started(pod)
+        # The runtime goes for a moment, while the server restarts: its containers neither end nor are given up.
+        node.stop()
+        target = binary.readlink()
+        binary.unlink()
+    await node.restart()
+    async with connect(node.socket) as cri:
+        kubelet = Kubelet(node, cri, "late")
+        assert (await kubelet.status(container)).state is RUNNING
+        with pytest.raises(CriError, match="late-runtime") as caught:
+            await kubelet.stop_pod(pod)
+        assert caught.value.code is Status.UNAVAILABLE
+        binary.symlink_to(target)
+        assert node.process is not None
+        node.process.send_signal(signal.SIGHUP)
+        with anyio.fail_after(30):
+            while True:
+                try:
+                    assert await kubelet.output(container, "echo alive") == "alive"
+                    break
+                except CriError as exc:
+                    expect(exc, Status.UNAVAILABLE)
+                    await anyio.sleep(0.1)
+        await kubelet.clean()
