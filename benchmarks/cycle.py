@@ -104,7 +104,7 @@ async def measure(servers: Sequence[Running], *, rounds: int, warm_up: int = 3, 
         f"`{WHOLE.strip('*')}` is the sum of the eight calls. `{LOGGED}` (polled every 2 ms) and `{CPU}` "
         f"(server, helpers, runtime and workload, with {settle} s after the cycle for what goes on in the background) are not part of it."
     )
-    traced.notes.append(
-        "From the server's own trace of each pod; without the wire (about 1 ms a call), ExecSync, StopContainer and RemovePodSandbox."
+    traced.notes.insert(
+        0, "From the server's own trace of each pod, which holds neither the wire nor ExecSync, StopContainer and RemovePodSandbox."
     )
     return [table, traced] if traced.rows else [table]

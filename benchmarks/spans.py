@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bridge._proto.bridge.admin import v1 as admin
+from bridge.cli.waterfall import draw
 
 from .report import Table
 from .servers import Running
@@ -16,7 +17,7 @@ def table(rounds: int) -> Table:
 
 
 async def record(server: Running, sandbox: str, into: Table) -> None:
-    """Add the pod's spans so far. Repeated names within one request are added up; indented below the request."""
+    """Add the pod's spans so far; the last note is their picture. Repeated names within one request are added up."""
     request = admin.TraceRequest(pod_sandbox_id=sandbox)
     trace = await server.rpc.call("Trace", request, admin.TraceResponse, service=_ADMIN)
     sums: dict[str, float] = {}
@@ -27,3 +28,5 @@ async def record(server: Running, sandbox: str, into: Table) -> None:
         sums[label] = sums.get(label, 0.0) + span.duration / 1e6
     for label, duration in sums.items():
         into.add(label, server.name, duration)
+    picture = "\n".join(draw(trace.spans))
+    into.notes[:] = [f"The last pod, drawn by `cri-bridge trace`:\n\n```\n{picture}\n```"]

@@ -37,3 +37,5 @@ async def test_rows_are_steps_below_their_request_and_repeated_steps_are_added_u
         "CreateContainer": [4.0],
         "CreateContainer: x": [3.0],
     }
+    assert len(into.notes) == 1
+    assert "CreateContainer main" in into.notes[0]
