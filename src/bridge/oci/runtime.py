@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -99,6 +100,7 @@ class OciRuntime:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write compact JSON, readable by root alone. Blocks: call from a worker thread."""
-    path.write_text(json.dumps(value, separators=(",", ":")))
-    path.chmod(0o600)
+    """Write compact JSON, readable by root alone from its first byte on: it holds secrets. Blocks: call from a worker thread."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(json.dumps(value, separators=(",", ":")))
