@@ -23,7 +23,8 @@ MONITOR_LOST = "MonitorLost"
 """Reason of an exit whose code nobody could know, because the monitor that should have waited was gone (code 255)."""
 
 _POLL_SECONDS = 0.05
-_POLLS = 20
+_POLLS = 100
+"""A stranger's exit is known only once its parent has reaped it; an init may take seconds to."""
 
 _logger = log.get("monitor.tasks")
 
@@ -178,11 +179,20 @@ class Tasks:
             return
         self._loop.remove_reader(task.pidfd)
         wait_status = syscalls.pidfd_exit_code(task.pidfd)
-        if wait_status is None and polls:  # known only once its parent has reaped it
+        if wait_status is None and polls and not is_reaped(task.pidfd):
             self._loop.call_later(_POLL_SECONDS, self._stranger_ended, task, polls - 1)
         else:
             self._reaper.forget(task.pid)
             self._ended(task, _lost() if wait_status is None else raw_status(wait_status, time.time_ns()))
+
+
+def is_reaped(pidfd: int) -> bool:
+    """Whether nothing is left of the process, not even a zombie that its parent has yet to wait for."""
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def _lost() -> ExitStatus:

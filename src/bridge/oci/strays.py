@@ -16,10 +16,11 @@ import anyio
 
 from bridge.host import cgroups, syscalls
 from bridge.monitor.reaper import raw_status
+from bridge.monitor.tasks import is_reaped
 from bridge.ports.runtime import ExitStatus
 
 LOST_CODE = 255
-_POLLS = 20
+_POLLS = 100
 _POLL_SECONDS = 0.05
 
 
@@ -52,12 +53,15 @@ class Witness:
 
     async def testify(self) -> ExitStatus:
         """How it ended; code 255, reason MonitorLost, when the kernel can't tell."""
-        for _ in range(_POLLS):  # it is known only once the process was reaped
+        for _ in range(_POLLS):  # it is known only once the process was reaped, for which an init may take seconds
             if self._pidfd is None:
                 break
+            reaped = is_reaped(self._pidfd)
             status = syscalls.pidfd_exit_code(self._pidfd)
             if status is not None:
                 return raw_status(status, time.time_ns())
+            if reaped:
+                break
             await anyio.sleep(_POLL_SECONDS)
         return ExitStatus(LOST_CODE, reason="MonitorLost")
 
