@@ -25,7 +25,7 @@ from anyio.to_thread import run_sync
 import bridge
 from bridge._proto.bridge.admin import v1 as admin
 from bridge._proto.runtime import v1 as pb
-from bridge.cli.demo_host import monitor_pid, remove_bridge
+from bridge.cli.demo_host import remove_bridge
 from bridge.client import CriClient, connect
 from bridge.config_docs import toml_value
 from bridge.errors import BridgeError
@@ -85,9 +85,7 @@ class DaemonNode:
     @property
     def monitor(self) -> int:
         """The monitor's pid."""
-        pid = monitor_pid(self.monitor_socket)
-        assert pid is not None, "no monitor listens"
-        return pid
+        return int(_aside(_monitor_pid, self.monitor_socket))
 
     def _config(self) -> str:
         lines = ["[server]", f"state_dir = {toml_value(self.root / 'state')}", f"run_dir = {toml_value(self.root / 'run')}"]
@@ -209,10 +207,15 @@ def daemon_node(**options: Any) -> Iterator[DaemonNode]:
         node.end()
 
 
-def _aside(work: Callable[..., Awaitable[Any]], *args: Any) -> None:
+def _aside(work: Callable[..., Awaitable[Any]], *args: Any) -> Any:
     """Run ``work`` in a loop of its own, also while one runs here."""
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(anyio.run, work, *args).result()
+        return thread.submit(anyio.run, work, *args).result()
+
+
+async def _monitor_pid(socket: Path) -> int:
+    async with MonitorClient.connect(socket, timeout=10) as client:
+        return client.pid
 
 
 async def _import(node: DaemonNode) -> None:
