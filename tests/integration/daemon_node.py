@@ -112,7 +112,8 @@ class DaemonNode:
         kept = [leases, run / "sandboxes", *(leases / name for name in ("lock", "last_reserved_ip.0", "last_reserved_ip.1"))]
         roots = [run, self.root / "ipam", self.root / "state" / "images" / "snapshots"]
         pids = [self.process.pid, self.monitor] if self.process is not None and self.process.poll() is None else []
-        return Scope(roots=roots, bridges=[self.name], cgroup_marks=[self.name], pids=pids, shared=kept)
+        caches = [run / "runtimes" / "crun" / ".cache"]  # newer crun keeps compiled seccomp filters there
+        return Scope(roots=roots, bridges=[self.name], cgroup_marks=[self.name], pids=pids, shared=kept, caches=caches)
 
     def spawn(self) -> None:
         """Start the server and don't wait for it."""
