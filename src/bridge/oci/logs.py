@@ -21,7 +21,7 @@ _NOT_FOUND = re.compile(
 _NOT_EXECUTABLE = re.compile(
     r"exec: \"[^\"]*\": (?:permission denied|is a directory|operation not permitted)"
     r"|open executable: (?:Permission denied|Operation not permitted|Is a directory)|exec format error|exec [^:]*: Permission denied"
-    r"|the path [^:]* is not a regular file",
+    r"|the path [^:]* is not (?:a regular file|executable)",
     re.IGNORECASE,
 )
 

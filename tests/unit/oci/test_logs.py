@@ -37,6 +37,7 @@ def test_stderr_adds_only_what_the_log_did_not_say() -> None:
         ("open executable: Operation not permitted", 126),
         ("exec /x: exec format error", 126),
         ("the path `/tmp` is not a regular file: Operation not permitted", 126),
+        ("the path `/etc/passwd` exists but it is not executable: Operation not permitted", 126),
         ('error mounting "/no/such" to rootfs at "/x": stat /no/such: no such file or directory', 128),
         ("cannot set memory limit: permission denied", 128),
         ("", 128),
