@@ -64,7 +64,7 @@ async def _with_server(tell: Narration, host: DemoHost, given: Config, only: Seq
     async with AsyncExitStack() as stack:
         pid = await stack.enter_async_context(running_server(host, config))
         client = await stack.enter_async_context(server(config.server.socket, timeout=60))
-        monitor = monitor_pid(config.monitor.socket)
+        monitor = await monitor_pid(config.monitor.socket)
         version = await client.runtime.version()
         tell.heading("Server and monitor")
         tell.fact(f"{version.runtime_name} {version.runtime_version} (CRI {version.runtime_api_version}), private root {host.root}")

@@ -182,11 +182,11 @@ async def _end_monitor(path: Path) -> None:
             await monitor.shutdown(force=True)
 
 
-def monitor_pid(path: Path) -> int | None:
-    """The process that listens on ``path`` (SO_PEERCRED), or None."""
-    with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
-        probe.connect(str(path))
-        return int(struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+async def monitor_pid(path: Path) -> int | None:
+    """The monitor that serves ``path``, or None. (The socket's peer credentials name the process that bound it, which has ended.)"""
+    with suppress(BridgeError, OSError):
+        async with MonitorClient.connect(path) as monitor:
+            return monitor.pid
     return None
 
 

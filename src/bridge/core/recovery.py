@@ -63,7 +63,8 @@ class Recovery:
     async def run(self) -> None:
         """Bring every record into agreement with the host."""
         limiter = anyio.CapacityLimiter(_PARALLEL)
-        records = list(self.daemon.store.sandboxes.values())
+        # Not all there are by now: the socket is served already.
+        records = [self.daemon.store.sandboxes[ident] for ident in tuple(self.daemon.live.recovering)]
         await run_all(functools.partial(self._one, sandbox, limiter) for sandbox in records)
         for sandbox_id in tuple(self.daemon.store.detachments):
             self.detacher.schedule(sandbox_id)

@@ -61,10 +61,10 @@ class MonitorClient:
     async def connect(
         cls, socket: Path, *, timeout: float = 5.0, on_exit: Callable[[str, ExitStatus], None] | None = None
     ) -> AsyncIterator[MonitorClient]:
-        """Connect within ``timeout`` seconds, waiting for the monitor to appear. Raises MonitorGone."""
+        """Connect within ``timeout`` seconds, waiting for the monitor to appear. Raises MonitorGone, Unavailable (no answer)."""
         client = cls(await _dial(socket, timeout), on_exit)
         try:
-            hello = await client._call("hello", {}, timeout=timeout)
+            hello = await client._call("hello", {}, timeout=max(timeout, _QUICK_SECONDS))
             client.pid, client.start_ns, client.nofile = int(hello["pid"]), int(hello["start_ns"]), tuple(hello["nofile"])
             yield client
         finally:
