@@ -144,11 +144,12 @@ class OciExec:
                 await to_thread.run_sync(self._remove_cgroup)
             else:
                 await self.kill(9)
+            # A monitor kills and forgets the execs of a lost connection itself; it does not know one that could not be launched.
+            with contextlib.suppress(MonitorGone, NotFound):
+                await self._forget()
         finally:
+            # Last: a runtime that was cancelled while it started may make its log until the monitor has ended it.
             await to_thread.run_sync(self._files.remove)
-        # A monitor kills and forgets the execs of a lost connection itself; it does not know one that could not be launched.
-        with contextlib.suppress(MonitorGone, NotFound):
-            await self._forget()
 
     async def _forget(self) -> None:
         timeout = self._runtime.cli.settings.timeouts.kill

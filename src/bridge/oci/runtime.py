@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import anyio
 from anyio import to_thread
 
-from bridge.errors import MonitorGone, RuntimeFailed
+from bridge import log
+from bridge.errors import BridgeError, MonitorGone, RuntimeFailed
 from bridge.host import cgroup_paths, cgroups
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.monitor.protocol import LaunchFailed
@@ -22,6 +23,7 @@ from bridge.oci.logs import merge
 from bridge.ports.host import HostContext, Monitor
 
 T = TypeVar("T")
+_logger = log.get("oci.runtime")
 MONITOR_RETURN_SECONDS = 30.0
 """How long a wait outlives the loss of the monitor: a new one is there within a second, unless it can't be started at all."""
 _MONITOR_POLL_SECONDS = 0.1
@@ -73,7 +75,7 @@ class OciRuntime:
         failure: Exception | None = None
         pid = 0
         async with anyio.create_task_group() as group:
-            group.start_soon(to_thread.run_sync, cgroups.hasten_attach, name="hasten the cgroup move")
+            group.start_soon(_hasten, name="hasten the cgroup move")
             try:
                 pid = await launch()
                 group.cancel_scope.shield = True  # a pid that is known must reach the caller
@@ -97,6 +99,13 @@ class OciRuntime:
     def console_socket(self, task_id: str) -> Path:
         """Where the monitor receives a container's pty; short, because a unix socket's path is at most 107 bytes."""
         return self.context.run_root / "tty" / task_id[:32]
+
+
+async def _hasten() -> None:
+    try:
+        await to_thread.run_sync(cgroups.hasten_attach)
+    except (BridgeError, OSError) as exc:
+        _logger.debug("the cgroup move can't be hastened: %s", exc)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
