@@ -55,7 +55,7 @@ class OciContainer:
     @classmethod
     async def create(cls, runtime: OciRuntime, spec: ContainerSpec) -> OciContainer:
         """Write the bundle."""
-        await to_thread.run_sync(write_json, spec.bundle / "config.json", spec.oci)
+        await to_thread.run_sync(write_json, spec.bundle / "config.json", runtime.in_its_scope(spec.oci))
         return cls(runtime, spec)
 
     @property
@@ -112,7 +112,7 @@ class OciContainer:
         await to_thread.run_sync(strays.end_verbs, cli.settings.path, self.id)
         if await to_thread.run_sync(cli.state_dir(self.id).exists):
             await cli.delete(self.id, force=True)
-        if self._cgroup is not None and not cli.settings.systemd_cgroup:
+        if self._cgroup is not None:
             await to_thread.run_sync(strays.end_cgroup, self._cgroup, cli.settings.timeouts.kill)
 
     async def wait(self) -> ExitStatus:

@@ -27,6 +27,7 @@ _logger = log.get("oci.runtime")
 MONITOR_RETURN_SECONDS = 30.0
 """How long a wait outlives the loss of the monitor: a new one is there within a second, unless it can't be started at all."""
 _MONITOR_POLL_SECONDS = 0.1
+_CRUN_SUBGROUP = "run.oci.systemd.subgroup"
 
 
 class ExecCgroup(StrEnum):
@@ -95,6 +96,15 @@ class OciRuntime:
         path = oci.get("linux", {}).get("cgroupsPath", "")
         driver = CgroupDriver.SYSTEMD if self.cli.settings.systemd_cgroup else CgroupDriver.CGROUPFS
         return cgroup_paths.of_cgroups_path(path, driver) if path else None
+
+    def in_its_scope(self, oci: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``oci`` for a container that lives in its systemd scope itself, where kubelet, execs and OOM counts look for it.
+
+        On cgroup v2 crun would put it one level deeper. It alone knows the annotation; one that came with the pod gives way.
+        """
+        if not self.cli.settings.systemd_cgroup:
+            return oci
+        return {**oci, "annotations": {**(oci.get("annotations") or {}), _CRUN_SUBGROUP: ""}}
 
     def console_socket(self, task_id: str) -> Path:
         """Where the monitor receives a container's pty; short, because a unix socket's path is at most 107 bytes."""

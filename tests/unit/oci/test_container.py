@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,7 @@ class Host:
         self.root = root
         self.monitor = FakeMonitor()
         self.adjust = unadjusted
+        self.systemd = False
         self.binary = root / "runtime"
         self.calls = root / "calls"
 
@@ -138,8 +140,8 @@ class Host:
         context = HostContext(
             lambda: self.monitor, self.root / "state", self.root, self.root, CgroupDriver.CGROUPFS, adjust_spec=self.adjust
         )
-        cli = OciCli(OciSettings(handler="fake", path=self.binary, root=self.root / "state", run_args=("--no-pivot",)))
-        return OciRuntime(cli, context, ExecCgroup.CONTROLLER)
+        given = OciSettings("fake", self.binary, self.root / "state", systemd_cgroup=self.systemd, run_args=("--no-pivot",))
+        return OciRuntime(OciCli(given), context, ExecCgroup.CONTROLLER)
 
     def spec(self, *, pid: Mapping[str, str] | None = None, **io: Any) -> ContainerSpec:
         bundle = self.root / "bundle"
@@ -182,6 +184,18 @@ async def test_create_runs_nothing_and_start_runs_one_verb(host: Host) -> None:
         *("run", "--detach", "--bundle", bundle, "--pid-file", f"{bundle}/pid", "--no-pivot", "c1"),
     ]
     assert container.record == {"v": 1, "pid": NOBODY, "start_ticks": 0}
+
+
+async def test_under_systemd_it_lives_in_its_scope_itself_whatever_the_pod_asks(host: Host) -> None:
+    """crun would put it below the scope, on cgroup v2: its execs, their kill and its OOM count would miss it there."""
+    host.systemd = True
+    spec = host.spec()
+    asked = {"run.oci.systemd.subgroup": "deeper", "mine": "kept"}
+    await OciContainer.create(host.runtime, replace(spec, oci={**spec.oci, "annotations": asked}))
+    written = json.loads((spec.bundle / "config.json").read_text())
+    assert written["annotations"] == {"run.oci.systemd.subgroup": "", "mine": "kept"}
+    await OciContainer.create(host.runtime, spec)
+    assert json.loads((spec.bundle / "config.json").read_text())["annotations"] == {"run.oci.systemd.subgroup": ""}
 
 
 async def test_a_terminal_gets_a_socket_with_a_short_path(host: Host) -> None:
