@@ -15,7 +15,7 @@ from bridge import __version__
 from bridge._proto.bridge.admin import v1 as admin
 from bridge._proto.runtime import v1 as pb
 from bridge.cli.connection import server
-from bridge.cli.demo_host import DemoHost, monitor_pid, parent_cgroup, private_host, running_server
+from bridge.cli.demo_host import DemoHost, monitor_pid, parent_cgroup, parent_slice, private_host, running_server
 from bridge.cli.demo_pod import show_pod
 from bridge.cli.narration import Narration
 from bridge.client import CriClient
@@ -71,8 +71,8 @@ async def _with_server(tell: Narration, host: DemoHost, given: Config, only: Seq
         tell.fact(f"server is process {pid}, monitor is process {monitor}")
         await _import_image(tell, client, host)
         linux = (await client.runtime.runtime_config()).linux
-        if not linux or linux.cgroup_driver == pb.CgroupDriver.CGROUPFS:
-            await stack.enter_async_context(parent_cgroup(f"/{host.name}"))
+        systemd = linux is not None and linux.cgroup_driver == pb.CgroupDriver.SYSTEMD
+        await stack.enter_async_context(parent_slice(host.name) if systemd else parent_cgroup(f"/{host.name}"))
         return await _every_handler(tell, client, host, host.scope([one for one in (pid, monitor) if one]), only)
 
 

@@ -27,6 +27,7 @@ from bridge.config import Config
 from bridge.config_docs import toml_value
 from bridge.errors import BridgeError, HostError, TimedOut
 from bridge.host import cgroups
+from bridge.host.process import run
 from bridge.monitor.client import MonitorClient
 from bridge.testing.leaks import Scope
 
@@ -128,13 +129,26 @@ async def private_host() -> AsyncIterator[DemoHost]:
 
 @asynccontextmanager
 async def parent_cgroup(path: str) -> AsyncIterator[None]:
-    """The cgroup above the pods' own, which a kubelet makes and keeps (systemd makes its slices by itself)."""
+    """The cgroup above the pods' own, which a kubelet makes and keeps."""
     await anyio.to_thread.run_sync(cgroups.create, path)
     try:
         yield
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(cgroups.remove, path)
+
+
+@asynccontextmanager
+async def parent_slice(name: str) -> AsyncIterator[None]:
+    """The same with the systemd driver: systemd makes a slice for the first pod in it, but ends none that nobody asks it to."""
+    systemctl = shutil.which("systemctl") or "systemctl"
+    try:
+        yield
+    finally:
+        with anyio.CancelScope(shield=True):
+            done = await run([systemctl, "stop", f"{name}.slice"], timeout=_STOP_TIMEOUT)
+            if done.returncode:
+                raise HostError(f"systemctl can't stop {name}.slice: {done.stderr.decode(errors='replace').strip()}")
 
 
 @asynccontextmanager
