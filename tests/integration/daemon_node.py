@@ -33,6 +33,7 @@ from bridge.host import cgroups, mounts
 from bridge.monitor.client import MonitorClient
 from bridge.testing.images import Layout, busybox_layer
 from bridge.testing.leaks import Scope
+from tests.integration import pod_cgroups
 
 IMAGE = "localhost/busybox:latest"
 USR1_IMAGE = "localhost/stops-by-usr1:latest"
@@ -179,10 +180,7 @@ class DaemonNode:
             self.kill()
         _aside(self._end_monitor)
         self._notify.close()
-        for directory in cgroups.layout().directories(f"/{self.name}"):
-            if directory.exists():
-                cgroups.kill_all(directory)
-        cgroups.remove(f"/{self.name}")
+        pod_cgroups.remove(pod_cgroups.top(self.name))
         _aside(mounts.unmount_tree, self.root)
         remove_bridge(self.name)
         shutil.rmtree(self.root)
@@ -200,7 +198,7 @@ def daemon_node(**options: Any) -> Iterator[DaemonNode]:
     node = DaemonNode(Path(tempfile.mkdtemp(prefix="cbt-")), **options)
     try:
         cgroups.layout.cache_clear()
-        cgroups.create(f"/{node.name}")
+        pod_cgroups.create(pod_cgroups.top(node.name))
         node.start()
         _aside(_import, node)
         yield node
@@ -250,7 +248,7 @@ class Kubelet:
             "hostname": name,
             "log_directory": str(directory),
             "linux": pb.LinuxPodSandboxConfig(
-                cgroup_parent=f"/{self.node.name}/{name}",
+                cgroup_parent=pod_cgroups.of_pod(self.node.name, name),
                 security_context=pb.LinuxSandboxSecurityContext(namespace_options=namespaces() if options is None else options),
             ),
         }
@@ -338,6 +336,9 @@ class Kubelet:
 
     async def remove_pod(self, pod: str) -> None:
         await self.cri.runtime.remove_pod_sandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
+        config = self.configs.get(pod)
+        if config is not None and config.linux is not None:
+            await run_sync(pod_cgroups.end_slice, config.linux.cgroup_parent)
 
     async def clean(self) -> None:
         """Stop and remove every pod of the server."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.host import cgroups
-from bridge.host.cgroup_paths import CgroupDriver
+from bridge.host.cgroup_paths import CgroupDriver, pod_cgroup
 from bridge.monitor.client import MonitorClient
 from bridge.monitor.starting import spawn
 from bridge.oci.backend import OciBackend, open_backend
@@ -19,6 +19,7 @@ from bridge.oci.cli import OciSettings
 from bridge.ports.host import HostContext, RuntimeTimeouts
 from bridge.ports.runtime import ContainerIO, ContainerSpec, NamespacePaths, SandboxSpec
 from bridge.testing.hierarchies import hugetlb_for_crun
+from tests.integration import pod_cgroups
 
 APPLETS = ("sh", "sleep", "echo", "cat", "true", "false", "tty", "id", "kill", "mkdir", "tail", "head", "ps", "setsid", "grep", "dd")
 
@@ -42,7 +43,7 @@ class OciNode:
         self.rootfs = make_rootfs(root / "rootfs")
         self.socket = root / "monitor.sock"
         self.client: MonitorClient | None = None
-        self.cgroup = f"/cri-bridge-test-{secrets.token_hex(4)}"
+        self.cgroup = pod_cgroups.top(f"cbt{secrets.token_hex(4)}")
         self.timeouts = RuntimeTimeouts()
 
     def context(self) -> HostContext:
@@ -50,12 +51,13 @@ class OciNode:
             assert self.client is not None
             return self.client
 
-        return HostContext(monitor, self.root / "state", self.root, self.root / "cache", CgroupDriver.CGROUPFS, timeouts=self.timeouts)
+        return HostContext(monitor, self.root / "state", self.root, self.root / "cache", pod_cgroups.DRIVER, timeouts=self.timeouts)
 
     def settings(self) -> OciSettings:
         path = shutil.which(self.runtime)
         assert path is not None
-        return OciSettings(handler=self.runtime, path=Path(path), root=self.root / "state" / self.runtime, timeouts=self.timeouts)
+        root, systemd = self.root / "state" / self.runtime, pod_cgroups.DRIVER is CgroupDriver.SYSTEMD
+        return OciSettings(handler=self.runtime, path=Path(path), root=root, systemd_cgroup=systemd, timeouts=self.timeouts)
 
     @contextlib.asynccontextmanager
     async def backend(self) -> AsyncIterator[OciBackend]:
@@ -101,7 +103,7 @@ class OciNode:
             "root": {"path": str(self.rootfs)},
             "process": process,
             "mounts": mounts,
-            "linux": {"namespaces": namespaces, "cgroupsPath": f"{self.cgroup}/cri-bridge-{ident}", **linux},
+            "linux": {"namespaces": namespaces, "cgroupsPath": pod_cgroups.of_container(self.cgroup, "cri-bridge", ident), **linux},
         }
 
     def container(self, pod: SandboxSpec, args: list[str], *, io: ContainerIO | None = None, **oci: Any) -> ContainerSpec:
@@ -116,7 +118,7 @@ class OciNode:
         return [line.split(" ", 3)[3] for line in (spec.bundle / "log").read_text().splitlines()]
 
     def directories(self) -> list[Path]:
-        return [d for d in cgroups.layout().directories(self.cgroup) if d.exists()]
+        return [d for d in cgroups.layout().directories(pod_cgroup(self.cgroup, pod_cgroups.DRIVER)) if d.exists()]
 
     def leftovers(self) -> list[str]:
         """Cgroups below the pod's, runtime state, exec files."""
@@ -130,7 +132,7 @@ async def oci_node(root: Path, runtime: str) -> AsyncIterator[OciNode]:
     """A node whose every process, cgroup and mount is gone afterwards."""
     with hugetlb_for_crun():
         node = OciNode(root, runtime)
-        cgroups.create(node.cgroup)
+        pod_cgroups.create(node.cgroup)
         try:
             await spawn(node.socket, log_file=root / "monitor.log", log_level="debug")
             try:
@@ -139,9 +141,7 @@ async def oci_node(root: Path, runtime: str) -> AsyncIterator[OciNode]:
                 await end_monitor(node)
         finally:
             cgroups.layout.cache_clear()  # another suite may have mounted a hierarchy meanwhile, which the runtime used too
-            for directory in node.directories():
-                cgroups.kill_all(directory)
-            cgroups.remove(node.cgroup)
+            pod_cgroups.remove(node.cgroup)
 
 
 async def end_monitor(node: OciNode) -> None:

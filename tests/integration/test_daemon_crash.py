@@ -14,7 +14,7 @@ from grpclib.const import Status
 
 from bridge._proto.runtime import v1 as pb
 from bridge.client import CriError, connect
-from bridge.host import cgroups
+from tests.integration import pod_cgroups
 from tests.integration.daemon_fixtures import own_node
 from tests.integration.daemon_node import DaemonNode, Kubelet, log_lines, namespaces, processes
 
@@ -214,7 +214,7 @@ async def test_what_no_record_owns_is_removed(own_node: DaemonNode) -> None:
         if not lease.name.startswith("last_reserved"):
             lease.unlink()
     for pod in ("lost-runc", "lost-crun"):
-        cgroups.remove(f"/{node.name}/{pod}")
+        pod_cgroups.remove(pod_cgroups.of_pod(node.name, pod))
 
 
 async def test_terminated_with_work_in_flight(own_node: DaemonNode) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import time
-from pathlib import Path
 
 import anyio
 import pytest
@@ -11,6 +10,9 @@ from grpclib.const import Status
 
 from bridge._proto.runtime import v1 as pb
 from bridge.client import CriClient, CriError, connect
+from bridge.host import cgroups
+from bridge.host.cgroup_paths import pod_cgroup
+from tests.integration import pod_cgroups
 from tests.integration.daemon_fixtures import handler, own_node
 from tests.integration.daemon_node import DaemonNode, Kubelet, namespaces, processes
 
@@ -129,7 +131,8 @@ async def test_the_monitor_is_killed_again_and_again_while_containers_start(own_
                 await anyio.sleep(0.02)
         await kubelet.clean()
         assert processes(mark) == []
-        assert not list(Path(f"/sys/fs/cgroup/memory/{own_node.name}").glob("*/")), "no cgroup is left"
+        tops = cgroups.layout().directories(pod_cgroup(pod_cgroups.top(own_node.name), pod_cgroups.DRIVER))
+        assert not [str(path) for top in tops for path in top.glob("**/cri-bridge-*/")], "no container's cgroup is left"
 
 
 async def _start_or_fail(kubelet: Kubelet, container: str) -> None:
