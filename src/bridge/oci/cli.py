@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from anyio import to_thread
+
 from bridge.errors import RuntimeFailed, TimedOut
-from bridge.host import process
+from bridge.host import files, mounts, process
 from bridge.oci.logs import merge, parse_log, start_code
 from bridge.ports.host import RuntimeTimeouts
 
@@ -74,12 +76,22 @@ class OciCli:
 
     async def delete(self, container_id: str, *, force: bool = False) -> None:
         """``delete``: remove the runtime's state and cgroup. ``force`` kills first. Unknown to the runtime is success."""
-        flags = ["--force"] if force else []
+        state = self.state_dir(container_id)
         try:
-            await self.check("delete", *flags, container_id, timeout=self.settings.timeouts.delete)
+            await self._delete(container_id, force=force)
         except RuntimeFailed:
-            if self.state_dir(container_id).exists():
-                raise
+            if not await to_thread.run_sync(state.exists):
+                return
+            await mounts.unmount_tree(state)
+            await self._delete(container_id, force=force)
+        if await to_thread.run_sync(state.exists):
+            # runc guards its binary by a mount in there while it works (CVE-2019-5736), and one that was killed then leaves it.
+            await mounts.unmount_tree(state)
+            await files.remove_tree(state)
+
+    async def _delete(self, container_id: str, *, force: bool) -> None:
+        flags = ["--force"] if force else []
+        await self.check("delete", *flags, container_id, timeout=self.settings.timeouts.delete)
 
     async def kill(self, container_id: str, signal: int) -> None:
         """``kill``: signal a container's first process. Raises RuntimeFailed."""

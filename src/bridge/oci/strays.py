@@ -45,6 +45,10 @@ class Witness:
             witness.close()
         return witness
 
+    def __del__(self) -> None:
+        # A handle that is dropped without a word, as when recovery made it in vain, must not keep a descriptor.
+        self.close()
+
     def close(self) -> None:
         """Let go. Repeatable."""
         if self._pidfd is not None:

@@ -40,12 +40,13 @@ class Scope:
     caches: Sequence[Path] = ()
 
 
+KINDS = ("mount", "file", "network device", "cgroup", "process", "descriptor")
 Snapshot = Mapping[str, "Counter[str]"]
 """Kind of resource → how often each described resource was there."""
 
 
-def snapshot(scope: Scope) -> Snapshot:
-    """Everything in ``scope`` that exists now."""
+def snapshot(scope: Scope, *, without: Sequence[str] = ()) -> Snapshot:
+    """Everything in ``scope`` that exists now, but the kinds ``without``."""
     kinds: Mapping[str, Callable[[Scope], Iterable[str]]] = {
         "mount": _mounts,
         "file": _files,
@@ -54,7 +55,7 @@ def snapshot(scope: Scope) -> Snapshot:
         "process": _processes,
         "descriptor": _descriptors,
     }
-    return {kind: Counter(look(scope)) for kind, look in kinds.items()}
+    return {kind: Counter(look(scope)) for kind, look in kinds.items() if kind not in without}
 
 
 def difference(before: Snapshot, after: Snapshot) -> Sequence[str]:
@@ -67,12 +68,13 @@ def difference(before: Snapshot, after: Snapshot) -> Sequence[str]:
 
 
 def settle(scope: Scope, before: Snapshot, *, timeout: float = 5.0, interval: float = 0.05) -> Sequence[str]:
-    """As ``difference`` with the present, once nothing is left or ``timeout`` seconds passed. Blocks.
+    """As ``difference`` with the present in the kinds of ``before``, once nothing is left or ``timeout`` seconds passed. Blocks.
 
     Kernel and daemons finish some clean-up a moment after they answered (a dead process's cgroup, a veth's peer).
     """
     deadline = time.monotonic() + timeout
-    while (left := difference(before, snapshot(scope))) and time.monotonic() < deadline:
+    without = [kind for kind in KINDS if kind not in before]
+    while (left := difference(before, snapshot(scope, without=without))) and time.monotonic() < deadline:
         time.sleep(interval)
     return left
 

@@ -1,0 +1,24 @@
+"""The leak audit of every integration test; suites with a server of their own audit that one more closely (daemon_fixtures)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bridge.testing.leaks import Scope, settle, snapshot
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path: Path) -> Iterator[None]:
+    """No mount below the test's directory, no process of it or child of ours, no descriptor of ours outlives a test.
+
+    Set up before a test's own fixtures, so it judges after they are gone. The files in a test's directory are pytest's to remove.
+    """
+    scope = Scope(roots=(tmp_path,), pids=(os.getpid(),))
+    before = snapshot(scope, without=["file"])
+    yield
+    left = settle(scope, before)
+    assert not left, "left behind:\n" + "\n".join(left)
