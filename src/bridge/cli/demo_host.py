@@ -140,15 +140,19 @@ async def parent_cgroup(path: str) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def parent_slice(name: str) -> AsyncIterator[None]:
-    """The same with the systemd driver: systemd makes a slice for the first pod in it, but ends none that nobody asks it to."""
-    systemctl = shutil.which("systemctl") or "systemctl"
+    """The same with the systemd driver: a slice, which systemd would make for its first pod but never end by itself."""
+    await _systemctl("start", f"{name}.slice")
     try:
         yield
     finally:
         with anyio.CancelScope(shield=True):
-            done = await run([systemctl, "stop", f"{name}.slice"], timeout=_STOP_TIMEOUT)
-            if done.returncode:
-                raise HostError(f"systemctl can't stop {name}.slice: {done.stderr.decode(errors='replace').strip()}")
+            await _systemctl("stop", f"{name}.slice")
+
+
+async def _systemctl(verb: str, unit: str) -> None:
+    done = await run([shutil.which("systemctl") or "systemctl", verb, unit], timeout=_STOP_TIMEOUT)
+    if done.returncode:
+        raise HostError(f"systemctl can't {verb} {unit}: {done.stderr.decode(errors='replace').strip()}")
 
 
 @asynccontextmanager
