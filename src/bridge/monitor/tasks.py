@@ -15,7 +15,7 @@ from bridge import log
 from bridge.errors import AlreadyExists, HostError, IllegalTransition, InUse, NotFound
 from bridge.host import syscalls
 from bridge.monitor.container import ContainerStdio
-from bridge.monitor.memory import MemoryWatch
+from bridge.monitor.memory import GoneKills, MemoryWatch
 from bridge.monitor.reaper import OnExit, Reaper, Relation, descends, raw_status
 from bridge.ports.runtime import ExitStatus
 
@@ -81,6 +81,7 @@ class Tasks:
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
         self._tasks: dict[str, Task] = {}
+        self._gone_kills = GoneKills()
         self.launching: dict[str, list[Callable[[Task | None], None]]] = {}
         """Ids being launched, each with who waits for the outcome (None: the launch failed)."""
 
@@ -119,7 +120,7 @@ class Tasks:
             task.pidfd = open_pidfd(task.pid)
         self._tasks[task.id] = task
         if task.kind == "container" and task.pidfd is not None:
-            task.memory = MemoryWatch.of(task.pid)
+            task.memory = MemoryWatch.of(task.pid, self._gone_kills)
         if self._reaper.watch(task.pid, lambda status: self._ended(task, status)) in (Relation.STRANGER, Relation.DESCENDANT):
             self._watch_stranger(task)
 
