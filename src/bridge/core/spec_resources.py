@@ -31,6 +31,8 @@ def build(
         resources["cpu"] = cpu
     if settings.pids_limit > 0:
         resources["pids"] = {"limit": settings.pids_limit}
+    elif settings.cgroup_driver == SYSTEMD:  # unsaid, a scope gets DefaultTasksMax: 15 % of what the host has
+        resources["pids"] = {"limit": -1}
     if hugepages := _hugepages(wanted, facts):
         resources["hugepageLimits"] = hugepages
     if wanted.unified:

@@ -9,6 +9,7 @@ import pytest
 
 from bridge.core.model import ContainerSecurity, Resources
 from bridge.core.spec import DeviceNode, build_container, cgroups_path
+from bridge.core.spec_resources import build
 from bridge.errors import ConfigError, InvalidRequest, Unsupported
 from tests.unit.core.spec_cases import FACTS, SETTINGS, config, facts, inputs, sandbox
 
@@ -48,6 +49,13 @@ def test_swap_follows_the_accounting() -> None:
 def test_pids_from_the_settings() -> None:
     spec = build_container(inputs(), FACTS, dataclasses.replace(SETTINGS, pids_limit=1024))
     assert spec["linux"]["resources"]["pids"] == {"limit": 1024}
+
+
+@pytest.mark.parametrize(("driver", "pids"), [("systemd", {"limit": -1}), ("cgroupfs", None)])
+def test_no_pids_limit_is_none_under_systemd_too(driver: str, pids: dict[str, int] | None) -> None:
+    """A scope of which nothing is said gets systemd's DefaultTasksMax."""
+    settings = dataclasses.replace(SETTINGS, cgroup_driver=driver, pids_limit=0)
+    assert build(None, (), False, FACTS, settings).get("pids") == pids
 
 
 def test_hugepages() -> None:
