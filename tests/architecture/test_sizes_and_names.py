@@ -14,9 +14,8 @@ TOP = Path(__file__).parents[2]
 MAX_MODULE = 300
 MAX_FUNCTION = 40
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "manager", "base", "misc"}
-OTHERS_MACHINES = re.compile(
-    r"/root/\.pyenv|/home/[a-z]+/|/farm\b|(?<![\w./-])/work/|/Users/\w+|pythonhosted\.org|//pypi\.org|//deb\.debian\.org|//registry\.npmjs\.org"
-)
+OTHERS_MACHINES = re.compile(r"/root/\.\w|/home/[a-z]+/|/Users/\w+")
+LOCK_ADDRESS = re.compile(r"https?://\S+|--(?:extra-)?index-url|--find-links")
 
 
 def sources() -> list[Path]:
@@ -104,8 +103,7 @@ def test_no_task_without_an_owner(construct: str) -> None:
 
 def test_nothing_is_put_off() -> None:
     marks = re.compile(r"#.*\b(TODO|FIXME|XXX|HACK)\b|raise NotImplementedError")
-    hooks = TOP / "src" / "bridge" / "plugins.py"  # a hook specification has no body, but pluggy wants a function
-    assert [shown(path) for path in sources() if path != hooks and marks.search(path.read_text("utf-8"))] == []
+    assert [shown(path) for path in sources() if marks.search(path.read_text("utf-8"))] == []
 
 
 def test_no_file_names_a_machine_or_a_package_host() -> None:
@@ -118,4 +116,6 @@ def test_no_file_names_a_machine_or_a_package_host() -> None:
         except UnicodeDecodeError:
             continue
         found += [f"{shown(path)}: {match[0]}" for match in OTHERS_MACHINES.finditer(text)]
+        if path.suffix == ".lock":
+            found += [f"{shown(path)}: {match[0]}" for match in LOCK_ADDRESS.finditer(text)]
     assert found == []
