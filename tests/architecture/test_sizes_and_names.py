@@ -14,7 +14,11 @@ TOP = Path(__file__).parents[2]
 MAX_MODULE = 300
 MAX_FUNCTION = 40
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "manager", "base", "misc"}
-OTHERS_MACHINES = re.compile(r"/root/\.\w|/home/[a-z]+/|/Users/\w+")
+# Hosts of package registries are put together from parts, so that this file names none of them either.
+_REGISTRIES = "|".join(
+    re.escape(".".join(parts)) for parts in (("pythonhosted", "org"), ("pypi", "org"), ("deb", "debian", "org"), ("npmjs", "org"))
+)
+OTHERS_MACHINES = re.compile(rf"/root/\.\w|/home/[a-z]+/|/Users/\w+|/(?:far)m\b|(?<![\w./-])/(?:wor)k/|{_REGISTRIES}")
 LOCK_ADDRESS = re.compile(r"https?://\S+|--(?:extra-)?index-url|--find-links")
 
 
