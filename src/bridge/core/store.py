@@ -121,22 +121,20 @@ class Store:
 
     async def apply_sandbox(self, ident: str, event: str, **facts: Any) -> Sandbox:
         """Apply ``event`` to a sandbox; ``facts`` are further fields to set. Raises IllegalTransition, NotFound."""
-        async with self._lock(ident):
-            before = self.sandboxes.get(ident)
-            if before is None:
-                raise NotFound(f"sandbox {ident} not found")
-            state = lifecycle.follow(lifecycle.SANDBOX, f"sandbox {ident}", before.state, event)
-            after = dataclasses.replace(before, state=state, revision=before.revision + 1, **facts)
-            await self._commit(event, before, after)
-            return after
+        return await self._apply(self.sandboxes, lifecycle.SANDBOX, f"sandbox {ident}", ident, event, facts)
 
     async def apply_container(self, ident: str, event: str, **facts: Any) -> Container:
         """Apply ``event`` to a container; ``facts`` are further fields to set. Raises IllegalTransition, NotFound."""
+        return await self._apply(self.containers, lifecycle.CONTAINER, f"container {ident}", ident, event, facts)
+
+    async def _apply(
+        self, entities: Mapping[str, Entity], table: Mapping[Any, Any], what: str, ident: str, event: str, facts: Mapping[str, Any]
+    ) -> Entity:
         async with self._lock(ident):
-            before = self.containers.get(ident)
+            before = entities.get(ident)
             if before is None:
-                raise NotFound(f"container {ident} not found")
-            state = lifecycle.follow(lifecycle.CONTAINER, f"container {ident}", before.state, event)
+                raise NotFound(f"{what} not found")
+            state = lifecycle.follow(table, what, before.state, event)
             after = dataclasses.replace(before, state=state, revision=before.revision + 1, **facts)
             await self._commit(event, before, after)
             return after
