@@ -61,13 +61,9 @@ def oom_kills(memory_dir: Path) -> int:
     v2 counts descendants too; v1 counts the cgroup itself.
     """
     for name in ("memory.events", "memory.oom_control"):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            try:
-                return parse_counter((memory_dir / name).read_text(), "oom_kill")
-            except OSError as exc:
-                if exc.errno == errno.ENODEV:  # removed between open and read
-                    return 0
-                raise
+        text = _read(memory_dir / name)
+        if text:
+            return parse_counter(text, "oom_kill")
     return 0
 
 
@@ -269,17 +265,24 @@ def _kill_once(directory: Path) -> bool:
 def _frozen(directory: Path) -> Iterator[None]:
     """Hold a v1 freezer cgroup still, so that nobody forks between the listing and the kill. Elsewhere: nothing."""
     state = directory / "freezer.state"
-    if not state.exists():
-        yield
-        return
     try:
-        _write(state, "FROZEN")
-        deadline = time.monotonic() + _FREEZE_SECONDS
-        while state.exists() and state.read_text().strip() == "FREEZING" and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
+        if _write(state, "FROZEN"):
+            deadline = time.monotonic() + _FREEZE_SECONDS
+            while _read(state).strip() == "FREEZING" and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
         yield
     finally:
         _write(state, "THAWED")  # a frozen process dies of its SIGKILL only once thawed
+
+
+def _read(file: Path) -> str:
+    """A control file's text; "" when there is none, or its cgroup goes between open and read (ENODEV)."""
+    try:
+        return file.read_text()
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENODEV, errno.ENOTDIR):
+            return ""
+        raise
 
 
 def _write(file: Path, value: str) -> bool:

@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,18 @@ def test_kill_all_of_nothing(tmp_path: Path) -> None:
 def test_a_hint_that_cannot_be_given_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroups, "_own_directory", lambda: tmp_path / "gone")
     cgroups.hasten_attach()
+
+
+def test_a_cgroup_that_goes_while_it_is_frozen_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = tmp_path / "freezer.state"
+    state.write_text("FREEZING\n")
+    read = Path.read_text
+
+    def gone(path: Path, *args: object, **kwargs: object) -> str:
+        if path == state:
+            raise OSError(errno.ENODEV, "No such device")
+        return read(path, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "read_text", gone)
+    with cgroups._frozen(tmp_path):
+        pass
