@@ -20,10 +20,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bridge import config as schema
+from bridge import config, config_images, config_runtime
 from bridge.config import Below, Config, Table, Unit
 from bridge.config_files import Key, Loaded, dotted
 
+_MODULES = (config, config_runtime, config_images)
 _SAMPLE_HEAD = """\
 # cri-bridge configuration. Every key is shown with its default, commented out.
 # Files in /etc/cri-bridge/conf.d/*.toml are read after this one, by name: tables merge, everything else is replaced.
@@ -36,7 +37,7 @@ _EXAMPLE_NAMES = {
 _PAGE_HEAD = """\
 # Configuration
 
-Generated from `src/bridge/config.py` by `cri-bridge config default --markdown`; don't edit.
+Generated from `src/bridge/config*.py` by `cri-bridge config default --markdown`; don't edit.
 
 `/etc/cri-bridge/config.toml` is read first, then `/etc/cri-bridge/conf.d/*.toml` by name. A later file overrides an
 earlier one: tables merge key by key, everything else, lists too, is replaced. `cri-bridge config default` prints a file
@@ -135,7 +136,7 @@ def _first_line(model: type[Table]) -> str:
 def _field_docs() -> dict[str, dict[str, str]]:
     """Class name → field name → the string below the field, joined to one line."""
     found: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(schema)).body:
+    for node in (node for module in _MODULES for node in ast.parse(inspect.getsource(module)).body):
         if not isinstance(node, ast.ClassDef):
             continue
         docs = found[node.name] = {}

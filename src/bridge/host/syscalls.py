@@ -1,7 +1,8 @@
 """System calls that Python 3.11's ``os`` lacks, through ctypes. Each raises OSError with errno and the paths involved.
 
-Blocking ones (mount, umount2) must be called from a worker thread. Kernel needs: pidfd_getfd 5.6, mount_setattr 5.12,
-PIDFD_GET_INFO 6.15 (exit information since then); ENOSYS or ENOTTY reaches the caller, who falls back or refuses.
+Blocking ones (mount, umount2) must be called from a worker thread. Kernel needs: open_tree and move_mount 5.2, pidfd_getfd
+5.6, mount_setattr 5.12, PIDFD_GET_INFO 6.15 (exit information since then); ENOSYS or ENOTTY reaches the caller, who falls
+back or refuses.
 """
 
 from __future__ import annotations
@@ -35,13 +36,28 @@ MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
 
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_IDMAP = 0x100000
+_MOUNT_ATTR = struct.Struct("=QQQQ")
+
+_AT_EMPTY_PATH = 0x1000
+_AT_RECURSIVE = 0x8000
+_OPEN_TREE_CLONE = 0x1
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
+
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 
 _M_ARENA_MAX = -8
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
 _SYS_OPENAT2 = 437
+_SYS_MOUNT_SETATTR = 442
 _SYS_PIDFD_GETFD = 438
 
 RESOLVE_NO_XDEV = 0x01
@@ -108,6 +124,30 @@ def openat2(dir_fd: int, path: str | os.PathLike[str], flags: int, resolve: int)
     """openat2(2) (Linux ≥ 5.6): open ``path`` relative to ``dir_fd`` under the RESOLVE_* rules; close-on-exec is set."""
     how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, 0, resolve)
     return _check(_libc.syscall(_SYS_OPENAT2, dir_fd, _path(path), how, len(how)), "openat2", path)
+
+
+def open_tree(dir_fd: int, path: str | os.PathLike[str], *, recursive: bool) -> int:
+    """open_tree(2) with OPEN_TREE_CLONE (Linux ≥ 5.2): a detached copy of the mount, and with ``recursive`` of those below it.
+
+    An empty ``path`` means ``dir_fd`` itself. The copy is gone when the descriptor is closed, unless ``move_mount`` attached it.
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    return _check(_libc.syscall(_SYS_OPEN_TREE, dir_fd, _path(path), flags), "open_tree", path)
+
+
+def mount_setattr(
+    fd: int, *, set_attributes: int = 0, clear: int = 0, propagation: int = 0, userns_fd: int = 0, recursive: bool = False
+) -> None:
+    """mount_setattr(2) on the mount behind ``fd`` (Linux ≥ 5.12). ``userns_fd`` goes with MOUNT_ATTR_IDMAP."""
+    attributes = _MOUNT_ATTR.pack(set_attributes, clear, propagation, userns_fd)
+    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    _check(_libc.syscall(_SYS_MOUNT_SETATTR, fd, b"", flags, attributes, len(attributes)), "mount_setattr")
+
+
+def move_mount(fd: int, target: str | os.PathLike[str]) -> None:
+    """move_mount(2) (Linux ≥ 5.2): attach the detached mount ``fd`` at ``target``."""
+    at_fdcwd = -100
+    _check(_libc.syscall(_SYS_MOVE_MOUNT, fd, b"", at_fdcwd, _path(target), _MOVE_MOUNT_F_EMPTY_PATH), "move_mount", target)
 
 
 def syncfs(fd: int) -> None:

@@ -1,0 +1,104 @@
+"""The configuration's runtime handlers, and what a container gets when its pod asks for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from bridge.config_types import MIB, AbsolutePath, Bytes, Seconds, Table
+
+
+class Handler(Table):
+    """One runtime handler: the name that a RuntimeClass gives in `handler:`."""
+
+    plugin: str = Field(examples=["runc"])
+    """Name of the plugin that runs it (`cri-bridge handlers` lists them). Why: required, there is no default."""
+    enabled: bool = True
+    """Whether pods may use it. Why: false takes away a handler that the defaults or another file define."""
+    options: dict[str, Any] = Field(default={}, examples=[{"path": "crun"}])
+    """The plugin's own options, which the plugin's README documents. Why: most plugins need none."""
+    create_timeout: Seconds | None = None
+    """Overrides `runtime.create_timeout` for this handler. Why: unset, as only virtual machines need longer."""
+    start_timeout: Seconds | None = None
+    """Overrides `runtime.start_timeout` for this handler. Why: unset, as only virtual machines need longer."""
+
+
+DEFAULT_HANDLERS: Mapping[str, Mapping[str, Any]] = {
+    "runc": {"plugin": "runc", "options": {"path": "runc"}},
+    "crun": {"plugin": "runc", "options": {"path": "crun"}},
+}
+
+
+class Runtime(Table):
+    """Which backends run pods, and how long they may take. A handler whose binary is missing is disabled, with its reason."""
+
+    default_handler: str = "runc"
+    """Handler of pods whose RuntimeClass names none. Why: the reference runtime, packaged everywhere."""
+    handlers: dict[str, Handler] = Field(
+        default_factory=lambda: {name: Handler.model_validate(dict(value)) for name, value in DEFAULT_HANDLERS.items()}
+    )
+    """The handlers by name; a file adds to these or changes them. Why: the runc plugin serves both; one not installed does no harm."""
+    cgroup_driver: Literal["auto", "systemd", "cgroupfs"] = "auto"
+    """Who makes cgroups; the kubelet asks and follows. Why: auto is systemd where it runs the host on cgroup v2, else cgroupfs."""
+    pause_binaries: list[AbsolutePath] = [Path("/usr/bin/catatonit"), Path("/usr/libexec/podman/catatonit"), Path("/bin/busybox")]
+    """Static binaries for the pause process of a pod with a shared PID namespace; the first that exists is used.
+    Why: a local file can't be garbage-collected as a pulled pause image can."""
+    create_timeout: Seconds = 60.0
+    """Deadline of a backend for making a sandbox. Why: above any healthy time, below the kubelet's 2 min."""
+    start_timeout: Seconds = 60.0
+    """Deadline of the runtime for starting a container. Why: above any healthy time, below the kubelet's 2 min."""
+    kill_timeout: Seconds = 30.0
+    """How long SIGKILL may take to end a container before the stop fails, to be tried again.
+    Why: a process in uninterruptible sleep must not hold its pod for ever."""
+    volume_timeout: Seconds = 10.0
+    """How long a look at a volume's path on the host may take. Why: the path may lie on a dead network mount."""
+    exec_output_limit: Bytes = 16 * MIB
+    """Output kept of each stream of an ExecSync; the rest is dropped. Why: the kubelet takes no larger message."""
+    exec_drain_timeout: Seconds = 1.0
+    """How long ExecSync waits for output once its process ended. Why: a child that keeps the pipe open must not hold the probe."""
+
+    @field_validator("handlers", mode="before")
+    @classmethod
+    def _keep_defaults(cls, given: object) -> object:
+        """Lay the given handlers over the default ones, so that a file may change one option of one handler."""
+        if not isinstance(given, dict):
+            return given
+        merged: dict[str, Any] = {name: dict(value) for name, value in DEFAULT_HANDLERS.items()}
+        for name, table in given.items():
+            merged[name] = {**merged.get(name, {}), **table} if isinstance(table, dict) else table
+        return merged
+
+    @model_validator(mode="after")
+    def _default_exists(self) -> Self:
+        handler = self.handlers.get(self.default_handler)
+        if handler is None or not handler.enabled:
+            known = ", ".join(sorted(name for name, value in self.handlers.items() if value.enabled)) or "none"
+            raise ValueError(f"default_handler: no enabled handler is named {self.default_handler!r}; there are: {known}")
+        return self
+
+
+class Security(Table):
+    """What a container gets when its pod asks for nothing."""
+
+    seccomp_profile: AbsolutePath | None = None
+    """JSON file that is the RuntimeDefault seccomp profile. Why: unset is the built-in one."""
+    seccomp_when_unset: Literal["RuntimeDefault", "Unconfined"] = "RuntimeDefault"
+    """Profile of a container whose request names none. Why: a kubelet always names one; nothing else may run unprotected by omission.
+    critest has one spec that expects Unconfined."""
+    seccomp_native_only: bool = False
+    """Leave 32-bit system calls out of the built-in profile.
+    Why: it makes each start and exec some 4 ms faster, but kills 32-bit programs."""
+    capabilities: list[str] = [
+        *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "SETGID", "SETUID"),
+        *("SETFCAP", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
+    ]
+    """Linux capabilities of a container; its pod adds to or drops from these.
+    Why: what images of the field rely on, without NET_RAW (pods may ping all the same) and MKNOD."""
+
+    @field_validator("capabilities")
+    @classmethod
+    def _plain_names(cls, names: list[str]) -> list[str]:
+        return [name.upper().removeprefix("CAP_") for name in names]

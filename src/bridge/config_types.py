@@ -1,0 +1,47 @@
+"""The vocabulary of the configuration schema: tables, paths below a root, numbers with a unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """Marks a path field whose relative values are taken below ``server.<root>``."""
+
+    root: Literal["run_dir", "state_dir"]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Marks a number with its unit, for the documentation."""
+
+    name: str
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError(f"must be an absolute path, not {str(path)!r}")
+    return path
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+RunPath = Annotated[Path, Below("run_dir")]
+StatePath = Annotated[Path, Below("state_dir")]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False), Unit("seconds")]
+Bytes = Annotated[int, Field(ge=1), Unit("bytes")]
+Count = Annotated[int, Field(ge=1)]
+Mode = Annotated[int, Field(ge=0, le=0o777), Unit("mode")]
+
+
+class Table(BaseModel):
+    """A TOML table: frozen, and a key that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
