@@ -27,7 +27,7 @@ def resolv_conf(dns: DNSConfig | None, host_text: str) -> str:
     for name, values in (("servers", dns.servers), ("searches", dns.searches), ("options", dns.options)):
         for value in values:
             if not value or any(c.isspace() for c in value):
-                raise InvalidRequest(f"{value!r} must be one word", field=f"dns_config.{name}")
+                raise InvalidRequest(f"{value!r} must be one word", field=f"config.dns_config.{name}")
     lines = []
     if dns.searches:
         lines.append("search " + " ".join(dns.searches))

@@ -44,7 +44,7 @@ MASKED_PATHS: tuple[str, ...] = (
 READONLY_PATHS: tuple[str, ...] = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 _KNOWN = frozenset(CAPABILITIES)
-_CONTEXT = "linux.security_context"
+_CONTEXT = "config.linux.security_context"
 
 
 def capabilities(request: ContainerSecurity, facts: HostFacts, default: Iterable[str] = DEFAULT_CAPABILITIES) -> dict[str, list[str]]:

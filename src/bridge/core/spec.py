@@ -36,7 +36,7 @@ SANDBOX_PID = "@sandbox"
 
 _NOBODY = User(uid=65535, gid=65535)
 _SANDBOX_OOM_SCORE = -998
-_CONTEXT = "linux.security_context"
+_CONTEXT = "config.linux.security_context"
 
 
 def build_container(inputs: ContainerInputs, facts: HostFacts, settings: SpecSettings) -> dict[str, Any]:

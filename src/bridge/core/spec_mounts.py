@@ -75,7 +75,7 @@ def _mount(destination: str, kind: str, source: str, *options: str) -> Mount:
 
 
 def _requested(index: int, request: MountRequest, inputs: ContainerInputs) -> Mount:
-    field = f"mounts[{index}]"
+    field = f"config.mounts[{index}]"
     if request.image is not None:
         raise Unsupported(f"{field}.image: image volumes are not served yet")
     if request.uid_mappings or request.gid_mappings:

@@ -58,8 +58,8 @@ def arguments(config: ContainerConfig, image: ImageConfig) -> list[str]:
     else:
         argv = [*image.entrypoint, *image.cmd]
     if not argv or not argv[0]:
-        raise InvalidRequest("neither the request nor the image says what to run", field="command")
-    _no_nul(argv, "command")
+        raise InvalidRequest("neither the request nor the image says what to run", field="config.command")
+    _no_nul(argv, "config.command")
     return argv
 
 
@@ -76,7 +76,7 @@ def environment(inputs: ContainerInputs, facts: HostFacts, default_env: Sequence
     env.update(_pairs(inputs.image.config.env))
     for index, (key, value) in enumerate(config.envs):
         if not key or "=" in key or "\0" in key or "\0" in value:
-            raise InvalidRequest(f"{key!r} can't be an environment variable", field=f"envs[{index}]")
+            raise InvalidRequest(f"{key!r} can't be an environment variable", field=f"config.envs[{index}]")
         env[key] = value
     env.setdefault("HOME", inputs.home)
     return [f"{key}={value}" for key, value in env.items()]
@@ -93,7 +93,7 @@ def _pairs(entries: Iterable[str]) -> Iterable[tuple[str, str]]:
 def working_dir(config: ContainerConfig, image: ImageConfig) -> str:
     """The absolute working directory. One below a process's descriptors could reach the host (CVE-2024-21626)."""
     path = config.working_dir or image.working_dir or "/"
-    field = "working_dir" if config.working_dir else "image working_dir"
+    field = "config.working_dir" if config.working_dir else "image working_dir"
     if not path.startswith("/") and not config.working_dir:
         path = "/" + path
     if not path.startswith("/") or "\0" in path:

@@ -16,7 +16,7 @@ from bridge.errors import ConfigError, InvalidRequest, Unsupported
 from bridge.host.facts import HostFacts
 
 _logger = log.get("core.spec")
-_RESOURCES = "linux.resources"
+_RESOURCES = "config.linux.resources"
 
 
 def build(
@@ -125,10 +125,10 @@ def cgroups_path(driver: str, parent: str, prefix: str, identifier: str) -> str:
     if driver not in (CGROUPFS, SYSTEMD):
         raise ConfigError(f"cgroup_driver is {driver!r}: it must be {CGROUPFS!r} or {SYSTEMD!r}")
     if "\0" in parent or ".." in parent.split("/"):
-        raise InvalidRequest(f"{parent!r} is not a plain path", field="linux.cgroup_parent")
+        raise InvalidRequest(f"{parent!r} is not a plain path", field="config.linux.cgroup_parent")
     if driver == CGROUPFS:
         return posixpath.normpath(f"/{parent.strip('/')}/{prefix}-{identifier}").replace("//", "/")
     name = posixpath.basename(parent.rstrip("/")) or "system.slice"
     if not name.endswith(".slice") or ":" in name:
-        raise InvalidRequest(f"{parent!r} doesn't end in a systemd slice", field="linux.cgroup_parent")
+        raise InvalidRequest(f"{parent!r} doesn't end in a systemd slice", field="config.linux.cgroup_parent")
     return f"{name}:{prefix}:{identifier}"

@@ -16,7 +16,7 @@ from bridge.errors import InvalidRequest
 MAX_ID = 2**31 - 1
 """Highest uid or gid taken: Kubernetes allows no more, and beyond it the kernel's own casts begin (CVE-2024-40635)."""
 
-_CONTEXT = "linux.security_context"
+_CONTEXT = "config.linux.security_context"
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,12 +111,12 @@ def expand_slice(name: str) -> str:
     """
     stem = name.removesuffix(".slice")
     if stem == name or "/" in name:
-        raise InvalidRequest(f"{name!r} is not a systemd slice name", field="linux.cgroup_parent")
+        raise InvalidRequest(f"{name!r} is not a systemd slice name", field="config.linux.cgroup_parent")
     if stem == "-":
         return ""
     parts = stem.split("-")
     if not all(parts):
-        raise InvalidRequest(f"{name!r} has an empty component", field="linux.cgroup_parent")
+        raise InvalidRequest(f"{name!r} has an empty component", field="config.linux.cgroup_parent")
     return "/".join("-".join(parts[: end + 1]) + ".slice" for end in range(len(parts)))
 
 
@@ -128,11 +128,11 @@ def pod_cgroup(parent: str, driver: CgroupDriver) -> str:
     """
     clean = posixpath.normpath("/" + parent.lstrip("/"))
     if ".." in parent.split("/"):
-        raise InvalidRequest(f"{parent!r} must not contain '..'", field="linux.cgroup_parent")
+        raise InvalidRequest(f"{parent!r} must not contain '..'", field="config.linux.cgroup_parent")
     if driver is CgroupDriver.CGROUPFS:
         if clean.endswith(".slice"):
             raise InvalidRequest(
-                f"{parent!r} is a systemd slice but the cgroup driver is cgroupfs: set both to the same", field="linux.cgroup_parent"
+                f"{parent!r} is a systemd slice but the cgroup driver is cgroupfs: set both to the same", field="config.linux.cgroup_parent"
             )
         return clean
     return "/" + expand_slice(posixpath.basename(clean)) if clean != "/" else "/system.slice"

@@ -63,7 +63,7 @@ def test_unknown_names_are_refused(field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         capabilities(ContainerSecurity(capabilities=Capabilities(**{field: ("KILL", "SYS_ADMN")})), FACTS)
     full = "drop_capabilities" if field == "drop" else f"{field}_capabilities"
-    assert caught.value.field == f"linux.security_context.capabilities.{full}[1]"
+    assert caught.value.field == f"config.linux.security_context.capabilities.{full}[1]"
 
 
 def test_hidden_paths() -> None:

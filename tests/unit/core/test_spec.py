@@ -77,7 +77,7 @@ def test_pid_namespace(pod: NamespaceMode, container: NamespaceMode, expected: d
 def test_impossible_namespaces(options: NamespaceOptions, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         _build(ContainerSecurity(namespaces=options))
-    assert caught.value.field == f"linux.security_context.namespace_options.{field}"
+    assert caught.value.field == f"config.linux.security_context.namespace_options.{field}"
 
 
 def test_user_namespaces() -> None:
@@ -94,7 +94,7 @@ def test_user_namespaces() -> None:
 def test_privileged_needs_a_privileged_pod() -> None:
     with pytest.raises(InvalidRequest) as caught:
         _build(ContainerSecurity(privileged=True))
-    assert caught.value.field == "linux.security_context.privileged"
+    assert caught.value.field == "config.linux.security_context.privileged"
 
 
 def test_privileged_is_unhidden_and_unfiltered() -> None:
@@ -129,7 +129,7 @@ def test_seccomp_localhost() -> None:
     for changes in ({}, {"seccomp_localhost": {"no": "profile"}}):
         with pytest.raises(InvalidRequest) as caught:
             _build(local, **changes)
-        assert caught.value.field == "linux.security_context.seccomp.localhost_ref"
+        assert caught.value.field == "config.linux.security_context.seccomp.localhost_ref"
 
 
 def test_kernel_without_seccomp() -> None:

@@ -108,7 +108,7 @@ def test_read_only_and_recursive_read_only() -> None:
     assert _mounts(MountRequest("/data", "/vol", readonly=True))["/data"]["options"][-1] == "ro"
     recursive = MountRequest("/data", "/vol", readonly=True, recursive_read_only=True)
     assert _mounts(recursive, recursive_read_only=True)["/data"]["options"][-1] == "rro"
-    with pytest.raises(RROUnsupported, match=r"^RROUnsupported: mounts\[0\]"):
+    with pytest.raises(RROUnsupported, match=r"^RROUnsupported: config.mounts\[0\]"):
         _mounts(recursive)
     with pytest.raises(InvalidRequest, match="recursive_read_only"):
         _mounts(dataclasses.replace(recursive, readonly=False), recursive_read_only=True)
@@ -125,12 +125,12 @@ def test_mount_options() -> None:
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
-        (MountRequest("", "/vol"), "mounts[0].container_path"),
-        (MountRequest("/", "/vol"), "mounts[0].container_path"),
-        (MountRequest("/a/..", "/vol"), "mounts[0].container_path"),
-        (MountRequest("/a\0", "/vol"), "mounts[0].container_path"),
-        (MountRequest("/a", ""), "mounts[0].host_path"),
-        (MountRequest("/a", "vol"), "mounts[0].host_path"),
+        (MountRequest("", "/vol"), "config.mounts[0].container_path"),
+        (MountRequest("/", "/vol"), "config.mounts[0].container_path"),
+        (MountRequest("/a/..", "/vol"), "config.mounts[0].container_path"),
+        (MountRequest("/a\0", "/vol"), "config.mounts[0].container_path"),
+        (MountRequest("/a", ""), "config.mounts[0].host_path"),
+        (MountRequest("/a", "vol"), "config.mounts[0].host_path"),
     ],
 )
 def test_refusals_name_the_field(request_: MountRequest, field: str) -> None:

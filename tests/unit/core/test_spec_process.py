@@ -40,7 +40,7 @@ def test_arguments(
 def test_nothing_to_run(cmd: tuple[str, ...], command: tuple[str, ...]) -> None:
     with pytest.raises(InvalidRequest) as caught:
         build_container(inputs(image=image(cmd=cmd), config=config(command=command)), FACTS, SETTINGS)
-    assert caught.value.field == "command"
+    assert caught.value.field == "config.command"
 
 
 def test_environment_order_and_precedence() -> None:
@@ -78,7 +78,7 @@ def test_home_of_the_image_stays() -> None:
 def test_impossible_variables_are_refused(pair: tuple[str, str]) -> None:
     with pytest.raises(InvalidRequest) as caught:
         build_container(inputs(config=config(envs=(("OK", ""), pair))), FACTS, SETTINGS)
-    assert caught.value.field == "envs[1]"
+    assert caught.value.field == "config.envs[1]"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_working_dir(wanted: str, of_image: str, cwd: str) -> None:
 def test_working_dir_among_descriptors_cve_2024_21626(path: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         build_container(inputs(config=config(working_dir=path)), FACTS, SETTINGS)
-    assert caught.value.field == "working_dir"
+    assert caught.value.field == "config.working_dir"
     if path.startswith("/"):
         with pytest.raises(InvalidRequest):
             build_container(inputs(image=image(working_dir=path)), FACTS, SETTINGS)

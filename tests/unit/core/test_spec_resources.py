@@ -87,7 +87,7 @@ def test_unified_is_for_cgroup_v2_and_for_controller_files_only() -> None:
 def test_out_of_range_names_the_field(wanted: Resources, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         _resources(wanted)
-    assert caught.value.field == f"linux.resources.{field}"
+    assert caught.value.field == f"config.linux.resources.{field}"
 
 
 def test_devices() -> None:
@@ -129,7 +129,7 @@ def test_cgroups_path(driver: str, parent: str, path: str) -> None:
 def test_cgroup_parents_that_are_refused(driver: str, parent: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         cgroups_path(driver, parent, "p", "id")
-    assert caught.value.field == "linux.cgroup_parent"
+    assert caught.value.field == "config.linux.cgroup_parent"
 
 
 def test_an_unknown_driver_is_a_mistake_of_the_operator() -> None:

@@ -83,13 +83,13 @@ def test_no_files_at_all() -> None:
 def test_ids_out_of_range_cve_2024_40635(value: int) -> None:
     with pytest.raises(InvalidRequest) as caught:
         resolve(ContainerSecurity(run_as_user=value), "", PASSWD, GROUP)
-    assert caught.value.field == "linux.security_context.run_as_user"
+    assert caught.value.field == "config.linux.security_context.run_as_user"
     with pytest.raises(InvalidRequest) as caught:
         resolve(ContainerSecurity(run_as_user=1, run_as_group=value), "", PASSWD, GROUP)
-    assert caught.value.field == "linux.security_context.run_as_group"
+    assert caught.value.field == "config.linux.security_context.run_as_group"
     with pytest.raises(InvalidRequest) as caught:
         resolve(ContainerSecurity(supplemental_groups=(1, value)), "", PASSWD, GROUP)
-    assert caught.value.field == "linux.security_context.supplemental_groups[1]"
+    assert caught.value.field == "config.linux.security_context.supplemental_groups[1]"
     with pytest.raises(InvalidRequest):
         resolve(ContainerSecurity(), str(value), PASSWD, GROUP)
     with pytest.raises(InvalidRequest):
@@ -99,8 +99,8 @@ def test_ids_out_of_range_cve_2024_40635(value: int) -> None:
 @pytest.mark.parametrize(
     ("request_", "image_user", "field"),
     [
-        (ContainerSecurity(run_as_group=5), "", "linux.security_context.run_as_group"),
-        (ContainerSecurity(run_as_username="nobody-here"), "", "linux.security_context.run_as_username"),
+        (ContainerSecurity(run_as_group=5), "", "config.linux.security_context.run_as_group"),
+        (ContainerSecurity(run_as_username="nobody-here"), "", "config.linux.security_context.run_as_username"),
         (ContainerSecurity(), "nobody-here", "image user"),
         (ContainerSecurity(), "app:nogroup", "image user"),
         (ContainerSecurity(), "short", "image user"),
