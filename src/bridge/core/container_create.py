@@ -1,6 +1,7 @@
 """The steps of CreateContainer, each with its undo on the next line (design §6.2). No runtime is run here.
 
-Journal → bundle directory → root filesystem → identity from the image's passwd → volumes looked at → OCI spec → backend.
+Journal and bundle directory → root filesystem → volumes → identity from the image's passwd → OCI spec → backend. Each area
+keeps its logic in a module of its own and adds one line here.
 """
 
 from __future__ import annotations
@@ -8,21 +9,25 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bridge.aio import Rollback
-from bridge.core import container_facts, spec, trace
+from bridge.core import container_facts, spec, trace, volumes
 from bridge.core.container_stop import checked_signal
 from bridge.core.entities import Container, ContainerState, Sandbox, User
 from bridge.core.erase import directory as erase_directory
 from bridge.core.live import Live, LiveContainer
+from bridge.core.making import Making
 from bridge.core.model import ContainerConfig, NamespaceMode
 from bridge.core.settings import CoreSettings
+from bridge.core.spec_inputs import Volume
 from bridge.core.store import Store
 from bridge.errors import IllegalTransition, InvalidRequest, NotFound, Unsupported
 from bridge.host import files
 from bridge.ports.images import Image, Images
-from bridge.ports.runtime import ContainerIO, ContainerSpec
+from bridge.ports.runtime import ContainerHandle, ContainerIO, ContainerSpec
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,27 +45,48 @@ class ContainerCreator:
         """Make the container; on any failure or cancellation nothing of it is left. Returns it in state created."""
         check(config)
         image = self.image(config)
-        handle_of = self.live.sandbox(sandbox.id)
-        bundle = self.settings.bundle(sandbox.id, ident)
         async with Rollback(f"create container {ident[:12]}", step_timeout=self.settings.undo_timeout) as undo:
-            undo.push("forget the record", lambda: self.store.remove(ident))
-            container = self._record(ident, sandbox, config, image)
-            await self.store.add(container)
-            undo.push("remove the bundle", lambda: files.remove_tree(bundle))
-            await files.make_dir(bundle / "rootfs", 0o711)
-            undo.push("remove the root filesystem", lambda: self.images.remove_rootfs(ident, bundle / "rootfs"))
+            making = await self._journal(ident, sandbox, config, image, undo)
             with trace.span("rootfs"):
-                root = await self.images.mount_rootfs(ident, image.id, bundle / "rootfs")
+                root = await self._rootfs(making)
+            with trace.span("volumes"):
+                prepared = await volumes.prepare(making)
             with trace.span("spec"):
-                await container_facts.look_at_volumes(config, self.settings)
-                user, request = await self._request(container, sandbox, image, root.path)
+                user, home = await container_facts.identity(config, image, root)
+                inputs = await self._inputs(making, root, user, home, prepared)
+                oci = spec.build_container(inputs, self.facts, self.spec_settings)
             with trace.span("backend"):
-                handle = await handle_of.create_container(request)
-                undo.push("delete the backend's container", handle.delete)
+                handle = await self._backend(making, oci)
             container = await self.store.apply_container(ident, "created", user=user, backend=dict(handle.record))
-            self.live.containers[ident] = LiveContainer(handle, request.oci["process"])
+            self.live.containers[ident] = LiveContainer(handle, oci["process"])
             undo.commit()
         return container
+
+    async def _journal(self, ident: str, sandbox: Sandbox, config: ContainerConfig, image: Image, undo: Rollback) -> Making:
+        undo.push("forget the record", lambda: self.store.remove(ident))
+        container = self._record(ident, sandbox, config, image)
+        await self.store.add(container)
+        bundle = self.settings.bundle(sandbox.id, ident)
+        undo.push("remove the bundle", lambda: erase_directory(bundle))
+        await files.make_dir(bundle / "rootfs", 0o711)
+        return Making(container, sandbox, image, bundle, self.settings, self.images, undo)
+
+    async def _rootfs(self, making: Making) -> Path:
+        ident, target = making.container.id, making.bundle / "rootfs"
+        making.undo.push("remove the root filesystem", lambda: self.images.remove_rootfs(ident, target))
+        return (await self.images.mount_rootfs(ident, making.image.id, target)).path
+
+    async def _backend(self, making: Making, oci: Mapping[str, Any]) -> ContainerHandle:
+        request = ContainerSpec(
+            id=making.container.id,
+            sandbox_id=making.sandbox.id,
+            bundle=making.bundle,
+            oci=oci,
+            io=container_io(making.container),
+        )
+        handle = await self.live.sandbox(making.sandbox.id).create_container(request)
+        making.undo.push("delete the backend's container", handle.delete)
+        return handle
 
     def image(self, config: ContainerConfig) -> Image:
         """The image that the config names (by reference or id). Raises NotFound, InvalidRequest."""
@@ -86,30 +112,22 @@ class ContainerCreator:
             stop_signal=checked_signal(config.stop_signal or image.config.stop_signal or "SIGTERM"),
         )
 
-    async def _request(self, container: Container, sandbox: Sandbox, image: Image, root: Path) -> tuple[User, ContainerSpec]:
-        config = container.config
-        user, home = await container_facts.identity(config, image, root)
-        inputs = spec.ContainerInputs(
-            container_id=container.id,
-            sandbox=sandbox,
+    async def _inputs(self, making: Making, root: Path, user: User, home: str, prepared: tuple[Volume, ...]) -> spec.ContainerInputs:
+        config = making.config
+        return spec.ContainerInputs(
+            container_id=making.container.id,
+            sandbox=making.sandbox,
             config=config,
-            image=image,
+            image=making.image,
             rootfs=root,
-            sandbox_dir=self.settings.sandbox_dir(sandbox.id),
+            sandbox_dir=self.settings.sandbox_dir(making.sandbox.id),
             user=user,
             home=home,
-            pid_target=self._pid_target(sandbox, config),
+            pid_target=self._pid_target(making.sandbox, config),
             devices=await container_facts.device_nodes(config) if config.devices or config.security.privileged else (),
             seccomp_localhost=await container_facts.local_seccomp(config),
+            volumes=prepared,
         )
-        request = ContainerSpec(
-            id=container.id,
-            sandbox_id=sandbox.id,
-            bundle=self.settings.bundle(sandbox.id, container.id),
-            oci=spec.build_container(inputs, self.facts, self.spec_settings),
-            io=container_io(container),
-        )
-        return user, request
 
     def _pid_target(self, sandbox: Sandbox, config: ContainerConfig) -> Path | None:
         options = config.security.namespaces
@@ -126,9 +144,7 @@ class ContainerCreator:
 
 def check(config: ContainerConfig) -> None:
     """Refuse what this server can't do, naming the field, before anything is touched."""
-    for index, mount in enumerate(config.mounts):
-        if mount.image is not None:
-            raise Unsupported(f"config.mounts[{index}].image: image volumes are not supported")
+    volumes.check(config)
     if config.cdi_devices:
         raise Unsupported("config.CDI_devices: CDI devices are not supported")
     if config.stdin_once and not config.stdin:

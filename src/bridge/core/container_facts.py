@@ -1,4 +1,4 @@
-"""What a container's spec needs to know of the host: its identity, its devices, its volumes, a local seccomp profile.
+"""What a container's spec needs to know of the host: its identity, its devices, a local seccomp profile.
 
 All looking is done here, so that building the spec stays a pure function.
 """
@@ -6,17 +6,15 @@ All looking is done here, so that building the spec stays a pure function.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bridge.core import users
 from bridge.core.entities import User
-from bridge.core.model import ContainerConfig, DeviceRequest, MountRequest, ProfileType, SecurityProfile
-from bridge.core.settings import CoreSettings
+from bridge.core.model import ContainerConfig, DeviceRequest, ProfileType, SecurityProfile
 from bridge.core.spec_inputs import DeviceNode
-from bridge.errors import BridgeError, InvalidRequest, TimedOut
+from bridge.errors import BridgeError, InvalidRequest
 from bridge.host import devices, files, rootfs
 from bridge.ports.images import Image
 
@@ -78,24 +76,3 @@ async def local_seccomp(config: ContainerConfig) -> Mapping[str, Any] | None:
     if not isinstance(profile, dict):
         raise InvalidRequest(f"{wanted.localhost_ref} must hold a JSON object", field=field)
     return profile
-
-
-async def look_at_volumes(config: ContainerConfig, settings: CoreSettings) -> None:
-    """See that every host path is there, or make it. Raises InvalidRequest, TimedOut (a dead network mount)."""
-    for index, mount in enumerate(config.mounts):
-        await _look_at_volume(f"config.mounts[{index}].host_path", mount, settings)
-
-
-async def _look_at_volume(field: str, mount: MountRequest, settings: CoreSettings) -> None:
-    if not os.path.isabs(mount.host_path):
-        raise InvalidRequest(f"{mount.host_path!r} must be absolute", field=field)
-    path = Path(mount.host_path)
-    try:
-        there = await files.exists(path, timeout=settings.volume_timeout)
-    except TimeoutError as exc:
-        raise TimedOut(f"{field}: {path} did not answer within {settings.volume_timeout:g} s (a dead network mount?)") from exc
-    if there:
-        return
-    if not settings.create_missing_volumes:
-        raise InvalidRequest(f"{path} does not exist", field=field)
-    await files.make_dir(path, 0o755)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,28 @@ class DeviceNode:
 
 
 @dataclass(frozen=True, slots=True)
+class Volume:
+    """What one of config.mounts became: the bind mount of ``source``, a path of the host, with these OCI mount ``options``.
+
+    ``extra`` are further keys of the OCI mount object, such as uidMappings. ``resolved`` is the host path with its symbolic
+    links followed, for status.
+    """
+
+    source: str
+    options: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    resolved: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerInputs:
     """Everything about one container. Paths are the host's.
 
     ``sandbox_dir`` holds hostname, hosts, resolv.conf and shm/. ``pid_target`` is /proc/PID/ns/pid of the target in TARGET
     mode. ``devices`` are the nodes behind config.devices (all of the host's when privileged), resolved by the caller.
-    ``seccomp_localhost`` is the parsed profile when the request names a local one. ``recursive_read_only`` says whether
-    the backend can do it.
+    ``seccomp_localhost`` is the parsed profile when the request names a local one. ``volumes`` holds one entry for each of
+    config.mounts. ``added_mounts`` are whole OCI mounts from elsewhere (generated files, CDI); each gives way to one of
+    config.mounts at the same destination, and replaces a standard one.
     """
 
     container_id: str
@@ -75,4 +90,5 @@ class ContainerInputs:
     pid_target: Path | None = None
     devices: tuple[DeviceNode, ...] = ()
     seccomp_localhost: Mapping[str, Any] | None = None
-    recursive_read_only: bool = False
+    volumes: tuple[Volume, ...] = ()
+    added_mounts: tuple[Mapping[str, Any], ...] = ()

@@ -6,19 +6,14 @@ Sources: CRI v1 Mount and MountPropagation, OCI config.md "Mounts" and config-li
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bridge.core.model import MountPropagation, MountRequest, NamespaceMode
-from bridge.core.spec_inputs import ContainerInputs
-from bridge.errors import InvalidRequest, RROUnsupported, Unsupported
+from bridge.core.spec_inputs import ContainerInputs, Volume
+from bridge.errors import InvalidRequest
 
-_PROPAGATION = {
-    MountPropagation.PRIVATE: "rprivate",
-    MountPropagation.HOST_TO_CONTAINER: "rslave",
-    MountPropagation.BIDIRECTIONAL: "rshared",
-}
 _KERNEL_TREES = ("/dev", "/proc", "/sys")
-_PASSED_OPTIONS = frozenset({"nodev", "noexec", "nosuid", "noatime", "nodiratime", "relatime", "strictatime", "nosymfollow"})
 
 Mount = dict[str, Any]
 
@@ -27,18 +22,25 @@ def build(inputs: ContainerInputs) -> tuple[list[Mount], str]:
     """All mounts, parents before children, and the rootfs propagation they need ("" for the runtime's own).
 
     A requested mount replaces the standard one of the same place; one on /dev, /proc or /sys also those below it, whose
-    mount points would else be made in the source. Raises InvalidRequest or Unsupported naming the field.
+    mount points would else be made in the source. Raises InvalidRequest naming the field.
     """
     config = inputs.config
-    asked = [_requested(index, request, inputs) for index, request in enumerate(config.mounts)]
-    taken = {mount["destination"] for mount in asked}
-    standard = [
-        mount
-        for mount in [*kernel_mounts(config.security.privileged), *_pod_mounts(inputs)]
-        if mount["destination"] not in taken and not _below_taken_tree(mount["destination"], taken)
-    ]
-    mounts = sorted([*standard, *asked], key=lambda mount: str(mount["destination"]).count("/"))
-    return mounts, _rootfs_propagation(config.mounts)
+    pairs = zip(config.mounts, inputs.volumes, strict=True)
+    mounts: list[Mount] = [_requested(index, request, volume) for index, (request, volume) in enumerate(pairs)]
+    mounts = [*_yielding(inputs.added_mounts, mounts), *mounts]
+    mounts = [*_yielding([*kernel_mounts(config.security.privileged), *_pod_mounts(inputs)], mounts), *mounts]
+    return ordered(mounts), _rootfs_propagation(config.mounts)
+
+
+def ordered(mounts: Iterable[Mount]) -> list[Mount]:
+    """Parents before children; equals keep their order."""
+    return sorted(mounts, key=lambda mount: str(mount["destination"]).count("/"))
+
+
+def _yielding(mounts: Iterable[Mapping[str, Any]], winners: Iterable[Mount]) -> list[Mount]:
+    """Those of ``mounts`` whose place none of ``winners`` takes."""
+    taken = {mount["destination"] for mount in winners}
+    return [dict(each) for each in mounts if each["destination"] not in taken and not _below_taken_tree(each["destination"], taken)]
 
 
 def _below_taken_tree(destination: str, taken: set[str]) -> bool:
@@ -74,17 +76,9 @@ def _mount(destination: str, kind: str, source: str, *options: str) -> Mount:
     return {"destination": destination, "type": kind, "source": source, "options": list(options)}
 
 
-def _requested(index: int, request: MountRequest, inputs: ContainerInputs) -> Mount:
-    field = f"config.mounts[{index}]"
-    if request.image is not None:
-        raise Unsupported(f"{field}.image: image volumes are not served yet")
-    if request.uid_mappings or request.gid_mappings:
-        raise Unsupported(f"{field}.uid_mappings: id-mapped mounts are not served yet")
-    destination = _destination(request.container_path, field)
-    if not request.host_path.startswith("/") or "\0" in request.host_path:
-        raise InvalidRequest(f"{request.host_path!r} is not an absolute path", field=f"{field}.host_path")
-    options = ["rbind", _PROPAGATION[request.propagation], _access(request, field, inputs), *_extra_options(request, field)]
-    return _mount(destination, "bind", request.host_path, *options)
+def _requested(index: int, request: MountRequest, volume: Volume) -> Mount:
+    mount = _mount(_destination(request.container_path, f"config.mounts[{index}]"), "bind", volume.source, *volume.options)
+    return {**mount, **volume.extra}
 
 
 def _destination(path: str, field: str) -> str:
@@ -95,26 +89,6 @@ def _destination(path: str, field: str) -> str:
     if normal == "/":
         raise InvalidRequest("can't be the container's root", field=f"{field}.container_path")
     return normal
-
-
-def _access(request: MountRequest, field: str, inputs: ContainerInputs) -> str:
-    """rw, ro or rro (CRI: recursive needs readonly and private propagation)."""
-    if not request.recursive_read_only:
-        return "ro" if request.readonly else "rw"
-    if not request.readonly:
-        raise InvalidRequest("needs readonly", field=f"{field}.recursive_read_only")
-    if request.propagation is not MountPropagation.PRIVATE:
-        raise InvalidRequest("needs PROPAGATION_PRIVATE", field=f"{field}.recursive_read_only")
-    if not inputs.recursive_read_only:
-        raise RROUnsupported(f"{field}: handler {inputs.sandbox.handler!r} can't mount {request.container_path} recursively read-only")
-    return "rro"
-
-
-def _extra_options(request: MountRequest, field: str) -> list[str]:
-    for index, option in enumerate(request.mount_options):
-        if option not in _PASSED_OPTIONS:
-            raise InvalidRequest(f"{option!r} is not one of {', '.join(sorted(_PASSED_OPTIONS))}", field=f"{field}.mount_options[{index}]")
-    return list(request.mount_options)
 
 
 def _rootfs_propagation(requests: tuple[MountRequest, ...]) -> str:

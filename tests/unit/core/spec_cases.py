@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from bridge.core import volumes
 from bridge.core.entities import Sandbox, SandboxState, User
 from bridge.core.model import (
     ContainerConfig,
@@ -19,6 +20,7 @@ from bridge.core.model import (
     SandboxSecurity,
 )
 from bridge.core.spec import ContainerInputs, HostFacts, SpecSettings
+from bridge.core.spec_inputs import Volume
 from bridge.host.facts import CAPABILITIES
 from bridge.ports.images import Image, ImageConfig
 
@@ -59,10 +61,18 @@ def config(**changes: Any) -> ContainerConfig:
     return ContainerConfig(**{"metadata": ContainerMetadata("app"), "image": ImageSpec("busybox:1"), **changes})
 
 
+def as_asked(config: ContainerConfig) -> tuple[Volume, ...]:
+    """The volumes of host paths that are there and need no prepared copy."""
+    volumes.check(config)
+    return tuple(Volume(each.host_path, volumes.host_options(each, f"config.mounts[{i}]")) for i, each in enumerate(config.mounts))
+
+
 def inputs(*, security: ContainerSecurity | None = None, **changes: Any) -> ContainerInputs:
     """Inputs of one container; ``security`` is a short cut into its config."""
     given = ContainerInputs("container-1", sandbox(), config(), image(), Path("/bundle/rootfs"), Path("/run/s"), User(), "/root")
     given = dataclasses.replace(given, **changes)
+    if not given.volumes:
+        given = dataclasses.replace(given, volumes=as_asked(given.config))
     if security is None:
         return given
     return dataclasses.replace(given, config=dataclasses.replace(given.config, security=security))

@@ -9,7 +9,7 @@ import pytest
 
 from bridge.core.model import ContainerSecurity, IDMapping, ImageSpec, MountPropagation, MountRequest, NamespaceMode, NamespaceOptions
 from bridge.core.spec import build_container
-from bridge.errors import InvalidRequest, RROUnsupported, Unsupported
+from bridge.errors import InvalidRequest, Unsupported
 from tests.unit.core.spec_cases import FACTS, SETTINGS, config, inputs, sandbox
 
 STANDARD = [
@@ -107,18 +107,23 @@ def test_propagation(propagation: MountPropagation, option: str, root: str | Non
 def test_read_only_and_recursive_read_only() -> None:
     assert _mounts(MountRequest("/data", "/vol", readonly=True))["/data"]["options"][-1] == "ro"
     recursive = MountRequest("/data", "/vol", readonly=True, recursive_read_only=True)
-    assert _mounts(recursive, recursive_read_only=True)["/data"]["options"][-1] == "rro"
-    with pytest.raises(RROUnsupported, match=r"^RROUnsupported: config.mounts\[0\]"):
-        _mounts(recursive)
+    assert _mounts(recursive)["/data"]["options"][-1] == "rro"
     with pytest.raises(InvalidRequest, match="recursive_read_only"):
-        _mounts(dataclasses.replace(recursive, readonly=False), recursive_read_only=True)
+        _mounts(dataclasses.replace(recursive, readonly=False))
     with pytest.raises(InvalidRequest, match="recursive_read_only"):
-        _mounts(dataclasses.replace(recursive, propagation=MountPropagation.BIDIRECTIONAL), recursive_read_only=True)
+        _mounts(dataclasses.replace(recursive, propagation=MountPropagation.BIDIRECTIONAL))
+
+
+def test_mounts_from_elsewhere_replace_standard_ones_and_yield_to_requested_ones() -> None:
+    added = ({"destination": "/etc/hosts", "type": "bind", "source": "/ours"}, {"destination": "/data", "type": "bind", "source": "/ours"})
+    mounts = _mounts(MountRequest("/data", "/vol"), added_mounts=added)
+    assert mounts["/etc/hosts"]["source"] == "/ours"
+    assert mounts["/data"]["source"] == "/vol"
 
 
 def test_mount_options() -> None:
     assert _mounts(MountRequest("/data", "/vol", mount_options=("noexec", "nodev")))["/data"]["options"][-2:] == ["noexec", "nodev"]
-    with pytest.raises(InvalidRequest, match=r"mounts\[0\].mount_options\[1\]"):
+    with pytest.raises(InvalidRequest, match=r"config.mounts\[0\].mount_options\[1\]"):
         _mounts(MountRequest("/data", "/vol", mount_options=("noexec", "idmap")))
 
 
@@ -143,5 +148,5 @@ def test_refusals_name_the_field(request_: MountRequest, field: str) -> None:
     "request_", [MountRequest("/a", image=ImageSpec("x")), MountRequest("/a", "/vol", uid_mappings=(IDMapping(0, 0, 1),))]
 )
 def test_what_is_not_served_yet_says_so(request_: MountRequest) -> None:
-    with pytest.raises(Unsupported, match=r"mounts\[0\]"):
+    with pytest.raises(Unsupported, match=r"config.mounts\[0\]"):
         _mounts(request_)

@@ -1,0 +1,34 @@
+"""The container that is being made, as each step of its creation sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bridge.aio import Rollback
+from bridge.core.entities import Container, Sandbox
+from bridge.core.model import ContainerConfig
+from bridge.core.settings import CoreSettings
+from bridge.ports.images import Image, Images
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """One CreateContainer under way. ``container`` is its journaled record, ``bundle`` its directory (0711, private to it).
+
+    A step that takes something pushes what gives it back to ``undo`` on the next line. What it puts below ``bundle``, mounts
+    included, is also removed with the container.
+    """
+
+    container: Container
+    sandbox: Sandbox
+    image: Image
+    bundle: Path
+    settings: CoreSettings
+    images: Images
+    undo: Rollback
+
+    @property
+    def config(self) -> ContainerConfig:
+        """What was asked for."""
+        return self.container.config
