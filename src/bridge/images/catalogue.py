@@ -87,6 +87,7 @@ class Catalogue:
         self.layers: dict[str, Layer] = {}
         self.layers_by_id: dict[int, Layer] = {}
         self.snapshots: dict[str, str] = {}
+        self.holds: dict[str, frozenset[str]] = {}
 
     async def load(self) -> None:
         """Read everything. Called once."""
@@ -103,6 +104,8 @@ class Catalogue:
             self.images[image] = Record(image, manifest, parse_config(data).run, self.chain(top), own, pairs)
         self.names = dict(names)
         self.snapshots = dict(await self._database.read(lambda c: c.execute("SELECT container, image FROM snapshots").fetchall()))
+        for container, image in await self._database.read(lambda c: c.execute("SELECT container, image FROM holds").fetchall()):
+            self._remember_hold(container, image)
 
     def chain(self, top: int | None) -> tuple[Layer, ...]:
         """The layers from the base up to ``top``."""
@@ -114,8 +117,9 @@ class Catalogue:
         return tuple(reversed(found))
 
     def users(self, image: str) -> list[str]:
-        """The containers whose snapshot stands on ``image``."""
-        return sorted(container for container, used in self.snapshots.items() if used == image)
+        """The containers whose snapshot stands on ``image``, or that hold it."""
+        standing = {container for container, used in self.snapshots.items() if used == image}
+        return sorted(standing | {container for container, held in self.holds.items() if image in held})
 
     async def add_layers(self, layers: Sequence[Layer]) -> None:
         """Record layers that are complete and synced on disk, parents first."""
@@ -207,6 +211,24 @@ class Catalogue:
         await self._change(
             lambda c: c.execute("DELETE FROM snapshots WHERE container = ?", (container,)), lambda: self.snapshots.pop(container, None)
         )
+
+    async def add_hold(self, container: str, image: str) -> None:
+        """Record that ``container`` uses ``image`` besides the one it stands on; again is success. Raises NotFound when that is gone."""
+        if image not in self.images:
+            raise NotFound(f"image {image} is not in the store")
+        await self._change(
+            lambda c: c.execute("INSERT OR IGNORE INTO holds VALUES (?,?)", (container, image)),
+            lambda: self._remember_hold(container, image),
+        )
+
+    async def drop_holds(self, container: str) -> None:
+        """Forget what a container holds; nothing is success."""
+        await self._change(
+            lambda c: c.execute("DELETE FROM holds WHERE container = ?", (container,)), lambda: self.holds.pop(container, None)
+        )
+
+    def _remember_hold(self, container: str, image: str) -> None:
+        self.holds[container] = self.holds.get(container, frozenset()) | {image}
 
     async def blobs(self, digests: Iterable[str]) -> Mapping[str, bytes]:
         """The kept documents of ``digests``."""

@@ -33,6 +33,7 @@ class Directories:
         self.layers = root / "layers"
         self.snapshots = root / "snapshots"
         self.tmp = root / "tmp"
+        self.empty = (root / "empty" / "1", root / "empty" / "2")  # lower directories of overlays that have too few; made when needed
 
     async def prepare(self) -> None:
         """Make what is missing. Raises HostError."""

@@ -58,7 +58,17 @@ CREATE TABLE snapshots (
 CREATE INDEX snapshots_image ON snapshots (image);
 """
 
-MIGRATIONS = (_V1,)
+# What a container uses besides the image it stands on: the images of its volumes.
+_V2 = """
+CREATE TABLE holds (
+    container TEXT NOT NULL,
+    image     TEXT NOT NULL REFERENCES images (id),
+    PRIMARY KEY (container, image)
+) WITHOUT ROWID;
+CREATE INDEX holds_image ON holds (image);
+"""
+
+MIGRATIONS = (_V1, _V2)
 
 DROP_UNUSED_BLOBS = """
 DELETE FROM blobs WHERE digest NOT IN (SELECT id FROM images UNION SELECT manifest FROM images UNION SELECT digest FROM digests)

@@ -29,6 +29,7 @@ from bridge.images.layers import LayerStore
 from bridge.images.settings import ImageSettings
 from bridge.images.snapshots import Snapshots
 from bridge.images.unpack import Unpacker
+from bridge.images.volumes import Volumes
 from bridge.ports.images import FsUsage, Image, RegistryAuth, Rootfs
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class ImageStore:
         self._puller: Puller | None = None
         self._opening = anyio.Lock()
         self.snapshots = Snapshots(directories, self._catalogue, self._layers)
+        self._volumes = Volumes(directories, self._catalogue)
 
     @classmethod
     @asynccontextmanager
@@ -145,6 +147,11 @@ class ImageStore:
     async def remove_rootfs(self, container_id: str, target: Path) -> None:
         """See the port."""
         await self.snapshots.remove(container_id, target)
+        await self._volumes.release(container_id)
+
+    async def mount_volume(self, container_id: str, image_id: str, target: Path, sub_path: str = "") -> None:
+        """See the port."""
+        await self._volumes.mount(container_id, image_id, target, sub_path)
 
     async def remount_rootfs(self, container_id: str, target: Path) -> Rootfs:
         """See the port."""
@@ -172,8 +179,8 @@ class ImageStore:
         return dropped
 
     def containers(self) -> Sequence[str]:
-        """The containers that have a writable layer: for the daemon to remove those it does not know."""
-        return sorted(self._catalogue.snapshots)
+        """The containers that have a writable layer or a volume: for the daemon to remove those it does not know."""
+        return sorted({*self._catalogue.snapshots, *self._catalogue.holds})
 
     def _find(self, text: str) -> tuple[Record, str | None] | None:
         """The image that ``text`` means, and the name it was called by (None: by id). Raises InvalidRequest."""

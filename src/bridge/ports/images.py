@@ -94,11 +94,19 @@ class Images(Protocol):
         ...
 
     async def remove_rootfs(self, container_id: str, target: Path) -> None:
-        """Unmount and delete the writable layer; absent is success."""
+        """Unmount and delete the writable layer, and let go of the images of its volumes; absent is success."""
+        ...
+
+    async def mount_volume(self, container_id: str, image_id: str, target: Path, sub_path: str = "") -> None:
+        """Mount an image's files read-only at ``target``, which is made: all of them, or what lies at ``sub_path`` inside.
+
+        The image can't be removed before ``remove_rootfs`` of the container. Raises NotFound when the image is gone or has no such
+        path, InvalidRequest for a path that is neither a directory nor a file, HostError; then nothing is mounted.
+        """
         ...
 
     def containers(self) -> Sequence[str]:
-        """Every container that has a writable layer."""
+        """Every container that has a writable layer or holds the image of a volume."""
         ...
 
     async def remount_rootfs(self, container_id: str, target: Path) -> Rootfs:

@@ -88,6 +88,7 @@ class FakeImages:
     def __init__(self) -> None:
         self.faults = Faults()
         self.mounted: set[str] = set()
+        self.volumes: dict[str, set[Path]] = {}
         self.hold: anyio.Event | None = None
         self.images: list[Image] = [IMAGE]
 
@@ -136,10 +137,19 @@ class FakeImages:
         """Drop it."""
         await self.faults.passing("remove_rootfs", HostError("umount failed"))
         self.mounted.discard(container_id)
+        self.volumes.pop(container_id, None)
+
+    async def mount_volume(self, container_id: str, image_id: str, target: Path, sub_path: str = "") -> None:
+        """An empty directory; the sub-path "absent" does not exist."""
+        self.volumes.setdefault(container_id, set()).add(target)
+        await self.faults.passing("mount_volume", HostError("mount failed"))
+        if sub_path == "absent" or image_id not in {image.id for image in self.images}:
+            raise NotFound(f"{sub_path!r} does not exist in the image")
+        await anyio.Path(target).mkdir(parents=True, exist_ok=True)
 
     def containers(self) -> Sequence[str]:
         """Those with a root filesystem."""
-        return list(self.mounted)
+        return sorted({*self.mounted, *self.volumes})
 
     async def remount_rootfs(self, container_id: str, target: Path) -> Rootfs:
         """As it was."""

@@ -45,11 +45,14 @@ async def test_a_reload_finds_the_same(database: Database) -> None:
     await catalogue.add_image(image(2, "b:1"), layers[:1])
     await catalogue.add_image(image(2, "a:2"), layers[:1])
     await catalogue.add_snapshot("c", "config1")
+    for held in ("config1", "config2", "config2"):
+        await catalogue.add_hold("d", held)
     await catalogue.drop_names("config2", ["b:1"])
     again = Catalogue(database)
     await again.load()
-    for part in ("images", "names", "layers", "layers_by_id", "snapshots"):
+    for part in ("images", "names", "layers", "layers_by_id", "snapshots", "holds"):
         assert getattr(again, part) == getattr(catalogue, part)
+    assert again.holds == {"d": {"config1", "config2"}}
     assert again.images["config1"].names == {"a:1"}
     assert again.images["config2"].names == {"a:2"}
     assert again.images["config1"].config.user == "u"
@@ -134,3 +137,21 @@ async def test_a_table_that_is_gone_is_a_host_error(database: Database) -> None:
     await database.write(lambda c: c.execute("DROP TABLE snapshots").rowcount)
     with pytest.raises(HostError):
         await catalogue.load()
+
+
+async def test_a_held_image_stays_until_its_holder_lets_go(database: Database) -> None:
+    catalogue = Catalogue(database)
+    await catalogue.load()
+    await catalogue.add_image(image(1, "a:1"), [])
+    with pytest.raises(NotFound):
+        await catalogue.add_hold("c", "config2")
+    await catalogue.add_hold("c", "config1")
+    await catalogue.add_hold("b", "config1")
+    assert catalogue.users("config1") == ["b", "c"]
+    await catalogue.drop_holds("c")
+    await catalogue.drop_holds("c")
+    with pytest.raises(InUse):
+        await catalogue.drop_image("config1")
+    await catalogue.drop_holds("b")
+    await catalogue.drop_image("config1")
+    assert catalogue.images == {}
