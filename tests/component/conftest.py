@@ -91,6 +91,7 @@ class World:
         found += [f"backend sandbox {ident}" for ident in self.backend.sandboxes]
         found += [f"backend container {ident}" for ident in self.backend.containers]
         found += [f"root filesystem of {ident}" for ident in self.images.mounted]
+        found += [f"image volume of {ident}" for ident in self.images.volumes]
         return found
 
 

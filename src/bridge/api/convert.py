@@ -6,7 +6,7 @@ Requests with a whole configuration are read by ``convert_config``; its two func
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bridge._proto.runtime import v1 as pb
 from bridge.api import convert_parts as parts
@@ -148,7 +148,7 @@ def container_status(record: Container) -> pb.ContainerStatus:
         message=record.message,
         labels=dict(config.labels),
         annotations=dict(config.annotations),
-        mounts=[_mount(one) for one in config.mounts],
+        mounts=[_mount(*each) for each in zip(config.mounts, record.mount_images or [""] * len(config.mounts), strict=True)],
         log_path=record.log_path,
         resources=None if resources is None else pb.ContainerResources(linux=parts.resources_message(resources)),
         image_id=record.image_id,
@@ -161,7 +161,11 @@ def _user(user: CoreUser) -> pb.LinuxContainerUser:
     return pb.LinuxContainerUser(uid=user.uid, gid=user.gid, supplemental_groups=list(user.additional_gids))
 
 
-def _mount(value: model.MountRequest) -> pb.Mount:
+def _mount(value: model.MountRequest, image_id: str) -> pb.Mount:
+    """A mount as asked for. An image is told by the id that PullImage gives: by that the kubelet knows that it is in use."""
+    image = value.image
+    if image is not None and image_id:
+        image = replace(image, image=image_id, image_ref=image_id)
     return pb.Mount(
         container_path=value.container_path,
         host_path=value.host_path,
@@ -169,7 +173,7 @@ def _mount(value: model.MountRequest) -> pb.Mount:
         selinux_relabel=value.selinux_relabel,
         propagation=pb.MountPropagation[value.propagation],
         recursive_read_only=value.recursive_read_only,
-        image=None if value.image is None else parts.image_spec_message(value.image),
+        image=None if image is None else parts.image_spec_message(image),
         image_sub_path=value.image_sub_path,
         mount_options=list(value.mount_options),
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.aio import Rollback
-from bridge.core import container_facts, spec, trace, volumes
+from bridge.core import container_facts, image_volumes, spec, trace, volumes
 from bridge.core.container_stop import checked_signal
 from bridge.core.entities import Container, ContainerState, Sandbox, User
 from bridge.core.erase import directory as erase_directory
@@ -110,6 +110,7 @@ class ContainerCreator:
             boot_id=self.settings.boot_id,
             log_path=log_path(sandbox, config),
             stop_signal=checked_signal(config.stop_signal or image.config.stop_signal or "SIGTERM"),
+            mount_images=image_volumes.resolve(config, self.images),
         )
 
     async def _inputs(self, making: Making, root: Path, user: User, home: str, prepared: tuple[Volume, ...]) -> spec.ContainerInputs:
@@ -170,8 +171,10 @@ def container_io(container: Container) -> ContainerIO:
 
 
 async def erase_rootfs(settings: CoreSettings, images: Images, container: Container) -> None:
-    """The container's root filesystem and writable layer. Idempotent."""
+    """The container's root filesystem and writable layer, and its image volumes. Idempotent."""
     with trace.span("rootfs"):
+        # Before the images of its volumes may be removed.
+        await image_volumes.unmount(container, settings.bundle(container.sandbox_id, container.id))
         await images.remove_rootfs(container.id, settings.bundle(container.sandbox_id, container.id) / "rootfs")
 
 

@@ -76,7 +76,10 @@ class Sandbox:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """One container. ``image_id`` is the config digest; ``image_ref`` what ContainerStatus.image_ref reports."""
+    """One container. ``image_id`` is the config digest; ``image_ref`` what ContainerStatus.image_ref reports.
+
+    ``mount_images`` holds the image id for each of config.mounts, "" for a mount of the host; it is empty when no mount is an image.
+    """
 
     id: str
     sandbox_id: str
@@ -97,6 +100,7 @@ class Container:
     pid: int = 0
     backend: Mapping[str, Any] | None = None
     revision: int = 0
+    mount_images: tuple[str, ...] = ()
 
     @property
     def name_key(self) -> str:

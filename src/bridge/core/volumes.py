@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bridge.core import image_volumes
 from bridge.core.making import Making
 from bridge.core.model import ContainerConfig, MountPropagation, MountRequest
 from bridge.core.spec_inputs import Volume
@@ -30,14 +31,15 @@ def check(config: ContainerConfig) -> None:
     """Refuse what the request alone shows to be wrong, before anything is touched. Raises InvalidRequest, Unsupported."""
     for index, mount in enumerate(config.mounts):
         field = f"config.mounts[{index}]"
+        access(mount, field)
+        extra_options(mount, field)
         if mount.image is not None:
-            raise Unsupported(f"{field}.image: image volumes are not supported")
+            image_volumes.check(mount, field)
+            continue
         if mount.uid_mappings or mount.gid_mappings:
             raise Unsupported(f"{field}.uid_mappings: id-mapped mounts are not supported")
         if not os.path.isabs(mount.host_path) or "\0" in mount.host_path:
             raise InvalidRequest(f"{mount.host_path!r} is not an absolute path", field=f"{field}.host_path")
-        access(mount, field)
-        extra_options(mount, field)
 
 
 async def prepare(making: Making) -> tuple[Volume, ...]:
@@ -51,7 +53,8 @@ def volume_dir(making: Making, index: int) -> Path:
 
 
 async def _volume(index: int, request: MountRequest, making: Making) -> Volume:
-    # An image volume (request.image) branches off here, to a module of its own that returns the Volume.
+    if request.image is not None:
+        return await image_volumes.mount(making, index, extra_options(request, f"config.mounts[{index}]"))
     return await _host_volume(index, request, making)
 
 

@@ -113,6 +113,13 @@ def test_container_in_a_list() -> None:
     )
 
 
+def test_an_image_volume_is_told_by_its_id() -> None:
+    status = convert.container_status(replace(CONTAINER, mount_images=("", "sha256:7")))
+    assert status.mounts[0].image is None
+    assert status.mounts[1].image == pb.ImageSpec(image="sha256:7", image_ref="sha256:7")
+    assert status.mounts[1].image_sub_path == "sub"
+
+
 def test_container_status() -> None:
     assert convert.container_status(CONTAINER) == pb.ContainerStatus(
         id=CONTAINER.id,
