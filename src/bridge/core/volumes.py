@@ -33,11 +33,11 @@ def check(config: ContainerConfig) -> None:
         field = f"config.mounts[{index}]"
         access(mount, field)
         extra_options(mount, field)
+        if mount.uid_mappings or mount.gid_mappings:
+            raise Unsupported(f"{field}.uid_mappings: id-mapped mounts are not supported")
         if mount.image is not None:
             image_volumes.check(mount, field)
             continue
-        if mount.uid_mappings or mount.gid_mappings:
-            raise Unsupported(f"{field}.uid_mappings: id-mapped mounts are not supported")
         if not os.path.isabs(mount.host_path) or "\0" in mount.host_path:
             raise InvalidRequest(f"{mount.host_path!r} is not an absolute path", field=f"{field}.host_path")
 
