@@ -41,7 +41,7 @@ class IllegalTransition(BridgeError):
 
 
 class InUse(BridgeError):
-    """The object can't be removed while others refer to it."""
+    """The object can't be removed while others refer to it, nor be given less than it uses."""
 
 
 class Unavailable(BridgeError):

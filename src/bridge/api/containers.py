@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bridge._proto.runtime import v1
-from bridge.api import convert, convert_config, encoding, info
+from bridge.api import convert, convert_config, convert_parts, encoding, info
 from bridge.api.pieces import Pieces
 from bridge.core.services import Services
 
 
 class ContainerRpcs(v1.RuntimeServiceBase):
-    """Create, Start, Stop, Remove, Status, List of containers, ExecSync, ReopenContainerLog."""
+    """Create, Start, Stop, Remove, Status, List of containers, UpdateContainerResources, ExecSync, ReopenContainerLog."""
 
     def __init__(self, core: Services) -> None:
         self._core = core
@@ -51,6 +51,11 @@ class ContainerRpcs(v1.RuntimeServiceBase):
         """Run a command and collect its output; belongs to this call."""
         result = await self._core.execs.run(message.container_id, message.cmd, message.timeout)
         return v1.ExecSyncResponse(stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code)
+
+    async def update_container_resources(self, message: v1.UpdateContainerResourcesRequest) -> v1.UpdateContainerResourcesResponse:
+        """What is 0 stays as it is. Annotations are for extensions of the node, of which there are none yet."""
+        await self._core.resources.update_container(message.container_id, convert_parts.resources(message.linux, "linux"))
+        return v1.UpdateContainerResourcesResponse()
 
     async def reopen_container_log(self, message: v1.ReopenContainerLogRequest) -> v1.ReopenContainerLogResponse:
         """After the kubelet rotated the log file."""

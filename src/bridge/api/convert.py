@@ -133,7 +133,7 @@ def container(record: Container) -> pb.Container:
 def container_status(record: Container) -> pb.ContainerStatus:
     """A container's status. Exit code and reason count only once it has exited."""
     config = record.config
-    resources = config.resources
+    resources = record.resources or config.resources
     return pb.ContainerStatus(
         id=record.id,
         metadata=pb.ContainerMetadata(name=config.metadata.name, attempt=config.metadata.attempt),

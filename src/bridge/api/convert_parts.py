@@ -138,7 +138,7 @@ def resources(value: pb.LinuxContainerResources | None, field: str) -> model.Res
         return None
     if not -1000 <= value.oom_score_adj <= 1000:
         raise InvalidRequest(f"{value.oom_score_adj} is not between -1000 and 1000", field=f"{field}.oom_score_adj")
-    for name in ("cpu_period", "cpu_shares", "memory_limit_in_bytes"):
+    for name in ("cpu_period", "cpu_shares"):
         if getattr(value, name) < 0:
             raise InvalidRequest(f"{getattr(value, name)} is negative", field=f"{field}.{name}")
     pages = tuple(

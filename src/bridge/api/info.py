@@ -8,6 +8,7 @@ from typing import Any
 
 from bridge.core import records
 from bridge.core.entities import Container, Sandbox
+from bridge.core.model import Resources
 from bridge.core.services import Services
 from bridge.host import files
 from bridge.ports.images import Image
@@ -29,6 +30,8 @@ def of_sandbox(sandbox: Sandbox, core: Services) -> dict[str, str]:
             "namespaces": dict(sandbox.namespaces),
             "cgroupParent": sandbox.cgroup_parent,
             "network": sandbox.attachment,
+            "overhead": _limits(sandbox.overhead),
+            "resources": _limits(sandbox.resources),
             "config": json.loads(records.dumps(sandbox.config)),
             "trace": spans,
         }
@@ -76,6 +79,10 @@ def of_image(image: Image) -> dict[str, str]:
             },
         }
     )
+
+
+def _limits(resources: Resources | None) -> Any:
+    return None if resources is None else json.loads(records.dumps(resources))
 
 
 def _info(value: Mapping[str, Any]) -> dict[str, str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bridge._proto.runtime import v1
-from bridge.api import convert, convert_config, encoding, info
+from bridge.api import convert, convert_config, convert_parts, encoding, info
 from bridge.api.pieces import Pieces
 from bridge.core.services import Services
 
 
 class SandboxRpcs(v1.RuntimeServiceBase):
-    """RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus, ListPodSandbox."""
+    """RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus, ListPodSandbox, UpdatePodSandboxResources."""
 
     def __init__(self, core: Services) -> None:
         self._core = core
@@ -35,6 +35,12 @@ class SandboxRpcs(v1.RuntimeServiceBase):
         sandbox = self._core.sandboxes.find(message.pod_sandbox_id)
         details = info.of_sandbox(sandbox, self._core) if message.verbose else {}
         return v1.PodSandboxStatusResponse(status=convert.pod_sandbox_status(sandbox), info=details)
+
+    async def update_pod_sandbox_resources(self, message: v1.UpdatePodSandboxResourcesRequest) -> v1.UpdatePodSandboxResourcesResponse:
+        """The pod's cgroup itself is the kubelet's to change, unless the server made it."""
+        overhead, resources = convert_parts.resources(message.overhead, "overhead"), convert_parts.resources(message.resources, "resources")
+        await self._core.resources.update_sandbox(message.pod_sandbox_id, overhead, resources)
+        return v1.UpdatePodSandboxResourcesResponse()
 
     async def list_pod_sandbox(self, message: v1.ListPodSandboxRequest) -> v1.ListPodSandboxResponse:
         """From memory, encoded pieces joined."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.aio import Rollback
-from bridge.core import container_facts, image_volumes, spec, trace, volumes
+from bridge.core import container_facts, image_volumes, limits, spec, trace, volumes
 from bridge.core.container_stop import checked_signal
 from bridge.core.entities import Container, ContainerState, Sandbox, User
 from bridge.core.erase import directory as erase_directory
@@ -57,7 +57,9 @@ class ContainerCreator:
                 oci = spec.build_container(inputs, self.facts, self.spec_settings)
             with trace.span("backend"):
                 handle = await self._backend(making, oci)
-            container = await self.store.apply_container(ident, "created", user=user, backend=dict(handle.record))
+            limited = limits.in_force(oci["linux"]["resources"], oci["process"]["oomScoreAdj"])
+            record = dict(handle.record)
+            container = await self.store.apply_container(ident, "created", user=user, backend=record, resources=limited)
             self.live.containers[ident] = LiveContainer(handle, oci["process"])
             undo.commit()
         return container

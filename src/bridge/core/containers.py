@@ -130,19 +130,23 @@ class ContainerService:
         name = container.config.metadata.name
         with log.context(pod=container.sandbox_id[:13], container=ident[:13]):
             with trace.recording(self._traces, container.sandbox_id, f"StartContainer {name}"):
-                with trace.span("journal"):
-                    await self._store.apply_container(ident, "starting")
-                try:
-                    with trace.span("runtime"):
-                        pid = await entry.handle.start()
-                except BridgeError as exc:
-                    await self._start_failed(ident, entry, exc)
-                    raise
-                with trace.span("commit"):
-                    record = dict(entry.handle.record)
-                    await self._store.apply_container(ident, "started", pid=pid, started_at=time.time_ns(), backend=record)
+                async with entry.changing:
+                    pid = await self._launch(ident, entry)
             self.watch(ident)
             _logger.info("container %s runs, pid %d", name, pid)
+
+    async def _launch(self, ident: str, entry: LiveContainer) -> int:
+        with trace.span("journal"):
+            await self._store.apply_container(ident, "starting")
+        try:
+            with trace.span("runtime"):
+                pid = await entry.handle.start()
+        except BridgeError as exc:
+            await self._start_failed(ident, entry, exc)
+            raise
+        with trace.span("commit"):
+            await self._store.apply_container(ident, "started", pid=pid, started_at=time.time_ns(), backend=dict(entry.handle.record))
+        return pid
 
     async def _start_failed(self, ident: str, entry: LiveContainer, exc: BridgeError) -> None:
         code, reason = start_failure(exc)

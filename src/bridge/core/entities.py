@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from bridge.core.model import ContainerConfig, PodConfig
+from bridge.core.model import ContainerConfig, PodConfig, Resources
 
 
 class SandboxState(StrEnum):
@@ -48,7 +48,7 @@ class Sandbox:
     """One pod sandbox. ``handler`` is the resolved handler, ``runtime_handler`` what the client named ("" = default).
 
     ``namespaces`` maps net, ipc, uts to pin paths; ``cgroup_owned`` is the topmost part of
-    ``cgroup_parent`` that we made and remove again, "" when it was there.
+    ``cgroup_parent`` that we made and remove again, "" when it was there. ``overhead`` and ``resources`` are the pod's, as last updated.
     """
 
     id: str
@@ -65,6 +65,8 @@ class Sandbox:
     cgroup_owned: str = ""
     backend: Mapping[str, Any] | None = None
     pid: int = 0
+    overhead: Resources | None = None
+    resources: Resources | None = None
     revision: int = 0
 
     @property
@@ -79,6 +81,7 @@ class Container:
     """One container. ``image_id`` is the config digest; ``image_ref`` what ContainerStatus.image_ref reports.
 
     ``mount_images`` holds the image id for each of config.mounts, "" for a mount of the host; it is empty when no mount is an image.
+    ``resources`` are the limits in force, after clamps and updates; None in records of releases that did not keep them.
     """
 
     id: str
@@ -99,6 +102,7 @@ class Container:
     message: str = ""
     pid: int = 0
     backend: Mapping[str, Any] | None = None
+    resources: Resources | None = None
     revision: int = 0
     mount_images: tuple[str, ...] = ()
 

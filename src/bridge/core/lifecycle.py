@@ -40,6 +40,7 @@ SANDBOX: Mapping[tuple[SandboxState, str], SandboxState] = {
 CONTAINER: Mapping[tuple[ContainerState, str], ContainerState] = {
     (_C.CREATING, "journal"): _C.CREATING,
     (_C.CREATING, "created"): _C.CREATED,
+    (_C.CREATED, "journal"): _C.CREATED,
     (_C.CREATED, "starting"): _C.STARTING,
     (_C.STARTING, "started"): _C.RUNNING,
     (_C.STARTING, "start-failed"): _C.EXITED,

@@ -16,7 +16,8 @@ from bridge.ports.runtime import ContainerHandle, SandboxHandle
 class LiveContainer:
     """``exited`` is set once the store shows the exit; ``released`` once the runtime's own state is gone too.
 
-    ``process`` is the OCI process object the container was made with; commands run in it start from that.
+    ``process`` is the OCI process object the container was made with; commands run in it start from that. ``changing`` is held by a start
+    and by an update of its resources, one after the other.
     """
 
     handle: ContainerHandle
@@ -24,6 +25,7 @@ class LiveContainer:
     exited: anyio.Event = field(default_factory=anyio.Event)
     released: anyio.Event = field(default_factory=anyio.Event)
     watched: bool = False
+    changing: anyio.Lock = field(default_factory=lambda: anyio.Lock(fast_acquire=True))
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from typing import Any
 from anyio.to_thread import run_sync
 
 from bridge.aio import Rollback
-from bridge.core import podfiles, spec, trace
+from bridge.core import limits, pod_limits, podfiles, spec, spec_resources, trace
 from bridge.core.detach import Detacher, to_record
 from bridge.core.entities import Sandbox, SandboxState
 from bridge.core.live import Live
@@ -49,6 +49,7 @@ class SandboxRunner:
     async def run(self, ident: str, config: PodConfig, handler: str, runtime_handler: str, backend: RuntimeBackend) -> Sandbox:
         """Make the sandbox; on any failure or cancellation nothing of it is left. Returns it in state ready."""
         check(config, backend)
+        check_limits(config, self.facts, self.spec_settings)
         sandbox = self._record(ident, config, handler, runtime_handler)
         async with Rollback(f"run pod {ident[:12]}", step_timeout=self.settings.undo_timeout) as undo:
             undo.push("forget the record", lambda: self.store.remove(ident))
@@ -75,6 +76,8 @@ class SandboxRunner:
             created_at=time.time_ns(),
             boot_id=self.settings.boot_id,
             cgroup_parent=config.cgroup_parent or self.settings.default_cgroup_parent,
+            overhead=config.overhead,
+            resources=config.resources,
         )
 
     async def _cgroup(self, sandbox: Sandbox, undo: Rollback) -> Sandbox:
@@ -88,6 +91,7 @@ class SandboxRunner:
             sandbox = await self.store.apply_sandbox(sandbox.id, "journal", cgroup_owned=missing)
             undo.push("remove the pod cgroup", lambda: run_sync(cgroup_chain.remove, sandbox.cgroup_parent, missing))
             await run_sync(cgroups.create, sandbox.cgroup_parent)
+            await pod_limits.apply(sandbox)
         return sandbox
 
     async def _namespaces(self, sandbox: Sandbox, undo: Rollback) -> Sandbox:
@@ -150,6 +154,14 @@ def check(config: PodConfig, backend: RuntimeBackend) -> None:
         raise InvalidRequest("net.* sysctls would change the host: the pod uses the host's network", field="config.linux.sysctls")
     if shares_pid(config) and not backend.features.has(Ability.SHARED_PID):
         raise Unsupported(f"{prefix}.pid: this handler can't share one PID namespace in the pod")
+
+
+def check_limits(config: PodConfig, facts: spec.HostFacts, settings: spec.SpecSettings) -> None:
+    """Refuse a cgroup parent that can't be one, and limits of the pod that nothing could hold, naming the field."""
+    spec_resources.pod_cgroup(settings.cgroup_driver, config.cgroup_parent)
+    for name, wanted in (("overhead", config.overhead), ("resources", config.resources)):
+        if wanted is not None:
+            limits.build(wanted, facts, f"config.linux.{name}")
 
 
 def shares_pid(config: PodConfig) -> bool:

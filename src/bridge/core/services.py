@@ -15,6 +15,7 @@ from bridge.core.execs import ExecService
 from bridge.core.live import Live
 from bridge.core.orphans import Orphans
 from bridge.core.recovery import Recovery
+from bridge.core.resources import ResourceService
 from bridge.core.sandbox_run import SandboxRunner
 from bridge.core.sandboxes import SandboxService
 from bridge.core.settings import CoreSettings
@@ -44,6 +45,7 @@ class Services:
     sandboxes: SandboxService
     containers: ContainerService
     execs: ExecService
+    resources: ResourceService
     recovery: Recovery
     traces: Traces
     ports: Ports
@@ -91,5 +93,6 @@ def assemble(
         facts=facts,
         spec_settings=spec_settings,
     )
+    resources = ResourceService(daemon, ports.handlers, containers, sandboxes, facts)
     execs = ExecService(store=store, live=live, settings=settings)
-    return Services(store, live, sandboxes, containers, execs, recovery, traces, ports)
+    return Services(store, live, sandboxes, containers, execs, resources, recovery, traces, ports)

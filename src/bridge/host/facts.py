@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bridge.errors import HostError
+from bridge.host import cpu_lists
 
 CAPABILITIES: tuple[str, ...] = (
     "CAP_CHOWN",
@@ -79,7 +80,8 @@ class HostFacts:
     ``capabilities`` is what the server may hand out (permitted and bounding); ``architecture`` is named as Go and OCI do
     (amd64); ``oom_score_adj`` is the server's own, the lowest it can give unless ``can_lower_oom_score``;
     ``hugepage_sizes`` ("2MB", "1GB") are those whose cgroup limit can be set; ``hostname`` is the node's; ``nofile`` is the server's own
-    RLIMIT_NOFILE (soft, hard), None where it is unlimited or unknown.
+    RLIMIT_NOFILE (soft, hard), None where it is unlimited or unknown. ``cpus`` and ``memory_nodes`` are those present, ``controllers``
+    those of cgroup v2; empty where unknown.
     """
 
     capabilities: frozenset[str]
@@ -94,6 +96,9 @@ class HostFacts:
     swap_accounting: bool
     hostname: str = ""
     nofile: tuple[int, int] | None = None
+    cpus: frozenset[int] = frozenset()
+    memory_nodes: frozenset[int] = frozenset()
+    controllers: frozenset[str] = frozenset()
 
 
 def gather(root: Path = Path("/"), machine: str = "") -> HostFacts:
@@ -115,7 +120,18 @@ def gather(root: Path = Path("/"), machine: str = "") -> HostFacts:
         swap_accounting=_swap_accounting(cgroup, v2),
         hostname=_read(root / "proc/sys/kernel/hostname").strip(),
         nofile=_nofile(_read(root / "proc/self/limits")),
+        cpus=_numbers(root / "sys/devices/system/cpu/present"),
+        memory_nodes=_numbers(root / "sys/devices/system/node/online"),
+        controllers=frozenset(_read(cgroup / "cgroup.controllers").split()),
     )
+
+
+def _numbers(path: Path) -> frozenset[int]:
+    text = _read(path)
+    try:
+        return cpu_lists.parse(text)
+    except ValueError as exc:
+        raise HostError(f"{path} says {text.strip()!r}: {exc}") from exc
 
 
 def _nofile(limits: str) -> tuple[int, int] | None:

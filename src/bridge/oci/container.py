@@ -22,7 +22,7 @@ from anyio import to_thread
 from bridge.errors import AlreadyExists, IllegalTransition, MonitorGone, NotFound, TimedOut
 from bridge.host import cgroups
 from bridge.monitor.protocol import LaunchFailed
-from bridge.oci import strays
+from bridge.oci import limits, strays
 from bridge.oci.execs import OciExec
 from bridge.oci.runtime import MONITOR_RETURN_SECONDS, OciRuntime, write_json
 from bridge.oci.strays import start_ticks
@@ -72,6 +72,11 @@ class OciContainer:
     def record(self) -> Record:
         """``pid`` and ``start_ticks`` (of /proc/PID/stat) let a new monitor adopt it."""
         return {"v": _VERSION, "pid": self._pid or 0, "start_ticks": self._ticks}
+
+    @property
+    def cgroup(self) -> str | None:
+        """Its cgroup, from the hierarchies' root."""
+        return self._cgroup
 
     async def start(self) -> int:
         """One runtime invocation. Raises RuntimeFailed, whose ``start_code`` tells "not found" from other failures."""
@@ -162,6 +167,10 @@ class OciContainer:
         started = OciExec(self._runtime, spec, self._spec.bundle)
         await started.start(self.id, self._cgroup)
         return started
+
+    async def update(self, resources: Mapping[str, Any]) -> None:
+        """One runtime invocation, none before the start; the bundle follows. Raises RuntimeFailed."""
+        await limits.update(self._runtime.cli, self._spec.bundle, self.id, resources, started=self._pid is not None)
 
     async def reopen_log(self) -> None:
         """After the log file was renamed."""

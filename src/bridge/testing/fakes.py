@@ -7,8 +7,8 @@ count what exists, so that a test can ask whether anything was left. ``fail_on``
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -69,6 +69,8 @@ class FakeContainer:
         self.id = spec.id
         self.spec = spec
         self.pid: int | None = None
+        self.cgroup: str | None = None
+        self.updates: list[Mapping[str, Any]] = []
         self.signals: list[int] = []
         self.ignored: frozenset[int] = frozenset()
         self.status: ExitStatus | None = None
@@ -110,6 +112,11 @@ class FakeContainer:
         """Run a command that prints its argv to stdout."""
         await self._backend.faults.passing("exec", RuntimeFailed(handler="fake", verb="exec", exit_code=255))
         return FakeExec(0)
+
+    async def update(self, resources: Mapping[str, Any]) -> None:
+        """Remember what was asked for; a failure comes after it, as of a runtime that ended half-way."""
+        self.updates.append(resources)
+        await self._backend.faults.passing("update", RuntimeFailed(handler="fake", verb="update", exit_code=1, log_tail=["busy"]))
 
     async def reopen_log(self) -> None:
         """There is no log."""

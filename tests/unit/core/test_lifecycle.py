@@ -21,7 +21,7 @@ def test_only_a_created_container_starts(state: ContainerState) -> None:
 
 
 def test_the_error_lists_what_is_possible() -> None:
-    with pytest.raises(IllegalTransition, match=r"possible: abandoned, removing, starting"):
+    with pytest.raises(IllegalTransition, match=r"possible: abandoned, journal, removing, starting"):
         lifecycle.follow(lifecycle.CONTAINER, "c", ContainerState.CREATED, "exited")
 
 

@@ -80,7 +80,7 @@ def test_unified_is_for_cgroup_v2_and_for_controller_files_only() -> None:
         (Resources(cpu_shares=-1), "cpu_shares"),
         (Resources(cpu_quota=-2), "cpu_quota"),
         (Resources(cpu_period=-1), "cpu_period"),
-        (Resources(memory_limit_in_bytes=-1), "memory_limit_in_bytes"),
+        (Resources(memory_limit_in_bytes=-2), "memory_limit_in_bytes"),
         (Resources(oom_score_adj=1001), "oom_score_adj"),
     ],
 )
