@@ -34,14 +34,14 @@ from bridge.daemon_settings import Host
 from bridge.daemon_status import NodeDetails, announce, collect_garbage, tell_plugins
 from bridge.errors import BridgeError, CorruptData, HostError
 from bridge.handlers import HandlerRegistry, open_handlers
-from bridge.host import facts, files, staticroot, syscalls
+from bridge.host import facts, files, selinux, staticroot, syscalls
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.host.database import Database
 from bridge.images.store import ImageStore
 from bridge.monitor.link import MonitorLink
 from bridge.network.cni import Cni
 from bridge.plugins import Plugins
-from bridge.ports.host import HostContext
+from bridge.ports.host import HostContext, PauseProcess
 
 _logger = log.get("daemon")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -123,7 +123,19 @@ async def _prepare(config: Config, stack: AsyncExitStack) -> Host:
     root = config.server.run_dir / "pause"
     binary = await staticroot.make(root, config.runtime.pause_binaries)
     boot_id = (await files.read_text(_BOOT_ID)).strip()
-    return Host(await run_sync(facts.gather), boot_id, settings_of.pause_process(root, binary))
+    pause = settings_of.pause_process(root, binary)
+    mode = await run_sync(selinux.mode)
+    return Host(await run_sync(facts.gather), boot_id, pause, mode, await run_sync(_selinux, config, mode, pause))
+
+
+def _selinux(config: Config, mode: selinux.Mode, pause: PauseProcess | None) -> selinux.Contexts | None:
+    """The contexts for pods; the pause binary, which all pods share, becomes readable to all."""
+    contexts = settings_of.selinux(config, mode, selinux.contexts())
+    if contexts is not None and pause is not None:
+        selinux.label_all([pause.rootfs, *pause.rootfs.rglob("*")], contexts.shared_file)
+    if mode is not selinux.Mode.DISABLED:
+        _logger.info("SELinux is %s; pods get %s", mode, f"labels such as {contexts.process}" if contexts else "no labels")
+    return contexts
 
 
 def _lock(path: Path) -> IO[bytes]:
@@ -172,7 +184,7 @@ async def _core(config: Config, host: Host, database: Database, ports: Ports, su
 
 def _server(config: Config, host: Host, core: Services, images: ImageStore, link: MonitorLink) -> GrpcServer:
     systemd = settings_of.cgroup_driver(config, host.facts) is CgroupDriver.SYSTEMD
-    details = NodeDetails(config, core.ports, link)
+    details = NodeDetails(config, core.ports, link, selinux={"mode": host.selinux_mode, "labels": host.selinux is not None})
     node = NodeView(systemd_cgroups=systemd, health=details.health, details=details.info)
     admin = AdminRpcs(core, AdminActions(import_archive=images.import_archive, collect=lambda: collect_garbage(images)))
     return GrpcServer([RuntimeRpcs(core, node), ImageRpcs(images), admin], max_message=config.server.max_message)

@@ -15,6 +15,7 @@ from bridge.core.spec import HostFacts, SpecSettings
 from bridge.errors import ConfigError
 from bridge.handlers import HandlerSettings
 from bridge.host.cgroup_paths import CgroupDriver
+from bridge.host.selinux import Contexts, Mode
 from bridge.images.settings import ImageSettings, Limits, Registry
 from bridge.monitor.link import LinkSettings
 from bridge.network.cni import CniSettings
@@ -36,6 +37,8 @@ class Host:
     facts: HostFacts
     boot_id: str
     pause: PauseProcess | None
+    selinux_mode: Mode = Mode.DISABLED
+    selinux: Contexts | None = None
 
 
 def pause_process(root: Path, binary: Path | None) -> PauseProcess | None:
@@ -68,7 +71,23 @@ def core(config: Config, host: Host) -> CoreSettings:
         kill_timeout=runtime.kill_timeout,
         volume_timeout=runtime.volume_timeout,
         concurrent_creates=config.server.concurrent_creates,
+        selinux=host.selinux,
+        selinux_categories=config.security.selinux_categories,
     )
+
+
+def selinux(config: Config, mode: Mode, contexts: Contexts | None) -> Contexts | None:
+    """The contexts to label pods with, None for no labels. Raises ConfigError where they are demanded and can't be had."""
+    if config.security.selinux == "off":
+        return None
+    if contexts is None and config.security.selinux == "on":
+        why = (
+            "SELinux is disabled on this host"
+            if mode is Mode.DISABLED
+            else "its policy has no contexts for containers: install container-selinux"
+        )
+        raise ConfigError(f"security.selinux is on, but {why}")
+    return contexts
 
 
 def spec(config: Config, host: Host) -> SpecSettings:

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bridge import __version__, log
 from bridge.api.admin import Collected
@@ -43,6 +43,7 @@ class NodeDetails:
     config: Config
     ports: Ports
     link: MonitorLink
+    selinux: Mapping[str, object] = field(default_factory=dict)
 
     def health(self) -> tuple[str, str]:
         """Reason and message of RuntimeReady being false; empty when all is well."""
@@ -54,7 +55,7 @@ class NodeDetails:
         return "", ""
 
     def info(self) -> Mapping[str, str]:
-        """Verbose Status: version, configuration, handlers with what the probe found or why they are disabled, the network."""
+        """Verbose Status: version, configuration, handlers with what the probe found or why they are disabled, the network, SELinux."""
         handlers = {
             state.name: {
                 "plugin": state.plugin,
@@ -72,6 +73,7 @@ class NodeDetails:
             "config": self.config.model_dump_json(),
             "handlers": json.dumps({"default": self.ports.handlers.default, "handlers": handlers}),
             "network": json.dumps({"ready": network.ready, "reason": network.reason, "message": network.message}),
+            "selinux": json.dumps(self.selinux),
         }
 
 

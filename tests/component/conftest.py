@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,7 @@ class World:
     network: FakeNetwork
     images: FakeImages
     boot_id: str = "boot-1"
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def run_dir(self) -> Path:
@@ -70,6 +72,7 @@ class World:
         settings = CoreSettings(
             run_dir=self.run_dir, pause_rootfs=self.root, pause_argv=("/pause",), boot_id=self.boot_id, kill_timeout=2.0, exec_drain=0.2
         )
+        settings = dataclasses.replace(settings, **self.settings)
         host = facts.gather()
         database = await Database.open(self.root / "state.db", MIGRATIONS)
         try:

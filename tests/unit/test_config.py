@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from bridge import daemon_settings as settings_of
 from bridge.config import Config, Handler
 from bridge.config_docs import default_toml, entries, markdown, show, tables, toml_value
 from bridge.config_files import load, read
+from bridge.errors import ConfigError
+from bridge.host.selinux import Contexts, Mode
 
 
 def test_defaults_are_valid_and_absolute() -> None:
@@ -103,3 +106,19 @@ def test_toml_values(value: object, text: str) -> None:
 def test_committed_page_is_current() -> None:
     page = Path(__file__).parents[2] / "docs" / "config.md"
     assert page.read_text("utf-8") == markdown(), "run: cri-bridge config default --markdown > docs/config.md"
+
+
+def test_selinux_is_used_where_it_can_be_and_demanded_only_when_told() -> None:
+    contexts = Contexts("p:p:p:s0", "f:f:f:s0", "r:r:r:s0")
+
+    def chosen(value: str, mode: Mode, found: Contexts | None) -> Contexts | None:
+        return settings_of.selinux(Config.model_validate({"security": {"selinux": value}}), mode, found)
+
+    assert chosen("auto", Mode.ENFORCING, contexts) is contexts
+    assert chosen("auto", Mode.DISABLED, None) is None
+    assert chosen("off", Mode.ENFORCING, contexts) is None
+    assert chosen("on", Mode.PERMISSIVE, contexts) is contexts
+    with pytest.raises(ConfigError, match=r"security\.selinux is on, but SELinux is disabled"):
+        chosen("on", Mode.DISABLED, None)
+    with pytest.raises(ConfigError, match="container-selinux"):
+        chosen("on", Mode.ENFORCING, None)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.aio import Rollback
-from bridge.core import container_facts, image_volumes, limits, spec, trace, volumes
+from bridge.core import container_facts, image_volumes, limits, selinux, spec, trace, volumes
 from bridge.core.container_stop import checked_signal
 from bridge.core.entities import Container, ContainerState, Sandbox, User
 from bridge.core.erase import directory as erase_directory
@@ -44,6 +44,7 @@ class ContainerCreator:
     async def create(self, ident: str, sandbox: Sandbox, config: ContainerConfig) -> Container:
         """Make the container; on any failure or cancellation nothing of it is left. Returns it in state created."""
         check(config)
+        await selinux.check_known(selinux.of_container(sandbox, config), config.security.selinux, self.settings.selinux)
         image = self.image(config)
         async with Rollback(f"create container {ident[:12]}", step_timeout=self.settings.undo_timeout) as undo:
             making = await self._journal(ident, sandbox, config, image, undo)
@@ -76,7 +77,7 @@ class ContainerCreator:
     async def _rootfs(self, making: Making) -> Path:
         ident, target = making.container.id, making.bundle / "rootfs"
         making.undo.push("remove the root filesystem", lambda: self.images.remove_rootfs(ident, target))
-        return (await self.images.mount_rootfs(ident, making.image.id, target)).path
+        return (await self.images.mount_rootfs(ident, making.image.id, target, label=making.labels.mount)).path
 
     async def _backend(self, making: Making, oci: Mapping[str, Any]) -> ContainerHandle:
         request = ContainerSpec(
@@ -130,6 +131,7 @@ class ContainerCreator:
             devices=await container_facts.device_nodes(config) if config.devices or config.security.privileged else (),
             seccomp_localhost=await container_facts.local_seccomp(config),
             volumes=prepared,
+            labels=making.labels,
         )
 
     def _pid_target(self, sandbox: Sandbox, config: ContainerConfig) -> Path | None:

@@ -49,6 +49,8 @@ class Sandbox:
 
     ``namespaces`` maps net, ipc, uts to pin paths; ``cgroup_owned`` is the topmost part of
     ``cgroup_parent`` that we made and remove again, "" when it was there. ``overhead`` and ``resources`` are the pod's, as last updated.
+    ``selinux_process`` and ``selinux_mount`` are the pod's
+    labels, "" where SELinux is not used.
     """
 
     id: str
@@ -67,6 +69,8 @@ class Sandbox:
     pid: int = 0
     overhead: Resources | None = None
     resources: Resources | None = None
+    selinux_process: str = ""
+    selinux_mount: str = ""
     revision: int = 0
 
     @property

@@ -34,7 +34,7 @@ class Live:
 
     ``stopping`` are the pods that a StopPodSandbox or RemovePodSandbox has begun on: nothing new may begin in them.
     ``recovering`` are the pods of an earlier server that recovery has yet to look at, ``unreachable`` those whose backend it could
-    not ask, with the reason: nothing is done to either.
+    not ask, with the reason: nothing is done to either. ``selinux_levels`` were chosen for pods whose records are not journaled yet.
     """
 
     sandboxes: dict[str, SandboxHandle] = field(default_factory=dict)
@@ -42,6 +42,7 @@ class Live:
     stopping: set[str] = field(default_factory=set)
     recovering: dict[str, anyio.Event] = field(default_factory=dict)
     unreachable: dict[str, str] = field(default_factory=dict)
+    selinux_levels: set[str] = field(default_factory=set)
 
     async def reach(self, sandbox_id: str) -> None:
         """Return once recovery is done with the sandbox. Raises Unavailable while its backend can't be reached."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from bridge.aio import Rollback
 from bridge.core.entities import Container, Sandbox
 from bridge.core.model import ContainerConfig
+from bridge.core.selinux import Labels, of_container
 from bridge.core.settings import CoreSettings
 from bridge.ports.images import Image, Images
 
@@ -32,3 +33,8 @@ class Making:
     def config(self) -> ContainerConfig:
         """What was asked for."""
         return self.container.config
+
+    @property
+    def labels(self) -> Labels:
+        """The SELinux labels of its processes and of its files."""
+        return of_container(self.sandbox, self.config)

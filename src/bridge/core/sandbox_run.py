@@ -16,7 +16,7 @@ from typing import Any
 from anyio.to_thread import run_sync
 
 from bridge.aio import Rollback
-from bridge.core import limits, pod_limits, podfiles, spec, spec_resources, trace
+from bridge.core import limits, pod_limits, podfiles, selinux, spec, spec_resources, trace
 from bridge.core.detach import Detacher, to_record
 from bridge.core.entities import Sandbox, SandboxState
 from bridge.core.live import Live
@@ -25,6 +25,7 @@ from bridge.core.settings import CoreSettings
 from bridge.core.store import Store
 from bridge.errors import InvalidRequest, Unsupported
 from bridge.host import cgroup_chain, cgroups, files, mounts, namespaces
+from bridge.host.selinux import label_all
 from bridge.ports.network import Network, PodNetworkRequest
 from bridge.ports.runtime import Ability, NamespacePaths, RuntimeBackend, SandboxHandle, SandboxKind, SandboxSpec
 
@@ -50,11 +51,10 @@ class SandboxRunner:
         """Make the sandbox; on any failure or cancellation nothing of it is left. Returns it in state ready."""
         check(config, backend)
         check_limits(config, self.facts, self.spec_settings)
-        sandbox = self._record(ident, config, handler, runtime_handler)
         async with Rollback(f"run pod {ident[:12]}", step_timeout=self.settings.undo_timeout) as undo:
             undo.push("forget the record", lambda: self.store.remove(ident))
             with trace.span("journal"):
-                await self.store.add(sandbox)
+                sandbox = await self._journal(self._record(ident, config, handler, runtime_handler), backend)
             sandbox = await self._cgroup(sandbox, undo)
             sandbox = await self._namespaces(sandbox, undo)
             sandbox = await self._network(sandbox, undo)
@@ -79,6 +79,15 @@ class SandboxRunner:
             overhead=config.overhead,
             resources=config.resources,
         )
+
+    async def _journal(self, sandbox: Sandbox, backend: RuntimeBackend) -> Sandbox:
+        contexts, categories = self.settings.selinux, self.settings.selinux_categories
+        with selinux.of_pod(sandbox.config, contexts, categories, self.store, self.live) as labels:
+            await selinux.check_known(labels, sandbox.config.security.selinux, contexts)
+            sandbox = dataclasses.replace(sandbox, selinux_process=labels.process, selinux_mount=labels.mount)
+            selinux.check_ability(selinux.of_sandbox(sandbox), backend)
+            await self.store.add(sandbox)
+        return sandbox
 
     async def _cgroup(self, sandbox: Sandbox, undo: Rollback) -> Sandbox:
         # A kubelet makes the pod's cgroup itself; crictl and critest name parents that nobody made, which would be left.
@@ -129,9 +138,12 @@ class SandboxRunner:
         with trace.span("pod files"):
             directory = self.settings.sandbox_dir(sandbox.id)
             undo.push("unmount below the pod directory", lambda: mounts.unmount_tree(directory))
-            await files.write_files(directory, await pod_files(sandbox))
+            contents, label = await pod_files(sandbox), selinux.of_sandbox(sandbox).mount
+            await files.write_files(directory, contents)
+            if label:
+                await run_sync(label_all, [directory / name for name in contents], label)
             if sandbox.config.security.namespaces.ipc is not NamespaceMode.NODE:
-                await files.mount_tmpfs(directory / "shm", size=self.settings.shm_bytes)
+                await files.mount_tmpfs(directory / "shm", size=self.settings.shm_bytes, context=label)
 
     async def _backend(self, sandbox: Sandbox, backend: RuntimeBackend, undo: Rollback) -> SandboxHandle:
         with trace.span(f"backend {sandbox.handler}"):

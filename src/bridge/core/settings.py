@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from bridge.host.selinux import Contexts
+
 
 @dataclass(frozen=True, slots=True)
 class CoreSettings:
@@ -15,6 +17,7 @@ class CoreSettings:
     what needs a sandbox container is refused). ``volume_timeout`` bounds each look at a volume's host path.
     ``exec_answer_limit`` bounds both output streams of an ExecSync together: what one message can carry.
     ``concurrent_creates`` bounds the pods and containers that are being made at once.
+    ``selinux`` is None where no labels are given; ``selinux_categories`` is the number of categories that pods' pairs are drawn from.
     """
 
     run_dir: Path
@@ -31,6 +34,8 @@ class CoreSettings:
     volume_timeout: float = 10.0
     create_missing_volumes: bool = True
     concurrent_creates: int = 16
+    selinux: Contexts | None = None
+    selinux_categories: int = 1024
 
     def sandbox_dir(self, sandbox_id: str) -> Path:
         """State of one sandbox: hostname, hosts, resolv.conf, shm, namespace pins."""

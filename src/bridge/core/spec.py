@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge.core import seccomp, seccomp_profile, security, spec_annotations, spec_mounts, spec_process, spec_resources, users
+from bridge.core import seccomp, seccomp_profile, security, selinux, spec_annotations, spec_mounts, spec_process, spec_resources, users
 from bridge.core.entities import Sandbox, User
 from bridge.core.model import ContainerSecurity, NamespaceMode, ProfileType, Resources, SecurityProfile, UserNamespace
 from bridge.core.spec_inputs import ContainerInputs, DeviceNode, SpecSettings
@@ -58,6 +58,7 @@ def build_container(inputs: ContainerInputs, facts: HostFacts, settings: SpecSet
         linux["readonlyPaths"] = readonly
     if propagation:
         linux["rootfsPropagation"] = propagation
+    _wear(inputs.labels, process, linux)
     if inputs.devices:
         linux["devices"] = [_device(device) for device in inputs.devices]
     profile = _seccomp(request.seccomp, request.privileged, inputs.seccomp_localhost, process, facts, settings)
@@ -97,6 +98,7 @@ def build_sandbox(sandbox: Sandbox, rootfs: Path, argv: Sequence[str], facts: Ho
         "maskedPaths": masked,
         "readonlyPaths": readonly,
     }
+    _wear(selinux.of_sandbox(sandbox), process, linux)
     profile = _seccomp(None, False, None, process, facts, settings)
     if profile is not None:
         linux["seccomp"] = profile
@@ -158,6 +160,14 @@ def _pid_namespace(inputs: ContainerInputs) -> list[dict[str, str]]:
 def _cgroup_namespace(privileged: bool, facts: HostFacts) -> list[dict[str, str]]:
     """Private on cgroup v2, as containerd and CRI-O do; on v1 the runtime bind-mounts the container's own part."""
     return [{"type": "cgroup"}] if facts.cgroup_v2 and not privileged else []
+
+
+def _wear(labels: selinux.Labels, process: dict[str, Any], linux: dict[str, Any]) -> None:
+    """The SELinux labels of a spec: of its process, and of the file systems that the runtime mounts for it."""
+    if labels.process:
+        process["selinuxLabel"] = labels.process
+    if labels.mount:
+        linux["mountLabel"] = labels.mount
 
 
 def _no_user_namespace(user: UserNamespace | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from bridge.core.entities import Sandbox, User
 from bridge.core.model import ContainerConfig, ProfileType
 from bridge.core.security import DEFAULT_CAPABILITIES
+from bridge.core.selinux import Labels
 from bridge.ports.images import Image
 
 CGROUPFS = "cgroupfs"
@@ -92,3 +93,4 @@ class ContainerInputs:
     seccomp_localhost: Mapping[str, Any] | None = None
     volumes: tuple[Volume, ...] = ()
     added_mounts: tuple[Mapping[str, Any], ...] = ()
+    labels: Labels = field(default_factory=Labels)

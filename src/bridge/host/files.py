@@ -15,6 +15,7 @@ import anyio.to_thread
 
 from bridge.errors import HostError
 from bridge.host import syscalls
+from bridge.host.selinux import with_context
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -29,9 +30,9 @@ async def write_files(directory: Path, contents: Mapping[str, str], *, mode: int
     await anyio.to_thread.run_sync(_write_files, directory, contents, mode)
 
 
-async def mount_tmpfs(target: Path, *, size: int, mode: int = 0o1777) -> None:
-    """Mount a tmpfs of ``size`` bytes, nosuid, nodev, noexec, on a new directory."""
-    await anyio.to_thread.run_sync(_mount_tmpfs, target, size, mode)
+async def mount_tmpfs(target: Path, *, size: int, mode: int = 0o1777, context: str = "") -> None:
+    """Mount a tmpfs of ``size`` bytes, nosuid, nodev, noexec, on a new directory; ``context`` is the SELinux label of all in it."""
+    await anyio.to_thread.run_sync(_mount_tmpfs, target, size, mode, context)
 
 
 async def read_text(path: Path, limit: int = 1 << 20) -> str:
@@ -73,11 +74,11 @@ def _write_files(directory: Path, contents: Mapping[str, str], mode: int) -> Non
             raise HostError(f"can't write {target}: {exc.strerror}", errno=exc.errno) from exc
 
 
-def _mount_tmpfs(target: Path, size: int, mode: int) -> None:
+def _mount_tmpfs(target: Path, size: int, mode: int, context: str) -> None:
     _make_dir(target, 0o755)
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
     try:
-        syscalls.mount("shm", target, "tmpfs", flags, f"mode={mode:o},size={size}")
+        syscalls.mount("shm", target, "tmpfs", flags, with_context(f"mode={mode:o},size={size}", context))
     except OSError as exc:
         raise HostError(f"can't mount tmpfs on {target}: {exc.strerror}", errno=exc.errno) from exc
 

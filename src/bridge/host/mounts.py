@@ -22,6 +22,7 @@ import anyio.to_thread
 
 from bridge.errors import HostError, LimitExceeded
 from bridge.host import syscalls
+from bridge.host.selinux import with_context
 
 T = TypeVar("T")
 _CLONE_FS = 0x200
@@ -94,7 +95,7 @@ def _escape(name: str) -> str:
     return re.sub(r"([\\:,])", r"\\\1", name)
 
 
-def overlay_options(lowers: Sequence[Path], upper: Path | None, work: Path | None) -> tuple[Path, str]:
+def overlay_options(lowers: Sequence[Path], upper: Path | None, work: Path | None, context: str = "") -> tuple[Path, str]:
     """The directory to stand in and the option string for an overlay of ``lowers`` (topmost first).
 
     Raises LimitExceeded when the string passes one page even with relative names.
@@ -105,25 +106,33 @@ def overlay_options(lowers: Sequence[Path], upper: Path | None, work: Path | Non
     options = "lowerdir=" + ":".join(names[: len(lowers)])
     if upper is not None and work is not None:
         options += f",upperdir={names[-2]},workdir={names[-1]}"
+    options = with_context(options, context)
     if len(options.encode()) >= _PAGE:
         raise LimitExceeded(f"{len(lowers)} layers need {len(options)} bytes of mount options; the kernel takes {_PAGE - 1}")
     return stand, options
 
 
 async def mount_overlay(
-    lowers: Sequence[Path], upper: Path | None, work: Path | None, target: Path, *, prepare: Callable[[], bool] = lambda: True
+    lowers: Sequence[Path],
+    upper: Path | None,
+    work: Path | None,
+    target: Path,
+    *,
+    prepare: Callable[[], bool] = lambda: True,
+    context: str = "",
 ) -> None:
     """Mount an overlay of the absolute directories ``lowers`` (topmost first) at ``target``; writable when ``upper`` is given.
 
-    Without ``upper`` the mount is read-only; a single layer is then a read-only bind mount, for the kernel wants two.
+    Without ``upper`` the mount is read-only; a single layer is then a read-only bind mount, for the kernel
+    wants two (with ``context`` the caller gives an empty one more).
     ``prepare`` runs in the mounting thread before (it may make the directories, and returns False when nothing is to be
-    mounted), which saves a change of threads. Raises HostError, LimitExceeded.
+    mounted), which saves a change of threads. ``context`` is the SELinux label of all files in the mount. Raises HostError, LimitExceeded.
     """
-    if upper is None and len(lowers) == 1:
+    if upper is None and len(lowers) == 1 and not context:
         if await anyio.to_thread.run_sync(prepare):
             await bind(lowers[0], target, read_only=True)
         return
-    stand, options = overlay_options(lowers, upper, work)
+    stand, options = overlay_options(lowers, upper, work, context)
     flags = 0 if upper is not None else syscalls.MS_RDONLY
 
     def call() -> None:

@@ -39,9 +39,10 @@ class Snapshots:
         self._layers = layers
         self._usage: dict[str, FsUsage] = {}
 
-    async def mount(self, container: str, image: str, target: Path) -> Rootfs:
+    async def mount(self, container: str, image: str, target: Path, *, label: str = "") -> Rootfs:
         """Make the container's writable layer on ``image``, or find it again, and mount it at the existing directory ``target``.
 
+        ``label`` is the SELinux label that all files in it have, whatever the layers say; "" leaves them their own.
         Raises NotFound when the image is gone, AlreadyExists when the container stands on another one, HostError.
         """
         if not _NAME.fullmatch(container):
@@ -50,28 +51,28 @@ class Snapshots:
         if used is not None and used != image:
             raise AlreadyExists(f"container {container} already stands on image {used}")
         if used is not None:
-            return await self.remount(container, target)
+            return await self.remount(container, target, label=label)
         async with Rollback(f"rootfs of {container}") as undo:
             undo.push("remove writable layer", lambda: self.remove(container, target))
             await self._catalogue.add_snapshot(container, image)
-            rootfs = await self._mount(container, target)
+            rootfs = await self._mount(container, target, label)
             undo.commit()
         return rootfs
 
-    async def remount(self, container: str, target: Path) -> Rootfs:
+    async def remount(self, container: str, target: Path, *, label: str = "") -> Rootfs:
         """Mount an existing writable layer at ``target`` unless it is. Raises NotFound, HostError."""
         if container not in self._catalogue.snapshots:
             raise NotFound(f"container {container} has no writable layer")
-        return await self._mount(container, target)
+        return await self._mount(container, target, label)
 
-    async def _mount(self, container: str, target: Path) -> Rootfs:
+    async def _mount(self, container: str, target: Path, label: str) -> Rootfs:
         layers = self._catalogue.images[self._catalogue.snapshots[container]].layers
         home = self._directories.snapshots / container
         lowers = [self._directories.files(layer.id) for layer in reversed(layers)]
         if not lowers:  # an image without layers is an empty directory
             lowers = [home / "empty"]
         prepare = functools.partial(_prepare, home, lowers, target)
-        await mounts.mount_overlay(lowers, home / _UPPER, home / _WORK, target, prepare=prepare)
+        await mounts.mount_overlay(lowers, home / _UPPER, home / _WORK, target, prepare=prepare, context=label)
         return Rootfs(target, home / _UPPER)
 
     async def remove(self, container: str, target: Path) -> None:

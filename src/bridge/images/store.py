@@ -140,9 +140,9 @@ class ImageStore:
         """What the writable layers took when last measured."""
         return self.snapshots.total()
 
-    async def mount_rootfs(self, container_id: str, image_id: str, target: Path) -> Rootfs:
+    async def mount_rootfs(self, container_id: str, image_id: str, target: Path, *, label: str = "") -> Rootfs:
         """See the port."""
-        return await self.snapshots.mount(container_id, image_id, target)
+        return await self.snapshots.mount(container_id, image_id, target, label=label)
 
     async def remove_rootfs(self, container_id: str, target: Path) -> None:
         """See the port."""

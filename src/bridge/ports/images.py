@@ -89,8 +89,11 @@ class Images(Protocol):
 
     def image_usage(self) -> FsUsage: ...
     def container_usage(self) -> FsUsage: ...
-    async def mount_rootfs(self, container_id: str, image_id: str, target: Path) -> Rootfs:
-        """Make (or find again) the container's overlay and mount it at ``target``. NotFound when the image is gone."""
+    async def mount_rootfs(self, container_id: str, image_id: str, target: Path, *, label: str = "") -> Rootfs:
+        """Make (or find again) the container's overlay and mount it at ``target``. NotFound when the image is gone.
+
+        ``label`` is the SELinux label of all files in it.
+        """
         ...
 
     async def remove_rootfs(self, container_id: str, target: Path) -> None:

@@ -89,6 +89,7 @@ class FakeImages:
         self.faults = Faults()
         self.mounted: set[str] = set()
         self.volumes: dict[str, set[Path]] = {}
+        self.labels: dict[str, str] = {}
         self.hold: anyio.Event | None = None
         self.images: list[Image] = [IMAGE]
 
@@ -123,13 +124,14 @@ class FakeImages:
         """Nothing much."""
         return FsUsage(Path("/"), 1000, 10, time.time_ns())
 
-    async def mount_rootfs(self, container_id: str, image_id: str, target: Path) -> Rootfs:
+    async def mount_rootfs(self, container_id: str, image_id: str, target: Path, *, label: str = "") -> Rootfs:
         """An empty directory."""
         if self.hold is not None:
             await self.hold.wait()
         await self.faults.passing("mount_rootfs", NotFound("the image is gone"))
         await anyio.Path(target).mkdir(parents=True, exist_ok=True)
         self.mounted.add(container_id)
+        self.labels[container_id] = label
         await anyio.lowlevel.checkpoint()
         return Rootfs(target, target)
 

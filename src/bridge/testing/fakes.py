@@ -72,6 +72,7 @@ class FakeContainer:
         self.cgroup: str | None = None
         self.updates: list[Mapping[str, Any]] = []
         self.signals: list[int] = []
+        self.execs: list[ExecSpec] = []
         self.ignored: frozenset[int] = frozenset()
         self.status: ExitStatus | None = None
         self._backend = backend
@@ -110,6 +111,7 @@ class FakeContainer:
 
     async def exec(self, spec: ExecSpec) -> FakeExec:
         """Run a command that prints its argv to stdout."""
+        self.execs.append(spec)
         await self._backend.faults.passing("exec", RuntimeFailed(handler="fake", verb="exec", exit_code=255))
         return FakeExec(0)
 
