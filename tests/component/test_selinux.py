@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from bridge.core import selinux
 from bridge.core.model import ContainerSecurity, NamespaceMode, NamespaceOptions, SandboxSecurity, SELinuxOptions
 from bridge.core.services import Services
 from bridge.errors import InvalidRequest, LimitExceeded, NetworkFailed
-from bridge.host import files, syscalls
+from bridge.host import syscalls
 from bridge.host.selinux import ATTRIBUTE, Contexts
 from tests.component.conftest import PRIVATE_PID, World, container, pod
 from tests.unit.selinux_trees import tree
@@ -35,7 +36,7 @@ def mounts_made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             seen.append(data)
         real(source, target, fstype, flags, data.partition(",context=")[0])
 
-    monkeypatch.setattr(files.syscalls, "mount", mount)
+    monkeypatch.setattr(syscalls, "mount", mount)
     return seen
 
 
@@ -51,7 +52,7 @@ def level(label: str) -> str:
     return selinux.parse(label).level
 
 
-def wants(options: SELinuxOptions | None = None, **namespaces: NamespaceMode) -> SandboxSecurity:
+def wants(options: SELinuxOptions | None = None, **namespaces: Any) -> SandboxSecurity:
     return SandboxSecurity(namespaces=NamespaceOptions(**{"pid": NamespaceMode.CONTAINER, **namespaces}), selinux=options)
 
 

@@ -56,7 +56,8 @@ async def mount(making: Making, index: int, options: tuple[str, ...]) -> Volume:
     assert request.image is not None
     making.undo.push("unmount the image volume", lambda: mounts.unmount(target))
     try:
-        await making.images.mount_volume(making.container.id, making.container.mount_images[index], target, request.image_sub_path)
+        image, label = making.container.mount_images[index], making.labels.mount
+        await making.images.mount_volume(making.container.id, image, target, request.image_sub_path, label=label)
     except BridgeError as exc:
         name = request.image.user_specified_image or request.image.image
         part = f"sub-path {request.image_sub_path!r} of " if request.image_sub_path else ""

@@ -149,9 +149,9 @@ class ImageStore:
         await self.snapshots.remove(container_id, target)
         await self._volumes.release(container_id)
 
-    async def mount_volume(self, container_id: str, image_id: str, target: Path, sub_path: str = "") -> None:
+    async def mount_volume(self, container_id: str, image_id: str, target: Path, sub_path: str = "", *, label: str = "") -> None:
         """See the port."""
-        await self._volumes.mount(container_id, image_id, target, sub_path)
+        await self._volumes.mount(container_id, image_id, target, sub_path, label)
 
     async def remount_rootfs(self, container_id: str, target: Path) -> Rootfs:
         """See the port."""

@@ -31,28 +31,28 @@ class Volumes:
         self._directories = directories
         self._catalogue = catalogue
 
-    async def mount(self, container: str, image: str, target: Path, sub_path: str) -> None:
+    async def mount(self, container: str, image: str, target: Path, sub_path: str, label: str) -> None:
         """Mount ``image``, or what is at ``sub_path`` in it, read-only at ``target``. See ``bridge.ports.images``."""
         await self._catalogue.add_hold(container, image)
         if not sub_path:
-            await self._mount_whole(image, target)
+            await self._mount_whole(image, target, label)
             return
         # A copy of the part is attached and the whole goes again: an overlay lives as long as any mount of it.
         whole = target.with_name(f"{target.name}.whole")
         try:
-            await self._mount_whole(image, whole)
+            await self._mount_whole(image, whole, label)
             await _attach_part(whole, sub_path, target)
         finally:
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + _UNDO_SECONDS):
                 await mounts.unmount_and(whole, lambda: _remove_directory(whole))
 
-    async def _mount_whole(self, image: str, target: Path) -> None:
+    async def _mount_whole(self, image: str, target: Path, label: str) -> None:
         record = self._catalogue.images.get(image)
         if record is None:
             raise NotFound(f"image {image} is not in the store")
         lowers = [self._directories.files(layer.id) for layer in reversed(record.layers)]
         padding = self._directories.empty[: max(0, _FEWEST - len(lowers))]
-        await mounts.mount_overlay([*lowers, *padding], None, None, target, prepare=lambda: _prepare(target, padding))
+        await mounts.mount_overlay([*lowers, *padding], None, None, target, prepare=lambda: _prepare(target, padding), context=label)
 
     async def release(self, container: str) -> None:
         """Let go of the images of a container's volumes; none is success, and then nothing is written."""

@@ -100,7 +100,7 @@ class Images(Protocol):
         """Unmount and delete the writable layer, and let go of the images of its volumes; absent is success."""
         ...
 
-    async def mount_volume(self, container_id: str, image_id: str, target: Path, sub_path: str = "") -> None:
+    async def mount_volume(self, container_id: str, image_id: str, target: Path, sub_path: str = "", *, label: str = "") -> None:
         """Mount an image's files read-only at ``target``, which is made: all of them, or what lies at ``sub_path`` inside.
 
         The image can't be removed before ``remove_rootfs`` of the container. Raises NotFound when the image is gone or has no such

@@ -14,6 +14,7 @@ from bridge.core.selinux import Labels
 from bridge.core.spec import build_container, build_sandbox
 from bridge.core.store import MIGRATIONS, Store
 from bridge.errors import InvalidRequest, LimitExceeded, Unsupported
+from bridge.host import selinux as host_selinux
 from bridge.host.database import Database
 from bridge.host.selinux import Contexts
 from bridge.ports.runtime import Ability, Feature, Support
@@ -27,7 +28,7 @@ NODE, POD, CONTAINER = NamespaceMode.NODE, NamespaceMode.POD, NamespaceMode.CONT
 FIELD = "config.linux.security_context.selinux_options"
 
 
-def pod(*, asked: SELinuxOptions | None = None, privileged: bool = False, **namespaces: NamespaceMode) -> Sandbox:
+def pod(*, asked: SELinuxOptions | None = None, privileged: bool = False, **namespaces: Any) -> Sandbox:
     """A labelled pod."""
     options = NamespaceOptions(**{"pid": CONTAINER, **namespaces})
     made = sandbox(privileged=privileged, selinux_process=PROCESS, selinux_mount=MOUNT)
@@ -76,7 +77,7 @@ def test_privileged_means_no_restrictions_whatever_is_asked() -> None:
         ({"pid": POD}, Labels(PROCESS, MOUNT)),
     ],
 )
-def test_the_hosts_namespaces_leave_the_label_to_the_policy(shared: dict[str, NamespaceMode], labels: Labels) -> None:
+def test_the_hosts_namespaces_leave_the_label_to_the_policy(shared: dict[str, Any], labels: Labels) -> None:
     assert selinux.of_sandbox(pod(**shared)) == labels
     own = container(namespaces=NamespaceOptions(pid=POD))
     assert selinux.of_container(pod(**shared), own) == labels
@@ -244,7 +245,7 @@ async def test_the_kernel_is_asked_about_what_a_request_names(tmp_path: Path, mo
     asked = SELinuxOptions(type="my_t")
     await selinux.check_known(Labels(PROCESS, MOUNT), asked, contexts)
     assert (tmp_path / "sys/fs/selinux/context").read_text().startswith(MOUNT)
-    monkeypatch.setattr(selinux.selinux, "known", lambda context, root: "object_r" in context)
+    monkeypatch.setattr(host_selinux, "known", lambda context, root: "object_r" in context)
     await selinux.check_known(Labels(PROCESS, MOUNT), None, contexts)
     with pytest.raises(InvalidRequest, match=rf"{FIELD}: the SELinux policy targeted has no context {PROCESS}"):
         await selinux.check_known(Labels(PROCESS, MOUNT), asked, contexts)

@@ -49,3 +49,12 @@ def test_127_layers_fit_below_a_long_root_and_too_many_are_refused() -> None:
     assert len(overlay_options(layers, upper / "upper", upper / "work")[1]) < 4096
     with pytest.raises(LimitExceeded, match="500 layers"):
         overlay_options([root / "layers" / str(100000 + n) / "fs" for n in range(500)], upper / "upper", upper / "work")
+
+
+def test_a_label_is_one_option_of_an_overlay_and_counts_towards_its_page() -> None:
+    layers = [Path("/store/1/files"), Path("/store/2/files")]
+    label = "system_u:object_r:container_file_t:s0:c1,c2"
+    _, options = overlay_options(layers, None, None, label)
+    assert options == f'lowerdir=1/files:2/files,context="{label}"'
+    with pytest.raises(LimitExceeded):
+        overlay_options(layers, None, None, "x" * 4096)
