@@ -77,6 +77,9 @@ class Network(Table):
     """Directories of CNI plugins, searched in order. Why: add-ons and distributions install there."""
     plugin_timeout: Seconds = 60.0
     """Deadline of one CNI plugin for one verb. Why: cloud plugins wait for an address; the kubelet waits 2 min."""
+    host_port_plugins: list[str] = ["cilium-cni"]
+    """CNI plugins (by type) that serve host ports without the capability `portMappings`; on other networks a pod that asks for
+    host ports is refused. Why: Cilium learns them from the API server; with any other they would silently answer nobody."""
 
 
 class Config(Table):

@@ -129,7 +129,12 @@ def images(config: Config) -> ImageSettings:
 def network(config: Config) -> CniSettings:
     """For CNI."""
     section = config.network
-    return CniSettings(conf_dir=section.conf_dir, bin_dirs=tuple(section.bin_dirs), plugin_timeout=section.plugin_timeout)
+    return CniSettings(
+        conf_dir=section.conf_dir,
+        bin_dirs=tuple(section.bin_dirs),
+        plugin_timeout=section.plugin_timeout,
+        host_port_plugins=tuple(section.host_port_plugins),
+    )
 
 
 def link(config: Config) -> LinkSettings:

@@ -47,10 +47,10 @@ class User:
 class Sandbox:
     """One pod sandbox. ``handler`` is the resolved handler, ``runtime_handler`` what the client named ("" = default).
 
-    ``namespaces`` maps net, ipc, uts to pin paths; ``cgroup_owned`` is the topmost part of
-    ``cgroup_parent`` that we made and remove again, "" when it was there. ``overhead`` and ``resources`` are the pod's, as last updated.
-    ``selinux_process`` and ``selinux_mount`` are the pod's
-    labels, "" where SELinux is not used.
+    ``hostname`` is the one its containers see ("" in records of version 0.1). ``namespaces`` maps net, ipc, uts to pin
+    paths; ``cgroup_owned`` is the topmost part of ``cgroup_parent`` that we made and remove again, "" when it was there.
+    ``overhead`` and ``resources`` are the pod's, as last updated. ``selinux_process`` and ``selinux_mount`` are its labels,
+    "" where SELinux is not used.
     """
 
     id: str
@@ -71,6 +71,7 @@ class Sandbox:
     resources: Resources | None = None
     selinux_process: str = ""
     selinux_mount: str = ""
+    hostname: str = ""
     revision: int = 0
 
     @property

@@ -19,6 +19,7 @@ from bridge.aio import Rollback
 from bridge.core import limits, pod_limits, podfiles, selinux, spec, spec_resources, trace
 from bridge.core.detach import Detacher, to_record
 from bridge.core.entities import Sandbox, SandboxState
+from bridge.core.hostports import HostPorts, mappings
 from bridge.core.live import Live
 from bridge.core.model import NamespaceMode, PodConfig
 from bridge.core.settings import CoreSettings
@@ -29,8 +30,6 @@ from bridge.host.selinux import label_all
 from bridge.ports.network import Network, PodNetworkRequest
 from bridge.ports.runtime import Ability, NamespacePaths, RuntimeBackend, SandboxHandle, SandboxKind, SandboxSpec
 
-HOST_RESOLV_CONF = Path("/etc/resolv.conf")
-HOST_HOSTS = Path("/etc/hosts")
 POD_SYSCTLS = {"net.ipv4.ping_group_range": "0 2147483647"}
 """Set in every pod's own network namespace: ping without CAP_NET_RAW, which containers do not have (ADR 0006)."""
 
@@ -46,6 +45,7 @@ class SandboxRunner:
     settings: CoreSettings
     facts: spec.HostFacts
     spec_settings: spec.SpecSettings
+    host_ports: HostPorts
 
     async def run(self, ident: str, config: PodConfig, handler: str, runtime_handler: str, backend: RuntimeBackend) -> Sandbox:
         """Make the sandbox; on any failure or cancellation nothing of it is left. Returns it in state ready."""
@@ -53,7 +53,7 @@ class SandboxRunner:
         check_limits(config, self.facts, self.spec_settings)
         async with Rollback(f"run pod {ident[:12]}", step_timeout=self.settings.undo_timeout) as undo:
             undo.push("forget the record", lambda: self.store.remove(ident))
-            with trace.span("journal"):
+            with self.host_ports.claimed(ident, config), trace.span("journal"):
                 sandbox = await self._journal(self._record(ident, config, handler, runtime_handler), backend)
             sandbox = await self._cgroup(sandbox, undo)
             sandbox = await self._namespaces(sandbox, undo)
@@ -78,6 +78,7 @@ class SandboxRunner:
             cgroup_parent=config.cgroup_parent or self.settings.default_cgroup_parent,
             overhead=config.overhead,
             resources=config.resources,
+            hostname=podfiles.hostname(config),
         )
 
     async def _journal(self, sandbox: Sandbox, backend: RuntimeBackend) -> Sandbox:
@@ -112,7 +113,7 @@ class SandboxRunner:
             await files.make_dir(directory, 0o711)
             undo.push("remove the namespaces", lambda: namespaces.remove(directory / "ns"))
             sysctls = {**(POD_SYSCTLS if net else {}), **sandbox.config.sysctls}
-            pins = await namespaces.create(directory / "ns", net=net, ipc=ipc, uts=net, hostname=sandbox.config.hostname, sysctls=sysctls)
+            pins = await namespaces.create(directory / "ns", net=net, ipc=ipc, uts=net, hostname=sandbox.hostname, sysctls=sysctls)
         # The pins' paths follow from the id, so they need no commit of their own; the next journal entry carries them.
         return dataclasses.replace(sandbox, namespaces={kind: str(path) for kind, path in pins.items()})
 
@@ -138,7 +139,7 @@ class SandboxRunner:
         with trace.span("pod files"):
             directory = self.settings.sandbox_dir(sandbox.id)
             undo.push("unmount below the pod directory", lambda: mounts.unmount_tree(directory))
-            contents, label = await pod_files(sandbox), selinux.of_sandbox(sandbox).mount
+            contents, label = await podfiles.read(sandbox), selinux.of_sandbox(sandbox).mount
             await files.write_files(directory, contents)
             if label:
                 await run_sync(label_all, [directory / name for name in contents], label)
@@ -155,7 +156,7 @@ class SandboxRunner:
 
 def check(config: PodConfig, backend: RuntimeBackend) -> None:
     """Refuse what this server or this backend can't do, naming the field, before anything is touched."""
-    podfiles.check_hostname(config.hostname)
+    podfiles.check(config)
     options = config.security.namespaces
     prefix = "config.linux.security_context.namespace_options"
     if options.user is not None and options.user.mode is not NamespaceMode.NODE:
@@ -200,7 +201,7 @@ def sandbox_spec(
         name=meta.name,
         namespace=meta.namespace,
         uid=meta.uid,
-        hostname=sandbox.config.hostname,
+        hostname=sandbox.hostname,
         state_dir=settings.sandbox_dir(sandbox.id),
         namespaces=NamespacePaths(net=paths.get("net"), ipc=paths.get("ipc"), uts=paths.get("uts")),
         shared_pid=shared,
@@ -222,24 +223,10 @@ def network_request(sandbox: Sandbox, netns: Path) -> PodNetworkRequest:
         uid=meta.uid,
         netns=netns,
         cgroup_path=sandbox.cgroup_parent,
-        port_mappings=tuple(mapping for mapping in config.port_mappings if mapping.host_port),
+        port_mappings=tuple(mapping for _, mapping in mappings(config)),
         dns=dns,
         annotations=config.annotations,
     )
-
-
-async def pod_files(sandbox: Sandbox) -> dict[str, str]:
-    """hostname, hosts and resolv.conf of the pod."""
-    config = sandbox.config
-    host_network = config.security.namespaces.network is NamespaceMode.NODE
-    needs_host_dns = config.dns is None or not (config.dns.servers or config.dns.searches or config.dns.options)
-    host_dns = await files.read_text(HOST_RESOLV_CONF) if needs_host_dns else ""
-    host_hosts = await files.read_text(HOST_HOSTS) if host_network else None
-    return {
-        "hostname": config.hostname + "\n",
-        "hosts": podfiles.hosts(config.hostname, sandbox.ips, host_text=host_hosts),
-        "resolv.conf": podfiles.resolv_conf(config.dns, host_dns),
-    }
 
 
 def new_id() -> str:

@@ -12,6 +12,7 @@ from bridge.core.container_create import ContainerCreator
 from bridge.core.containers import ContainerService
 from bridge.core.detach import Detacher
 from bridge.core.execs import ExecService
+from bridge.core.hostports import HostPorts
 from bridge.core.live import Live
 from bridge.core.orphans import Orphans
 from bridge.core.recovery import Recovery
@@ -80,7 +81,7 @@ def assemble(
     detacher = Detacher(store, ports.network, supervisor)
     creator = ContainerCreator(store, live, ports.images, settings, facts, spec_settings)
     containers = ContainerService(daemon, ports.images, creator)
-    runner = SandboxRunner(store, live, ports.network, detacher, settings, facts, spec_settings)
+    runner = SandboxRunner(store, live, ports.network, detacher, settings, facts, spec_settings, HostPorts(store))
     sandboxes = SandboxService(daemon, ports.handlers, containers, runner, detacher)
     recovery = Recovery(
         daemon=daemon,

@@ -67,7 +67,7 @@ def environment(inputs: ContainerInputs, facts: HostFacts, default_env: Sequence
     """ "KEY=value" entries, later sources winning by key: ours, the operator's, the image's, the request's; then HOME."""
     config = inputs.config
     env = {"PATH": DEFAULT_PATH}
-    hostname = inputs.sandbox.config.hostname or facts.hostname
+    hostname = inputs.sandbox.hostname or inputs.sandbox.config.hostname or facts.hostname
     if hostname:
         env["HOSTNAME"] = hostname
     if config.tty:

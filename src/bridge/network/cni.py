@@ -17,7 +17,7 @@ import anyio
 
 from bridge import log
 from bridge.aio import Supervisor
-from bridge.errors import NetworkFailed, Unavailable
+from bridge.errors import NetworkFailed, Unavailable, Unsupported
 from bridge.network.attachments import AttachmentRecord
 from bridge.network.capabilities import arguments_text, capability_arguments
 from bridge.network.conf import NetworkConf, PluginConf, at_least
@@ -44,6 +44,8 @@ class CniSettings:
     """Pause between two runs of the STATUS verb."""
     pod_cidrs: Sequence[str] = ()
     """The node's pod ranges for plugins with the ipRanges capability."""
+    host_port_plugins: Sequence[str] = ()
+    """Types of plugins that serve host ports without the capability portMappings."""
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
 
@@ -82,18 +84,26 @@ class Cni:
         return NetworkStatus(ready=True, message="; ".join(f"skipped {problem}" for problem in snapshot.skipped))
 
     def plan(self, request: PodNetworkRequest) -> Attachment:
-        """Choose the configuration and the arguments, touching nothing. Raises Unavailable or InvalidRequest."""
+        """Choose the configuration and the arguments, touching nothing. Raises Unavailable, InvalidRequest or Unsupported."""
         snapshot = self._source.snapshot
         if snapshot.fault or snapshot.network is None:
             raise Unavailable(f"the pod network is not ready: {snapshot.fault}")
         conf = snapshot.network
         capabilities = capability_arguments(request, self._settings.pod_cidrs)
-        if "portMappings" in capabilities and not conf.supports("portMappings"):
-            # Not an error: some networks serve host ports by themselves, from the API server.
-            _logger.warning("pod %s/%s has host ports, but no plugin of network %s takes them", request.namespace, request.name, conf.name)
+        if "portMappings" in capabilities:
+            self._require_host_ports(conf)
         wanted = {key: value for key, value in capabilities.items() if conf.supports(key)}
         parameters = AttachmentParameters(request.sandbox_id, str(request.netns), _IFNAME, arguments_text(request))
         return AttachmentRecord(conf, parameters, wanted).to_attachment()
+
+    def _require_host_ports(self, conf: NetworkConf) -> None:
+        """A port that nobody maps would look well and answer nobody."""
+        own = self._settings.host_port_plugins
+        if not conf.supports("portMappings") and not any(plugin.type in own for plugin in conf.plugins):
+            raise Unsupported(
+                f"config.port_mappings: no plugin of network {conf.name!r} ({conf.source}) has the capability portMappings: add portmap "
+                f"to it, or name the plugin that serves host ports by itself in network.host_port_plugins ({', '.join(own) or 'none'})"
+            )
 
     async def add(self, attachment: Attachment) -> PodNetwork:
         """CNI ADD of every plugin in order. On failure, or cancellation, the caller deletes. Raises NetworkFailed."""

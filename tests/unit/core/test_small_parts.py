@@ -1,13 +1,12 @@
-"""Signals, pod files, label selectors, traces."""
+"""Signals, label selectors, traces."""
 
 import signal
 
 import anyio
 import pytest
 
-from bridge.core import podfiles, trace
+from bridge.core import trace
 from bridge.core.container_stop import signal_number
-from bridge.core.model import DNSConfig
 from bridge.core.reasons import exit_reason
 from bridge.core.selectors import labels_match
 from bridge.errors import InvalidRequest
@@ -33,32 +32,6 @@ def test_signals(name: str, number: int) -> None:
 def test_what_is_no_signal(name: str) -> None:
     with pytest.raises(InvalidRequest, match="stop_signal"):
         signal_number(name)
-
-
-def test_resolv_conf() -> None:
-    dns = DNSConfig(("10.0.0.10", "fd00::a"), ("default.svc", "svc"), ("ndots:5",))
-    assert podfiles.resolv_conf(dns, "host") == "search default.svc svc\nnameserver 10.0.0.10\nnameserver fd00::a\noptions ndots:5\n"
-    assert podfiles.resolv_conf(None, "host") == "host"
-    assert podfiles.resolv_conf(DNSConfig(), "host") == "host"
-
-
-@pytest.mark.parametrize("field", ["servers", "searches", "options"])
-def test_a_dns_value_can_not_bring_a_line_of_its_own(field: str) -> None:
-    with pytest.raises(InvalidRequest, match=rf"dns_config\.{field}"):
-        podfiles.resolv_conf(DNSConfig(**{field: ("a\nnameserver 6.6.6.6",)}), "")
-
-
-def test_hosts() -> None:
-    own = podfiles.hosts("web", ("10.0.0.2", "fd00::2"), host_text=None)
-    assert "127.0.0.1\tlocalhost\n" in own
-    assert own.endswith("10.0.0.2\tweb\nfd00::2\tweb\n")
-    assert podfiles.hosts("web", ("10.0.0.2",), host_text="the host's\n") == "the host's\n"
-
-
-@pytest.mark.parametrize("hostname", ["x" * 65, "a b", "a\nb", "a\x00"])
-def test_bad_hostnames(hostname: str) -> None:
-    with pytest.raises(InvalidRequest, match=r"config\.hostname"):
-        podfiles.check_hostname(hostname)
 
 
 def test_labels() -> None:

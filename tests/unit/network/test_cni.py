@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from bridge.errors import CorruptData, InvalidRequest, NetworkFailed, Unavailable
+from bridge.errors import CorruptData, InvalidRequest, NetworkFailed, Unavailable, Unsupported
 from bridge.network.cni import Cni
 from bridge.ports.network import Attachment, PortMapping
 from tests.unit.network.fakeplugins import FakePlugins, MakePod, OpenCni, failure, result
@@ -297,14 +297,16 @@ async def test_plan_refuses_what_can_not_work(plugins: FakePlugins, open_cni: Op
             cni.plan(pod(name="a;b=c"))
 
 
-async def test_host_ports_that_no_plugin_takes_are_told(
-    plugins: FakePlugins, open_cni: OpenCni, pod: MakePod, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_host_ports_that_no_plugin_takes_are_refused(plugins: FakePlugins, open_cni: OpenCni, pod: MakePod) -> None:
     plugins.install("a")
     plugins.configure()
+    asked = pod(port_mappings=[PortMapping(80, 8080)])
     async with open_cni() as cni:
-        cni.plan(pod(port_mappings=[PortMapping(80, 8080)]))
-    assert "shop/web has host ports, but no plugin of network pods takes them" in caplog.text
+        with pytest.raises(Unsupported, match=r"config\.port_mappings: no plugin of network 'pods' \(.*\) has the capability portMappings"):
+            cni.plan(asked)
+        cni.plan(pod(port_mappings=[PortMapping(80, 0)]))
+    async with open_cni(host_port_plugins=("a",)) as cni:
+        cni.plan(asked)
 
 
 @pytest.mark.parametrize("data", [{}, {"v": 2}, {"v": 1, "conf": {}}, {"v": 1, "conf": None}])
