@@ -9,6 +9,7 @@ from bridge import __version__
 from bridge._proto.runtime import v1
 from bridge.api.containers import ContainerRpcs
 from bridge.api.sandboxes import SandboxRpcs
+from bridge.api.stats import StatsRpcs
 from bridge.core.services import Services
 from bridge.ports.runtime import HandlerState
 
@@ -26,12 +27,13 @@ class NodeView:
     details: Callable[[], Mapping[str, str]]
 
 
-class RuntimeRpcs(SandboxRpcs, ContainerRpcs):
+class RuntimeRpcs(SandboxRpcs, ContainerRpcs, StatsRpcs):
     """The RuntimeService. RPCs that no class here overrides answer UNIMPLEMENTED."""
 
     def __init__(self, core: Services, node: NodeView) -> None:
         SandboxRpcs.__init__(self, core)
         ContainerRpcs.__init__(self, core)
+        StatsRpcs.__init__(self, core)
         self._node = node
 
     async def version(self, message: v1.VersionRequest) -> v1.VersionResponse:

@@ -20,6 +20,7 @@ from bridge.core.resources import ResourceService
 from bridge.core.sandbox_run import SandboxRunner
 from bridge.core.sandboxes import SandboxService
 from bridge.core.settings import CoreSettings
+from bridge.core.stats import StatsService
 from bridge.core.store import Store
 from bridge.core.surroundings import Surroundings
 from bridge.core.trace import Traces
@@ -47,6 +48,7 @@ class Services:
     containers: ContainerService
     execs: ExecService
     resources: ResourceService
+    stats: StatsService
     recovery: Recovery
     traces: Traces
     ports: Ports
@@ -95,5 +97,6 @@ def assemble(
         spec_settings=spec_settings,
     )
     resources = ResourceService(daemon, ports.handlers, containers, sandboxes, facts)
+    stats = StatsService(daemon, containers, sandboxes, ports.images, spec_settings.cgroup_driver)
     execs = ExecService(store=store, live=live, settings=settings)
-    return Services(store, live, sandboxes, containers, execs, resources, recovery, traces, ports)
+    return Services(store, live, sandboxes, containers, execs, resources, stats, recovery, traces, ports)

@@ -10,13 +10,13 @@ import re
 MOST = 65535
 """No kernel numbers CPUs higher; a wider range in a request would only cost memory."""
 
-_PART = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
+_PART = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
 
 
 def parse(text: str) -> frozenset[int]:
     """The numbers in ``text``; none for an empty list. Raises ValueError saying what is wrong."""
     found: set[int] = set()
-    for part in text.strip().split(",") if text.strip() else ():
+    for part in text.split(",") if text else ():
         match = _PART.fullmatch(part)
         if match is None:
             raise ValueError(f"{part!r} is neither a number nor a range")

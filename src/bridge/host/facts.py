@@ -127,11 +127,11 @@ def gather(root: Path = Path("/"), machine: str = "") -> HostFacts:
 
 
 def _numbers(path: Path) -> frozenset[int]:
-    text = _read(path)
+    text = _read(path).strip()
     try:
         return cpu_lists.parse(text)
     except ValueError as exc:
-        raise HostError(f"{path} says {text.strip()!r}: {exc}") from exc
+        raise HostError(f"{path} says {text!r}: {exc}") from exc
 
 
 def _nofile(limits: str) -> tuple[int, int] | None:

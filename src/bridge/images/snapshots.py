@@ -56,6 +56,7 @@ class Snapshots:
             undo.push("remove writable layer", lambda: self.remove(container, target))
             await self._catalogue.add_snapshot(container, image)
             rootfs = await self._mount(container, target, label)
+            self._usage[container] = self._taken(0, 1)  # one empty directory: the next round may be a minute away
             undo.commit()
         return rootfs
 
@@ -97,6 +98,10 @@ class Snapshots:
         at_ns = min((usage.at_ns for usage in found), default=time.time_ns())
         return FsUsage(self._directories.snapshots, sum(u.used_bytes for u in found), sum(u.inodes_used for u in found), at_ns)
 
+    def _taken(self, size: int, inodes: int) -> FsUsage:
+        # All name the same directory, as container_filesystems of ImageFsInfo does: a kubelet looks its file system up by it.
+        return FsUsage(self._directories.snapshots, size, inodes, time.time_ns())
+
     async def measure_for_ever(self, pause: float) -> None:
         """Walk the writable layers one after the other, ``pause`` seconds between two rounds."""
         limiter = anyio.CapacityLimiter(1)
@@ -109,7 +114,7 @@ class Snapshots:
                     _logger.warning("can't measure %s: %s", upper, exc)
                     continue
                 if container in self._catalogue.snapshots:
-                    self._usage[container] = FsUsage(upper, size, inodes, time.time_ns())
+                    self._usage[container] = self._taken(size, inodes)
             await anyio.sleep(pause)
 
 

@@ -140,6 +140,10 @@ class ImageStore:
         """What the writable layers took when last measured."""
         return self.snapshots.total()
 
+    def layer_usage(self, container_id: str) -> FsUsage | None:
+        """See the port."""
+        return self.snapshots.usage(container_id)
+
     async def mount_rootfs(self, container_id: str, image_id: str, target: Path, *, label: str = "") -> Rootfs:
         """See the port."""
         return await self.snapshots.mount(container_id, image_id, target, label=label)

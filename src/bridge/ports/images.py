@@ -89,6 +89,10 @@ class Images(Protocol):
 
     def image_usage(self) -> FsUsage: ...
     def container_usage(self) -> FsUsage: ...
+    def layer_usage(self, container_id: str) -> FsUsage | None:
+        """What the container's writable layer took when last measured; None when it has none or never was."""
+        ...
+
     async def mount_rootfs(self, container_id: str, image_id: str, target: Path, *, label: str = "") -> Rootfs:
         """Make (or find again) the container's overlay and mount it at ``target``. NotFound when the image is gone.
 

@@ -124,6 +124,10 @@ class FakeImages:
         """Nothing much."""
         return FsUsage(Path("/"), 1000, 10, time.time_ns())
 
+    def layer_usage(self, container_id: str) -> FsUsage | None:
+        """A little for each that has one."""
+        return FsUsage(Path("/"), 4096, 1, time.time_ns()) if container_id in self.mounted else None
+
     async def mount_rootfs(self, container_id: str, image_id: str, target: Path, *, label: str = "") -> Rootfs:
         """An empty directory."""
         if self.hold is not None:

@@ -87,3 +87,18 @@ def test_nofile(tmp_path: Path) -> None:
     assert gather(tmp_path).nofile == (1024, 524288)
     limits.write_text("Max open files            unlimited            unlimited            files\n")
     assert gather(tmp_path).nofile is None
+
+
+def test_processors_memory_nodes_and_controllers(tmp_path: Path) -> None:
+    files = {
+        "sys/devices/system/cpu/present": "0-3,8\n",
+        "sys/devices/system/node/online": "0\n",
+        "sys/fs/cgroup/cgroup.controllers": "cpu memory\n",
+    }
+    facts = gather(_tree(tmp_path, **files))
+    assert [set(each) for each in (facts.cpus, facts.memory_nodes)] == [{0, 1, 2, 3, 8}, {0}]
+    assert facts.controllers == {"cpu", "memory"}
+    assert gather(_tree(tmp_path / "bare")).cpus == frozenset()
+    (tmp_path / "sys/devices/system/cpu/present").write_text("all\n")
+    with pytest.raises(HostError, match=r"cpu/present says 'all'"):
+        gather(tmp_path)
