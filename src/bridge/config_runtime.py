@@ -55,6 +55,14 @@ class Runtime(Table):
     Why: a process in uninterruptible sleep must not hold its pod for ever."""
     volume_timeout: Seconds = 10.0
     """How long a look at a volume's path on the host may take. Why: the path may lie on a dead network mount."""
+    missing_mount_sources: Literal["create", "refuse"] = "create"
+    """What becomes of a mount whose host path is missing: it is made, a directory of mode 0755, or the container is refused.
+    Why: containerd and CRI-O make it, and pods rely on that."""
+    refused_missing_mount_sources: list[AbsolutePath] = [Path("/etc/hostname")]
+    """Host paths that are never made when they are missing; the container is refused. Why: a directory there would break the node."""
+    shm_size: Bytes = 64 * MIB
+    """Size of a pod's /dev/shm, which counts as its memory. Why: what every other runtime gives; a pod that needs more mounts an
+    emptyDir of medium Memory there."""
     exec_output_limit: Bytes = 16 * MIB
     """Output kept of each stream of an ExecSync; the rest is dropped. Why: the kubelet takes no larger message."""
     exec_drain_timeout: Seconds = 1.0

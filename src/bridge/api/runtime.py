@@ -11,7 +11,7 @@ from bridge.api.containers import ContainerRpcs
 from bridge.api.sandboxes import SandboxRpcs
 from bridge.api.stats import StatsRpcs
 from bridge.core.services import Services
-from bridge.ports.runtime import HandlerState
+from bridge.ports.runtime import Ability, HandlerState, RuntimeFeatures
 
 RUNTIME_NAME = "cri-bridge"
 API_VERSION = "v1"
@@ -20,9 +20,13 @@ _KUBELET_VERSION = "0.1.0"  # what every runtime answers in VersionResponse.vers
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """What Status tells of the node. ``health`` gives ("", "") or why the runtime is not ready: reason and message."""
+    """What Status tells of the node. ``health`` gives ("", "") or why the runtime is not ready: reason and message.
+
+    ``mount_copies`` tells that the server itself can make a whole tree of mounts read-only, whatever the handler can.
+    """
 
     systemd_cgroups: bool
+    mount_copies: bool
     health: Callable[[], tuple[str, str]]
     details: Callable[[], Mapping[str, str]]
 
@@ -49,8 +53,8 @@ class RuntimeRpcs(SandboxRpcs, ContainerRpcs, StatsRpcs):
         return v1.StatusResponse(
             status=v1.RuntimeStatus(conditions=[self._runtime_ready(), self._network_ready()]),
             info=dict(self._node.details()) if message.verbose else {},
-            runtime_handlers=_handlers(states, self._core.ports.handlers.default),
-            features=v1.RuntimeFeatures(supplemental_groups_policy=True),
+            runtime_handlers=_handlers(states, self._core.ports.handlers.default, self._node.mount_copies),
+            features=v1.RuntimeFeatures(supplemental_groups_policy=True, mount_options=True),
         )
 
     def _runtime_ready(self) -> v1.RuntimeCondition:
@@ -68,11 +72,17 @@ class RuntimeRpcs(SandboxRpcs, ContainerRpcs, StatsRpcs):
         return v1.RuntimeConfigResponse(linux=v1.LinuxRuntimeConfiguration(cgroup_driver=driver))
 
 
-def _handlers(states: Sequence[HandlerState], default: str) -> list[v1.RuntimeHandler]:
-    # Recursive read-only mounts and user namespaces are promised only once core asks backends for them.
-    features = v1.RuntimeHandlerFeatures(recursive_read_only_mounts=False, user_namespaces=False)
-    found = [v1.RuntimeHandler(name=state.name, features=features) for state in states if state.features is not None]
-    if any(handler.name == default for handler in found):
-        # A kubelet looks the default handler up under the empty name (KEP-3857).
-        found.append(v1.RuntimeHandler(name="", features=features))
-    return found
+def _handlers(states: Sequence[HandlerState], default: str, mount_copies: bool) -> list[v1.RuntimeHandler]:
+    found = [
+        v1.RuntimeHandler(name=state.name, features=_features(state.features, mount_copies))
+        for state in states
+        if state.features is not None
+    ]
+    # A kubelet looks the default handler up under the empty name (KEP-3857).
+    return found + [v1.RuntimeHandler(name="", features=handler.features) for handler in found if handler.name == default]
+
+
+def _features(features: RuntimeFeatures, mount_copies: bool) -> v1.RuntimeHandlerFeatures:
+    # User namespaces are promised only once core asks backends for them.
+    read_only = mount_copies or features.has(Ability.RECURSIVE_READ_ONLY)
+    return v1.RuntimeHandlerFeatures(recursive_read_only_mounts=read_only, user_namespaces=False)

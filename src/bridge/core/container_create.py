@@ -26,8 +26,9 @@ from bridge.core.spec_inputs import Volume
 from bridge.core.store import Store
 from bridge.errors import IllegalTransition, InvalidRequest, NotFound, Unsupported
 from bridge.host import files
+from bridge.host.lookups import Lookups
 from bridge.ports.images import Image, Images
-from bridge.ports.runtime import ContainerHandle, ContainerIO, ContainerSpec
+from bridge.ports.runtime import ContainerHandle, ContainerIO, ContainerSpec, Handlers
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,7 +37,9 @@ class ContainerCreator:
 
     store: Store
     live: Live
+    handlers: Handlers
     images: Images
+    lookups: Lookups
     settings: CoreSettings
     facts: spec.HostFacts
     spec_settings: spec.SpecSettings
@@ -72,7 +75,8 @@ class ContainerCreator:
         bundle = self.settings.bundle(sandbox.id, ident)
         undo.push("remove the bundle", lambda: erase_directory(bundle))
         await files.make_dir(bundle / "rootfs", 0o711)
-        return Making(container, sandbox, image, bundle, self.settings, self.images, undo)
+        features = self.handlers.backend(sandbox.handler).features
+        return Making(container, sandbox, image, bundle, self.settings, self.facts, features, self.images, self.lookups, undo)
 
     async def _rootfs(self, making: Making) -> Path:
         ident, target = making.container.id, making.bundle / "rootfs"

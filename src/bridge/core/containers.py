@@ -16,7 +16,7 @@ import anyio
 
 from bridge import log
 from bridge.aio import SingleFlight, run_all
-from bridge.core import image_volumes, trace
+from bridge.core import trace, volumes
 from bridge.core.container_create import ContainerCreator, erase_bundle, erase_rootfs
 from bridge.core.container_stop import Stopper
 from bridge.core.entities import Container, ContainerState, Sandbox, SandboxState
@@ -193,9 +193,9 @@ class ContainerService:
         # Nothing runs in it any more. The last unmount of an overlay writes its files to the disk: not RemoveContainer's time.
         try:
             await mounts.unmount(self.bundle(container) / "rootfs")
-            await image_volumes.unmount(container, self.bundle(container))
+            await volumes.unmount(container, self.bundle(container))
         except BridgeError as exc:
-            _logger.warning("container %s: its root filesystem stays mounted until it is removed: %s", container.id[:13], exc)
+            _logger.warning("container %s: its file systems stay mounted until it is removed: %s", container.id[:13], exc)
 
     async def record_exit(self, ident: str, status: ExitStatus) -> None:
         """Put an exit into the store, with the reason a kubelet expects."""

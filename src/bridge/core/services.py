@@ -24,6 +24,7 @@ from bridge.core.stats import StatsService
 from bridge.core.store import Store
 from bridge.core.surroundings import Surroundings
 from bridge.core.trace import Traces
+from bridge.host.lookups import Lookups
 from bridge.ports.images import Images
 from bridge.ports.network import Network
 from bridge.ports.runtime import Handlers
@@ -81,7 +82,8 @@ def assemble(
     live, traces = Live(recovering={ident: anyio.Event() for ident in store.sandboxes}), Traces()
     daemon = Surroundings(store, live, settings, traces, supervisor, anyio.CapacityLimiter(settings.concurrent_creates))
     detacher = Detacher(store, ports.network, supervisor)
-    creator = ContainerCreator(store, live, ports.images, settings, facts, spec_settings)
+    lookups = Lookups(supervisor)
+    creator = ContainerCreator(store, live, ports.handlers, ports.images, lookups, settings, facts, spec_settings)
     containers = ContainerService(daemon, ports.images, creator)
     runner = SandboxRunner(store, live, ports.network, detacher, settings, facts, spec_settings, HostPorts(store))
     sandboxes = SandboxService(daemon, ports.handlers, containers, runner, detacher)

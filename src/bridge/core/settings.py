@@ -14,7 +14,8 @@ class CoreSettings:
 
     ``run_dir`` holds one directory a sandbox and vanishes at reboot.
     ``pause_rootfs`` and ``pause_argv`` are the sandbox container's root and command (None: no static binary was found, and
-    what needs a sandbox container is refused). ``volume_timeout`` bounds each look at a volume's host path.
+    what needs a sandbox container is refused). ``volume_timeout`` bounds each look at a volume's host path;
+    a missing one is made a directory if ``create_missing_volumes``, unless it is one of ``never_created_volumes``.
     ``exec_answer_limit`` bounds both output streams of an ExecSync together: what one message can carry.
     ``concurrent_creates`` bounds the pods and containers that are being made at once.
     ``selinux`` is None where no labels are given; ``selinux_categories`` is the number of categories that pods' pairs are drawn from.
@@ -33,6 +34,7 @@ class CoreSettings:
     undo_timeout: float = 60.0
     volume_timeout: float = 10.0
     create_missing_volumes: bool = True
+    never_created_volumes: tuple[str, ...] = ()
     concurrent_creates: int = 16
     selinux: Contexts | None = None
     selinux_categories: int = 1024

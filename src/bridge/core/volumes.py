@@ -2,29 +2,40 @@
 
 One step of CreateContainer. A mount names a path of the host or an image; either way the result is a ``Volume`` with the
 source and the options of its bind mount, so that the spec itself stays a pure function. What a runtime may not be able to
-do is done here by a prepared copy of the mount at ``volume_dir`` (bridge.host.mount_copies), and the spec binds that.
+do is done here by a prepared copy of the mount in ``volumes_dir`` (bridge.host.mount_copies), and the spec binds that.
 
 Source: CRI v1 Mount and MountPropagation.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import posixpath
+import stat
 from pathlib import Path
 
 from bridge.core import image_volumes
+from bridge.core.entities import Container
 from bridge.core.making import Making
 from bridge.core.model import ContainerConfig, MountPropagation, MountRequest
 from bridge.core.spec_inputs import Volume
-from bridge.errors import InvalidRequest, RROUnsupported, TimedOut, Unsupported
-from bridge.host import files
+from bridge.errors import Denied, HostError, InvalidRequest, RROUnsupported, TimedOut, Unsupported
+from bridge.host import files, mount_copies, mounts
+from bridge.host.lookups import Found
+from bridge.ports.runtime import Ability
 
 _PROPAGATION = {
     MountPropagation.PRIVATE: "rprivate",
     MountPropagation.HOST_TO_CONTAINER: "rslave",
     MountPropagation.BIDIRECTIONAL: "rshared",
 }
-_PASSED_OPTIONS = frozenset({"nodev", "noexec", "nosuid", "noatime", "nodiratime", "relatime", "strictatime", "nosymfollow"})
+_SPREADING = {MountPropagation.HOST_TO_CONTAINER: ("shared:", "master:"), MountPropagation.BIDIRECTIONAL: ("shared:",)}
+"""What the source's mount must have in its mountinfo, any of them."""
+_PASSED_OPTIONS = frozenset({"nodev", "noexec", "nosuid", "noatime", "nodiratime", "relatime", "strictatime"})
+"""Flags of one mount point that every runtime knows; none can reach the file system's own options (KEP-5855 names the first three)."""
+_NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS})
+_NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM})
 
 
 def check(config: ContainerConfig) -> None:
@@ -43,13 +54,24 @@ def check(config: ContainerConfig) -> None:
 
 
 async def prepare(making: Making) -> tuple[Volume, ...]:
-    """One Volume for each of config.mounts, in its order. Raises InvalidRequest, TimedOut (a dead network mount), RROUnsupported."""
+    """One Volume for each of config.mounts, in its order.
+
+    Raises TimedOut when a path does not answer (a dead network mount), InvalidRequest, RROUnsupported, Denied, HostError; each names
+    the field.
+    """
     return tuple([await _volume(index, request, making) for index, request in enumerate(making.config.mounts)])
 
 
-def volume_dir(making: Making, index: int) -> Path:
-    """Where the prepared copy for config.mounts[index] is attached."""
-    return making.bundle / "volumes" / str(index)
+def volumes_dir(bundle: Path) -> Path:
+    """Where the prepared copies of one container's volumes are attached, the one for config.mounts[i] at ``i``."""
+    return bundle / "volumes"
+
+
+async def unmount(container: Container, bundle: Path) -> None:
+    """Unmount what was prepared, once nothing runs in the container: it would keep a volume's device busy. Idempotent. Raises HostError."""
+    await image_volumes.unmount(container, bundle)
+    if any(request.recursive_read_only for request in container.config.mounts):
+        await mounts.unmount_each(volumes_dir(bundle))
 
 
 async def _volume(index: int, request: MountRequest, making: Making) -> Volume:
@@ -60,25 +82,72 @@ async def _volume(index: int, request: MountRequest, making: Making) -> Volume:
 
 async def _host_volume(index: int, request: MountRequest, making: Making) -> Volume:
     field = f"config.mounts[{index}]"
-    source = await _look_at(f"{field}.host_path", request, making)
-    # Between the look and the options: relabelling for SELinux, and a copy seen through the pod's user namespace.
-    if request.recursive_read_only:
-        raise RROUnsupported(f"{field}: {request.container_path} can't be mounted recursively read-only")
-    return Volume(source, host_options(request, field))
-
-
-async def _look_at(field: str, request: MountRequest, making: Making) -> str:
-    """The path that is bound; a missing one is made. Raises InvalidRequest, TimedOut."""
-    settings, path = making.settings, Path(request.host_path)
+    copied = request.recursive_read_only and making.facts.mount_copies
+    found = await look_at(request.host_path, making, f"{field}.host_path", keep=copied or request.propagation in _SPREADING)
     try:
-        there = await files.exists(path, timeout=settings.volume_timeout)
-    except TimeoutError as exc:
-        raise TimedOut(f"{field}: {path} did not answer within {settings.volume_timeout:g} s (a dead network mount?)") from exc
-    if not there:
-        if not settings.create_missing_volumes:
-            raise InvalidRequest(f"{path} does not exist", field=field)
-        await files.make_dir(path, 0o755)
-    return request.host_path
+        await _check_propagation(found, request, field)
+        # Here a source may be relabelled for SELinux, or be copied by the pod's user namespace.
+        if not request.recursive_read_only:
+            return Volume(found.path, host_options(request, field), resolved=found.path)
+        if copied:
+            source = await copy(found, index, making, read_only=True)
+            return Volume(str(source), ("rbind", "rprivate", "ro", *request.mount_options), resolved=found.path)
+    finally:
+        if found.fd is not None:
+            os.close(found.fd)
+    if not making.features.has(Ability.RECURSIVE_READ_ONLY):
+        why = f"neither this kernel nor handler {making.sandbox.handler!r} can mount {request.container_path} recursively read-only"
+        raise RROUnsupported(f"{field}.recursive_read_only: {why}")
+    return Volume(found.path, host_options(request, field), resolved=found.path)
+
+
+async def look_at(path: str, making: Making, field: str, *, keep: bool = False) -> Found:
+    """What is at a host path of the request, made when it is missing if that is configured; see bridge.host.lookups.
+
+    Raises InvalidRequest, Denied, TimedOut or HostError naming ``field`` and the path.
+    """
+    settings = making.settings
+    make = settings.create_missing_volumes and posixpath.normpath(path) not in settings.never_created_volumes
+    try:
+        return await making.lookups.look(path, timeout=settings.volume_timeout, make=make, keep=keep)
+    except TimedOut as exc:
+        raise TimedOut(f"{field}: {exc.message}") from exc
+    except HostError as exc:
+        if exc.errno in _NOT_THERE:
+            raise InvalidRequest(exc.message, field=field) from exc
+        if exc.errno in _NOT_ALLOWED:
+            raise Denied(f"{field}: {exc.message}") from exc
+        raise HostError(f"{field}: {exc.message}", errno=exc.errno) from exc
+
+
+async def copy(found: Found, index: int, making: Making, *, read_only: bool = False, user_namespace: int | None = None) -> Path:
+    """A private, recursive copy of the mount at ``found`` (looked at with ``keep``), attached in the bundle. Raises HostError.
+
+    It goes when the container has ended, or with the bundle.
+    """
+    assert found.fd is not None
+    target = volumes_dir(making.bundle) / str(index)
+    await files.make_mount_point(target, directory=stat.S_ISDIR(found.mode))
+    try:
+        await mount_copies.attach(found.fd, target, read_only=read_only, user_namespace=user_namespace)
+    except HostError as exc:
+        raise HostError(f"config.mounts[{index}]: can't copy the mount at {found.path}: {exc.message}", errno=exc.errno) from exc
+    return target
+
+
+async def _check_propagation(found: Found, request: MountRequest, field: str) -> None:
+    """What is to spread must come from a mount that spreads (CRI MountPropagation). Raises InvalidRequest."""
+    if found.fd is None or request.propagation not in _SPREADING:
+        return
+    mount = await mounts.of_descriptor(found.fd)
+    needed = _SPREADING[request.propagation]
+    if not any(tag.startswith(needed) for tag in mount.propagation):
+        kind = "a shared mount" if len(needed) == 1 else "a shared or slave mount"
+        advice = f"make it one (mount --make-rshared {mount.target}) or ask for {MountPropagation.PRIVATE}"
+        raise InvalidRequest(
+            f"{request.propagation} needs {kind}, but {found.path} lies on {mount.target}, which is private: {advice}",
+            field=f"{field}.propagation",
+        )
 
 
 def host_options(request: MountRequest, field: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bridge.errors import HostError
-from bridge.host import cpu_lists
+from bridge.host import cpu_lists, mount_copies
 
 CAPABILITIES: tuple[str, ...] = (
     "CAP_CHOWN",
@@ -81,7 +81,8 @@ class HostFacts:
     (amd64); ``oom_score_adj`` is the server's own, the lowest it can give unless ``can_lower_oom_score``;
     ``hugepage_sizes`` ("2MB", "1GB") are those whose cgroup limit can be set; ``hostname`` is the node's; ``nofile`` is the server's own
     RLIMIT_NOFILE (soft, hard), None where it is unlimited or unknown. ``cpus`` and ``memory_nodes`` are those present, ``controllers``
-    those of cgroup v2; empty where unknown.
+    those of cgroup v2; empty where unknown. ``mount_copies`` tells that
+    bridge.host.mount_copies works here.
     """
 
     capabilities: frozenset[str]
@@ -99,6 +100,7 @@ class HostFacts:
     cpus: frozenset[int] = frozenset()
     memory_nodes: frozenset[int] = frozenset()
     controllers: frozenset[str] = frozenset()
+    mount_copies: bool = False
 
 
 def gather(root: Path = Path("/"), machine: str = "") -> HostFacts:
@@ -123,6 +125,7 @@ def gather(root: Path = Path("/"), machine: str = "") -> HostFacts:
         cpus=_numbers(root / "sys/devices/system/cpu/present"),
         memory_nodes=_numbers(root / "sys/devices/system/node/online"),
         controllers=frozenset(_read(cgroup / "cgroup.controllers").split()),
+        mount_copies=root == Path("/") and mount_copies.available(),
     )
 
 

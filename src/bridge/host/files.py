@@ -45,13 +45,18 @@ async def remove_tree(path: Path) -> None:
     await anyio.to_thread.run_sync(_remove_tree, path)
 
 
-async def exists(path: Path, *, timeout: float) -> bool:
-    """Whether ``path`` is there. A dead network mount makes the look hang: after ``timeout`` s TimeoutError is raised.
+async def make_mount_point(path: Path, *, directory: bool) -> None:
+    """Make ``path`` and its parents: a directory, or an empty file for a mount of a file. Raises HostError."""
 
-    The stuck look keeps one worker thread until the kernel lets it go.
-    """
-    with anyio.fail_after(timeout):
-        return await anyio.to_thread.run_sync(os.path.lexists, path, abandon_on_cancel=True)
+    def make() -> None:
+        _make_dir(path if directory else path.parent, 0o711)
+        if not directory:
+            try:
+                path.touch(0o600)
+            except OSError as exc:
+                raise HostError(f"can't make {path}: {exc.strerror}", errno=exc.errno) from exc
+
+    await anyio.to_thread.run_sync(make)
 
 
 def _make_dir(path: Path, mode: int) -> None:

@@ -19,6 +19,19 @@ from bridge.host import syscalls
 _AT_FDCWD = -100
 
 
+def available() -> bool:
+    """Whether this kernel and this process can make such copies: one is made, of "/", and thrown away. Blocks."""
+    try:
+        copy = syscalls.open_tree(_AT_FDCWD, "/", recursive=False)
+        try:
+            syscalls.mount_setattr(copy, set_attributes=syscalls.MOUNT_ATTR_RDONLY, propagation=syscalls.MS_PRIVATE)
+        finally:
+            os.close(copy)
+    except OSError:
+        return False
+    return True
+
+
 async def attach(
     source: Path | int,
     target: Path,

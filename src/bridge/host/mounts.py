@@ -191,6 +191,37 @@ async def unmount(target: Path) -> None:
     await _blocking(_unmount, target)
 
 
+async def unmount_each(directory: Path) -> None:
+    """``unmount`` what is mounted at the entries of ``directory``, with all below; no such directory is success. Raises HostError."""
+    await _blocking(_unmount_each, directory)
+
+
+def _unmount_each(directory: Path) -> None:
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return
+    for name in names:
+        _unmount(directory / name)
+
+
+async def of_descriptor(fd: int) -> Mount:
+    """The mount that the file behind ``fd`` was reached through. Asks the file system nothing. Raises HostError."""
+    try:
+        found = await anyio.to_thread.run_sync(_of_descriptor, fd)
+    except OSError as exc:
+        raise _host_error(exc) from exc
+    if found is None:
+        raise HostError("its mount is not in this mount namespace")
+    return found
+
+
+def _of_descriptor(fd: int) -> Mount | None:
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines() if ":" in line)
+    number = int(fields["mnt_id"])
+    return next((mount for mount in read_mountinfo() if mount.id == number), None)
+
+
 async def unmount_and(target: Path, then: Callable[[], T]) -> T:
     """``unmount``, and in the same thread what comes ``then``, whose result is returned: saves a change of threads. Raises HostError."""
 

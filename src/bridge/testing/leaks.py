@@ -16,7 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bridge.host import mounts
+from bridge.host import lookup_child, mounts
+from bridge.host.lookups import SPARE_CHILDREN
 
 _GONE = (FileNotFoundError, ProcessLookupError, NotADirectoryError, PermissionError)
 _NUMBERED = re.compile(r"^(socket|pipe|anon_inode|mnt|net|ipc|uts|pid):.*")
@@ -125,7 +126,7 @@ def _cgroups(scope: Scope) -> Iterator[str]:
 def _processes(scope: Scope) -> Iterator[str]:
     own = os.getpid()
     table = dict(_process_table())
-    descendants = _descendants(table, scope.pids)
+    descendants = _descendants(table, scope.pids) - _helpers(table, scope.pids)
     words = [os.fsencode(root) for root in scope.roots] + [mark.encode() for mark in scope.cgroup_marks]
     for pid, (_, state, command) in table.items():
         if pid != own and pid not in scope.pids and (pid in descendants or any(word in command for word in words)):
@@ -151,12 +152,33 @@ def _descendants(table: Mapping[int, tuple[int, str, bytes]], ancestors: Sequenc
     return found
 
 
+def _helpers(table: Mapping[int, tuple[int, str, bytes]], servers: Sequence[int]) -> set[int]:
+    """The processes that a server keeps for a while to look at paths; not more of them than it may keep."""
+    word = os.fsencode(lookup_child.__file__)
+    found: set[int] = set()
+    for server in servers:
+        mine = sorted(pid for pid, (parent, state, command) in table.items() if parent == server and state != "Z" and word in command)
+        found.update(mine[:SPARE_CHILDREN])
+    return found
+
+
 def _descriptors(scope: Scope) -> Iterator[str]:
     """The descriptors of the scope's processes; those that are only a number to us count by kind."""
+    table = dict(_process_table())
     for pid in scope.pids:
-        with suppress(*_GONE):
-            for number in os.listdir(f"/proc/{pid}/fd"):
-                with suppress(*_GONE):
-                    target = os.readlink(f"/proc/{pid}/fd/{number}")
-                    match = _NUMBERED.match(target)
-                    yield f"of process {pid}: {match[1] if match and match[1] != 'anon_inode' else target}"
+        kept = len(_helpers(table, [pid]))
+        spare = Counter({f"of process {pid}: socket": kept, f"of process {pid}: anon_inode:[pidfd]": kept})
+        for line in _descriptors_of(pid):
+            if spare[line]:
+                spare[line] -= 1
+            else:
+                yield line
+
+
+def _descriptors_of(pid: int) -> Iterator[str]:
+    with suppress(*_GONE):
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(*_GONE):
+                target = os.readlink(f"/proc/{pid}/fd/{number}")
+                match = _NUMBERED.match(target)
+                yield f"of process {pid}: {match[1] if match and match[1] != 'anon_inode' else target}"

@@ -72,10 +72,15 @@ async def test_a_file_that_is_a_mount_point_is_kept(tmp_path: Path) -> None:
         await mounts.unmount_tree(tmp_path)
 
 
-async def test_exists_and_make_dir(tmp_path: Path) -> None:
-    assert not await files.exists(tmp_path / "x", timeout=1)
+async def test_make_dir_and_mount_points(tmp_path: Path) -> None:
     await files.make_dir(tmp_path / "x" / "y")
-    assert await files.exists(tmp_path / "x" / "y", timeout=1)
+    assert (tmp_path / "x" / "y").is_dir()
+    await files.make_mount_point(tmp_path / "m" / "0", directory=True)
+    await files.make_mount_point(tmp_path / "m" / "1", directory=False)
+    assert (tmp_path / "m" / "0").is_dir()
+    assert (tmp_path / "m" / "1").read_bytes() == b""
+    with pytest.raises(HostError, match="can't make"):
+        await files.make_mount_point(tmp_path / "m" / "1" / "2", directory=False)
     (tmp_path / "file").touch()
     with pytest.raises(HostError, match="can't make directory"):
         await files.make_dir(tmp_path / "file" / "y")
