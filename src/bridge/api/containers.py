@@ -54,6 +54,7 @@ class ContainerRpcs(v1.RuntimeServiceBase):
 
     async def update_container_resources(self, message: v1.UpdateContainerResourcesRequest) -> v1.UpdateContainerResourcesResponse:
         """What is 0 stays as it is. Annotations are for extensions of the node, of which there are none yet."""
+        convert_parts.linux_only(message.windows, "windows")
         await self._core.resources.update_container(message.container_id, convert_parts.resources(message.linux, "linux"))
         return v1.UpdateContainerResourcesResponse()
 

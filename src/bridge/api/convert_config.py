@@ -1,7 +1,7 @@
 """PodSandboxConfig and ContainerConfig to the model's PodConfig and ContainerConfig.
 
 Refused here, as containerd and CRI-O refuse it or would fail later and less clearly: what lacks its identity, numbers out
-of range, enum numbers nobody knows. Windows settings are ignored. Equal requests give equal configs, since core compares
+of range, enum numbers nobody knows, settings of Windows containers. Equal requests give equal configs, since core compares
 them to tell a retry from a conflict.
 """
 
@@ -23,6 +23,7 @@ def pod_config(value: pb.PodSandboxConfig | None, field: str = "config") -> mode
     """The pod that is asked for. Raises InvalidRequest naming the field."""
     if value is None:
         raise InvalidRequest("is missing", field=field)
+    parts.linux_only(value.windows, f"{field}.windows")
     linux = value.linux or pb.LinuxPodSandboxConfig()
     dns = value.dns_config
     return model.PodConfig(
@@ -101,6 +102,7 @@ def container_config(value: pb.ContainerConfig | None, field: str = "config") ->
         raise InvalidRequest("is missing", field=f"{field}.metadata")
     image = parts.image_spec(value.image)
     required(image.image, f"{field}.image.image")
+    parts.linux_only(value.windows, f"{field}.windows")
     linux = value.linux or pb.LinuxContainerConfig()
     return model.ContainerConfig(
         metadata=model.ContainerMetadata(required(value.metadata.name, f"{field}.metadata.name"), value.metadata.attempt),

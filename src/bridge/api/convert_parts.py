@@ -14,7 +14,7 @@ import betterproto2
 
 from bridge._proto.runtime import v1 as pb
 from bridge.core import model
-from bridge.errors import InvalidRequest
+from bridge.errors import InvalidRequest, Unsupported
 
 E = TypeVar("E", bound=StrEnum)
 _MAX_ID = (1 << 32) - 2  # the highest id that Linux can give; one more means "none"
@@ -34,6 +34,12 @@ def required(value: str, field: str) -> str:
     if not value:
         raise InvalidRequest("must not be empty", field=field)
     return value
+
+
+def linux_only(windows: betterproto2.Message | None, field: str) -> None:
+    """Settings of a Windows container can't be kept; an empty message asks for nothing. Raises Unsupported."""
+    if windows is not None and bytes(windows):
+        raise Unsupported(f"{field}: this server runs Linux containers")
 
 
 def user_id(value: pb.Int64Value | None, field: str) -> int | None:
@@ -109,7 +115,7 @@ def _mapping_messages(mappings: Sequence[model.IDMapping]) -> list[pb.IdMapping]
 def profile(value: pb.SecurityProfile | None, old: str, field: str) -> model.SecurityProfile | None:
     """A seccomp or AppArmor profile; ``old`` is the deprecated string field, which counts only when the new one is absent."""
     if value is None:
-        return _old_profile(old, field) if old else None
+        return _old_profile(old, field + ("_profile_path" if field.endswith("seccomp") else "_profile")) if old else None
     kind = enum(model.ProfileType, value.profile_type, f"{field}.profile_type")
     if kind is model.ProfileType.LOCALHOST:
         required(value.localhost_ref, f"{field}.localhost_ref")

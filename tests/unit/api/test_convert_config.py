@@ -266,7 +266,7 @@ POD_REFUSALS: list[tuple[str, Change]] = [
         "config.linux.security_context.seccomp.profile_type",
         lambda c: setattr(_security(c), "seccomp", pb.SecurityProfile(profile_type=pb.SecurityProfileProfileType(5))),
     ),
-    ("config.linux.security_context.seccomp", lambda c: setattr(_security(c), "seccomp_profile_path", "nonsense")),
+    ("config.linux.security_context.seccomp_profile_path", lambda c: setattr(_security(c), "seccomp_profile_path", "nonsense")),
     (
         "config.linux.security_context.namespace_options.network",
         lambda c: setattr(_options(c), "network", pb.NamespaceMode.CONTAINER),
@@ -317,7 +317,7 @@ CONTAINER_REFUSALS: list[tuple[str, Change]] = [
         "config.linux.security_context.namespace_options.target_id",
         lambda c: setattr(_options(c), "pid", pb.NamespaceMode.TARGET),
     ),
-    ("config.linux.security_context.apparmor", lambda c: setattr(_security(c), "apparmor_profile", "localhost/")),
+    ("config.linux.security_context.apparmor_profile", lambda c: setattr(_security(c), "apparmor_profile", "localhost/")),
 ]
 
 
