@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from bridge.config_types import MIB, AbsolutePath, Bytes, Seconds, Table
+from bridge.config_types import MIB, AbsolutePath, Bytes, DevicePath, Seconds, Table
 
 
 class Handler(Table):
@@ -24,6 +24,13 @@ class Handler(Table):
     """Overrides `runtime.create_timeout` for this handler. Why: unset, as only virtual machines need longer."""
     start_timeout: Seconds | None = None
     """Overrides `runtime.start_timeout` for this handler. Why: unset, as only virtual machines need longer."""
+    allowed_annotations: list[Annotated[str, Field(min_length=1)]] = []
+    """Annotations of pods and containers that this handler's runtime is told: prefixes, or globs where one has `*`, `?` or `[`.
+    Those that steer a runtime (`org.systemd.property.`, `run.oci.`, `io.katacontainers.` …) only by a pattern that names their
+    family. Why: an annotation can change what a runtime does as root (CVE-2024-3154)."""
+    base_spec: AbsolutePath | None = None
+    """JSON file of an OCI spec that each container's own is laid over: rlimits, hooks, mounts, environment; read at start and at SIGHUP.
+    Why: unset, as the request says what a container needs."""
 
 
 DEFAULT_HANDLERS: Mapping[str, Mapping[str, Any]] = {
@@ -67,6 +74,17 @@ class Runtime(Table):
     """Output kept of each stream of an ExecSync; the rest is dropped. Why: the kubelet takes no larger message."""
     exec_drain_timeout: Seconds = 1.0
     """How long ExecSync waits for output once its process ended. Why: a child that keeps the pipe open must not hold the probe."""
+
+    cdi_spec_dirs: list[AbsolutePath] = [Path("/etc/cdi"), Path("/var/run/cdi")]
+    """Directories of CDI specs, watched; later ones have precedence. Why: where device vendors write, the second until a reboot."""
+    hooks_dirs: list[AbsolutePath] = [Path("/usr/share/containers/oci/hooks.d"), Path("/etc/containers/oci/hooks.d")]
+    """Directories of OCI hooks, watched; a file of a later one replaces that of the same name. Why: packages, then the administrator."""
+    additional_devices: list[DevicePath] = []
+    """Devices that every container gets: HOST[:CONTAINER][:PERMISSIONS].
+    Why: none, as device plugins and CDI give each device to those it is meant for."""
+    device_ownership_from_security_context: bool = False
+    """Whether devices that a container asks for belong to its user and group instead of the host's owner.
+    Why: off as in other runtimes; needed where users other than root use devices of device plugins."""
 
     @field_validator("handlers", mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,7 +33,14 @@ def _absolute(path: Path) -> Path:
     return path
 
 
+def _device(text: str) -> str:
+    if not re.fullmatch(r"/[^:\0]+(:/[^:\0]+)?(:[rwm]{1,3})?", text):
+        raise ValueError(f"must be HOST[:CONTAINER][:PERMISSIONS] with absolute paths and permissions of r, w and m, not {text!r}")
+    return text
+
+
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+DevicePath = Annotated[str, AfterValidator(_device)]
 RunPath = Annotated[Path, Below("run_dir")]
 StatePath = Annotated[Path, Below("state_dir")]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False), Unit("seconds")]

@@ -28,6 +28,8 @@ from bridge.api.images import ImageRpcs
 from bridge.api.runtime import NodeView, RuntimeRpcs
 from bridge.api.server import GrpcServer
 from bridge.config import Config
+from bridge.core import cdi, cdi_spec, hooks
+from bridge.core.injections import Sources
 from bridge.core.services import Ports, Services, assemble
 from bridge.core.store import MIGRATIONS, Store
 from bridge.daemon_settings import Host
@@ -37,6 +39,7 @@ from bridge.handlers import HandlerRegistry, open_handlers
 from bridge.host import facts, files, selinux, staticroot, syscalls
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.host.database import Database
+from bridge.host.watched_files import WatchedFiles
 from bridge.images.store import ImageStore
 from bridge.monitor.link import MonitorLink
 from bridge.network.cni import Cni
@@ -99,6 +102,7 @@ async def running(config: Config) -> AsyncIterator[Daemon]:
     """The whole server, serving on its socket with recovery done, until the block ends. Raises BridgeError when it can't start."""
     async with AsyncExitStack() as stack:
         host = await _prepare(config, stack)
+        sources = await stack.enter_async_context(_sources(config))  # outlives the tasks that watch them
         supervisor = await stack.enter_async_context(Supervisor())
         database = await _database(config.server.state_dir / "state.db")
         stack.push_async_callback(database.close)
@@ -108,7 +112,9 @@ async def running(config: Config) -> AsyncIterator[Daemon]:
         plugins.load_entry_points()
         handlers = await stack.enter_async_context(_handlers(config, host, link, plugins))
         network = await stack.enter_async_context(Cni.open(settings_of.network(config), supervisor))
-        core = await _core(config, host, database, Ports(handlers, network, images), supervisor)
+        core = await _core(config, host, database, Ports(handlers, network, images), supervisor, sources)
+        supervisor.spawn("watch CDI specs", sources.cdi.keep)
+        supervisor.spawn("watch hooks", sources.hooks.keep)
         supervisor.spawn("plugin events", lambda: tell_plugins(core.store, plugins))
         server = await stack.enter_async_context(_server(config, host, core, images, link))
         await server.listen(config.server.socket, mode=config.server.socket_mode, group=config.server.socket_group)
@@ -176,10 +182,18 @@ async def _handlers(config: Config, host: Host, link: MonitorLink, plugins: Plug
         yield handlers
 
 
-async def _core(config: Config, host: Host, database: Database, ports: Ports, supervisor: Supervisor) -> Services:
+@asynccontextmanager
+async def _sources(config: Config) -> AsyncIterator[Sources]:
+    runtime = config.runtime
+    async with WatchedFiles.open(runtime.cdi_spec_dirs, cdi_spec.ENDINGS, cdi.parse_all) as specs:
+        async with WatchedFiles.open(runtime.hooks_dirs, hooks.ENDINGS, hooks.parse_all) as found:
+            yield Sources(specs, found)
+
+
+async def _core(config: Config, host: Host, database: Database, ports: Ports, supervisor: Supervisor, sources: Sources) -> Services:
     store = Store(database)
     await store.load()
-    return assemble(store, ports, settings_of.core(config, host), host.facts, settings_of.spec(config, host), supervisor)
+    return assemble(store, ports, settings_of.core(config, host), host.facts, settings_of.spec(config, host), supervisor, sources)
 
 
 def _server(config: Config, host: Host, core: Services, images: ImageStore, link: MonitorLink) -> GrpcServer:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.config import Config
-from bridge.core.model import ProfileType
+from bridge.core.model import DeviceRequest, ProfileType
 from bridge.core.settings import CoreSettings
 from bridge.core.spec import HostFacts, SpecSettings
 from bridge.errors import ConfigError
@@ -76,6 +76,8 @@ def core(config: Config, host: Host) -> CoreSettings:
         concurrent_creates=config.server.concurrent_creates,
         selinux=host.selinux,
         selinux_categories=config.security.selinux_categories,
+        additional_devices=tuple(_device(text) for text in runtime.additional_devices),
+        device_ownership=runtime.device_ownership_from_security_context,
     )
 
 
@@ -91,6 +93,13 @@ def selinux(config: Config, mode: Mode, contexts: Contexts | None) -> Contexts |
         )
         raise ConfigError(f"security.selinux is on, but {why}")
     return contexts
+
+
+def _device(text: str) -> DeviceRequest:
+    """HOST[:CONTAINER][:PERMISSIONS]; the schema has seen to its form."""
+    host_path, *rest = text.split(":")
+    permissions = rest.pop() if rest and not rest[-1].startswith("/") else "rwm"
+    return DeviceRequest(container_path=rest[0] if rest else host_path, host_path=host_path, permissions=permissions)
 
 
 def spec(config: Config, host: Host) -> SpecSettings:
@@ -162,5 +171,6 @@ def handlers(config: Config) -> list[HandlerSettings]:
         if handler.enabled:
             create, start = handler.create_timeout or common.create, handler.start_timeout or common.start
             own = RuntimeTimeouts(create=create, start=start, exec=common.exec, delete=common.delete, kill=common.kill)
-            found.append(HandlerSettings(name, handler.plugin, handler.options, own))
+            allowed = tuple(handler.allowed_annotations)
+            found.append(HandlerSettings(name, handler.plugin, handler.options, own, allowed, handler.base_spec))
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -16,29 +17,50 @@ import anyio.abc
 
 from bridge import log
 from bridge.aio import describe
-from bridge.errors import BridgeError, NotFound
+from bridge.core import base_spec
+from bridge.errors import BridgeError, ConfigError, NotFound
+from bridge.host import files
 from bridge.plugins import Plugins
 from bridge.ports.host import HostContext, RuntimeTimeouts
-from bridge.ports.runtime import HandlerState, RuntimeBackend
+from bridge.ports.runtime import HandlerPolicy, HandlerState, RuntimeBackend
 
 _logger = log.get("handlers")
 _CLOSE_SECONDS = 10.0
 """How long the backends together may take to close."""
+_BASE_SPEC_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class HandlerSettings:
-    """One handler of the configuration. ``options`` are the plugin's own; ``timeouts`` None means the host's."""
+    """One handler of the configuration. ``options`` are the plugin's own; ``timeouts`` None means the host's.
+
+    ``allowed_annotations`` and the file ``base_spec`` make its HandlerPolicy.
+    """
 
     name: str
     plugin: str
     options: Mapping[str, Any] = field(default_factory=dict)
     timeouts: RuntimeTimeouts | None = None
+    allowed_annotations: tuple[str, ...] = ()
+    base_spec: Path | None = None
+
+
+async def _policy(settings: HandlerSettings) -> HandlerPolicy:
+    if settings.base_spec is None:
+        return HandlerPolicy(settings.allowed_annotations)
+    text = await files.read_text(settings.base_spec, limit=_BASE_SPEC_BYTES)
+    if not text:
+        raise ConfigError(f"base_spec: {settings.base_spec} does not exist or is empty")
+    try:
+        return HandlerPolicy(settings.allowed_annotations, base_spec.parse(text))
+    except ConfigError as exc:
+        raise ConfigError(f"base_spec: {settings.base_spec}: {exc.message}") from exc
 
 
 @dataclass(slots=True)
 class _Slot:
     settings: HandlerSettings
+    policy: HandlerPolicy = field(default_factory=HandlerPolicy)
     backend: RuntimeBackend | None = None
     reason: str = "it is still being opened"
 
@@ -75,6 +97,11 @@ class HandlerRegistry:
         disabled = "; ".join(f"{name}: {each.reason}" for name, each in sorted(self._slots.items()) if each.backend is None)
         return f"no runtime handler {wanted!r} (enabled handlers: {enabled}{'; disabled: ' + disabled if disabled else ''})"
 
+    def policy(self, name: str) -> HandlerPolicy:
+        """The policy of ``name`` ("" means the default); no choices for a name that isn't configured."""
+        slot = self._slots.get(name or self._default)
+        return HandlerPolicy() if slot is None else slot.policy
+
     def states(self) -> Sequence[HandlerState]:
         """Every configured handler, by name."""
         return [
@@ -88,12 +115,23 @@ class HandlerRegistry:
         ]
 
     async def reprobe(self) -> None:
-        """Try again to open what is disabled: a binary may have been installed meanwhile. Never raises for a handler."""
+        """Try again to open what is disabled, as a binary may have been installed meanwhile, and read base specs anew.
+
+        Never raises for a handler.
+        """
         async with self._probing:
             async with anyio.create_task_group() as waiters:
                 for slot in self._slots.values():
                     if slot.backend is None:
                         waiters.start_soon(self._open, slot, name=f"open handler {slot.settings.name}")
+                    else:
+                        await self._reread(slot)
+
+    async def _reread(self, slot: _Slot) -> None:
+        try:
+            slot.policy = await _policy(slot.settings)
+        except BridgeError as exc:
+            _logger.error("handler %s goes on with the base spec that it has: %s", slot.settings.name, exc)
 
     async def _add(self, settings: Sequence[HandlerSettings]) -> None:
         for each in settings:
@@ -109,6 +147,7 @@ class HandlerRegistry:
         settings = slot.settings
         context = self._context if settings.timeouts is None else replace(self._context, timeouts=settings.timeouts)
         try:
+            slot.policy = await _policy(settings)
             plugin = self._plugins.runtime(settings.plugin)
             options = self._plugins.options(plugin, settings.options)
             async with plugin.open(settings.name, options, context) as backend:

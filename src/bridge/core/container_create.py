@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from bridge.aio import Rollback
-from bridge.core import container_facts, image_volumes, limits, selinux, spec, trace, volumes
+from bridge.core import container_facts, device_nodes, image_volumes, limits, selinux, spec, spec_devices, trace, volumes
 from bridge.core.container_stop import checked_signal
 from bridge.core.entities import Container, ContainerState, Sandbox, User
 from bridge.core.erase import directory as erase_directory
+from bridge.core.injections import Injections
 from bridge.core.live import Live, LiveContainer
 from bridge.core.making import Making
 from bridge.core.model import ContainerConfig, NamespaceMode
 from bridge.core.settings import CoreSettings
 from bridge.core.spec_inputs import Volume
 from bridge.core.store import Store
-from bridge.errors import IllegalTransition, InvalidRequest, NotFound, Unsupported
+from bridge.errors import IllegalTransition, InvalidRequest, NotFound
 from bridge.host import files
 from bridge.host.lookups import Lookups
 from bridge.ports.images import Image, Images
@@ -43,6 +44,7 @@ class ContainerCreator:
     settings: CoreSettings
     facts: spec.HostFacts
     spec_settings: spec.SpecSettings
+    injections: Injections
 
     async def create(self, ident: str, sandbox: Sandbox, config: ContainerConfig) -> Container:
         """Make the container; on any failure or cancellation nothing of it is left. Returns it in state created."""
@@ -58,7 +60,9 @@ class ContainerCreator:
             with trace.span("spec"):
                 user, home = await container_facts.identity(config, image, root)
                 inputs = await self._inputs(making, root, user, home, prepared)
-                oci = spec.build_container(inputs, self.facts, self.spec_settings)
+                policy = self.handlers.policy(sandbox.handler)
+                oci = spec.build_container(inputs, self.facts, self.spec_settings.of_handler(policy))
+                oci = await self.injections.apply(oci, inputs)
             with trace.span("backend"):
                 handle = await self._backend(making, oci)
             limited = limits.in_force(oci["linux"]["resources"], oci["process"]["oomScoreAdj"])
@@ -122,6 +126,7 @@ class ContainerCreator:
 
     async def _inputs(self, making: Making, root: Path, user: User, home: str, prepared: tuple[Volume, ...]) -> spec.ContainerInputs:
         config = making.config
+        devices = await device_nodes.find(config, user, self.settings)
         return spec.ContainerInputs(
             container_id=making.container.id,
             sandbox=making.sandbox,
@@ -132,10 +137,11 @@ class ContainerCreator:
             user=user,
             home=home,
             pid_target=self._pid_target(making.sandbox, config),
-            devices=await container_facts.device_nodes(config) if config.devices or config.security.privileged else (),
+            devices=devices,
             seccomp_localhost=await container_facts.local_seccomp(config),
             volumes=prepared,
             labels=making.labels,
+            added_mounts=tuple(spec_devices.binds(devices, making.sandbox)),
         )
 
     def _pid_target(self, sandbox: Sandbox, config: ContainerConfig) -> Path | None:
@@ -154,8 +160,7 @@ class ContainerCreator:
 def check(config: ContainerConfig) -> None:
     """Refuse what this server can't do, naming the field, before anything is touched."""
     volumes.check(config)
-    if config.cdi_devices:
-        raise Unsupported("config.CDI_devices: CDI devices are not supported")
+    device_nodes.check(config)
     if config.stdin_once and not config.stdin:
         raise InvalidRequest("needs stdin", field="config.stdin_once")
 

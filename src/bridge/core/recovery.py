@@ -154,7 +154,8 @@ class Recovery:
             backend = self.handlers.backend(sandbox.handler)
         except NotFound as exc:  # disabled, perhaps for a moment: its runtime is being upgraded. What it runs goes on
             raise Unavailable(exc.message) from exc
-        request = sandbox_spec(sandbox, backend, self.daemon.settings, self.facts, self.spec_settings)
+        chosen = self.spec_settings.of_handler(self.handlers.policy(sandbox.handler))
+        request = sandbox_spec(sandbox, backend, self.daemon.settings, self.facts, chosen)
         return await backend.load_sandbox(request, sandbox.backend or {})
 
     async def _adopt_container(self, container: Container, sandbox: SandboxHandle) -> None:

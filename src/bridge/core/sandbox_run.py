@@ -28,7 +28,7 @@ from bridge.errors import InvalidRequest, Unsupported
 from bridge.host import cgroup_chain, cgroups, files, mounts, namespaces
 from bridge.host.selinux import label_all
 from bridge.ports.network import Network, PodNetworkRequest
-from bridge.ports.runtime import Ability, NamespacePaths, RuntimeBackend, SandboxHandle, SandboxKind, SandboxSpec
+from bridge.ports.runtime import Ability, Handlers, NamespacePaths, RuntimeBackend, SandboxHandle, SandboxKind, SandboxSpec
 
 POD_SYSCTLS = {"net.ipv4.ping_group_range": "0 2147483647"}
 """Set in every pod's own network namespace: ping without CAP_NET_RAW, which containers do not have (ADR 0006)."""
@@ -46,6 +46,7 @@ class SandboxRunner:
     facts: spec.HostFacts
     spec_settings: spec.SpecSettings
     host_ports: HostPorts
+    handlers: Handlers
 
     async def run(self, ident: str, config: PodConfig, handler: str, runtime_handler: str, backend: RuntimeBackend) -> Sandbox:
         """Make the sandbox; on any failure or cancellation nothing of it is left. Returns it in state ready."""
@@ -148,7 +149,8 @@ class SandboxRunner:
 
     async def _backend(self, sandbox: Sandbox, backend: RuntimeBackend, undo: Rollback) -> SandboxHandle:
         with trace.span(f"backend {sandbox.handler}"):
-            request = sandbox_spec(sandbox, backend, self.settings, self.facts, self.spec_settings)
+            chosen = self.spec_settings.of_handler(self.handlers.policy(sandbox.handler))
+            request = sandbox_spec(sandbox, backend, self.settings, self.facts, chosen)
             handle = await backend.create_sandbox(request)
             undo.push("delete the backend's sandbox", handle.delete)
         return handle

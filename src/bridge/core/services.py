@@ -13,6 +13,7 @@ from bridge.core.containers import ContainerService
 from bridge.core.detach import Detacher
 from bridge.core.execs import ExecService
 from bridge.core.hostports import HostPorts
+from bridge.core.injections import Injections, Sources
 from bridge.core.live import Live
 from bridge.core.orphans import Orphans
 from bridge.core.recovery import Recovery
@@ -76,16 +77,18 @@ def assemble(
     facts: spec.HostFacts,
     spec_settings: spec.SpecSettings,
     supervisor: Supervisor,
+    sources: Sources | None = None,
 ) -> Services:
-    """Build core over a loaded store."""
+    """Build core over a loaded store. ``sources`` are the watched directories of CDI specs and hooks, None for none."""
     # From the first request on: nothing is done to a pod of an earlier server before recovery has looked at it.
     live, traces = Live(recovering={ident: anyio.Event() for ident in store.sandboxes}), Traces()
     daemon = Surroundings(store, live, settings, traces, supervisor, anyio.CapacityLimiter(settings.concurrent_creates))
     detacher = Detacher(store, ports.network, supervisor)
     lookups = Lookups(supervisor)
-    creator = ContainerCreator(store, live, ports.handlers, ports.images, lookups, settings, facts, spec_settings)
+    injections = Injections(ports.handlers, sources or Sources.none())
+    creator = ContainerCreator(store, live, ports.handlers, ports.images, lookups, settings, facts, spec_settings, injections)
     containers = ContainerService(daemon, ports.images, creator)
-    runner = SandboxRunner(store, live, ports.network, detacher, settings, facts, spec_settings, HostPorts(store))
+    runner = SandboxRunner(store, live, ports.network, detacher, settings, facts, spec_settings, HostPorts(store), ports.handlers)
     sandboxes = SandboxService(daemon, ports.handlers, containers, runner, detacher)
     recovery = Recovery(
         daemon=daemon,

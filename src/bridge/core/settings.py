@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from bridge.core.model import DeviceRequest
 from bridge.host.selinux import Contexts
 
 
@@ -19,6 +20,7 @@ class CoreSettings:
     ``exec_answer_limit`` bounds both output streams of an ExecSync together: what one message can carry.
     ``concurrent_creates`` bounds the pods and containers that are being made at once.
     ``selinux`` is None where no labels are given; ``selinux_categories`` is the number of categories that pods' pairs are drawn from.
+    ``additional_devices`` are every container's; with ``device_ownership`` devices that it asks for belong to its user.
     """
 
     run_dir: Path
@@ -38,6 +40,8 @@ class CoreSettings:
     concurrent_creates: int = 16
     selinux: Contexts | None = None
     selinux_categories: int = 1024
+    additional_devices: tuple[DeviceRequest, ...] = ()
+    device_ownership: bool = False
 
     def sandbox_dir(self, sandbox_id: str) -> Path:
         """State of one sandbox: hostname, hosts, resolv.conf, shm, namespace pins."""

@@ -10,7 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge.core import seccomp, seccomp_profile, security, selinux, spec_annotations, spec_mounts, spec_process, spec_resources, users
+from bridge.core import (
+    seccomp,
+    seccomp_profile,
+    security,
+    selinux,
+    spec_annotations,
+    spec_devices,
+    spec_mounts,
+    spec_process,
+    spec_resources,
+    users,
+)
 from bridge.core.entities import Sandbox, User
 from bridge.core.model import ContainerSecurity, NamespaceMode, ProfileType, Resources, SecurityProfile, UserNamespace
 from bridge.core.spec_inputs import ContainerInputs, DeviceNode, SpecSettings
@@ -60,7 +71,7 @@ def build_container(inputs: ContainerInputs, facts: HostFacts, settings: SpecSet
         linux["rootfsPropagation"] = propagation
     _wear(inputs.labels, process, linux)
     if inputs.devices:
-        linux["devices"] = [_device(device) for device in inputs.devices]
+        linux["devices"] = spec_devices.nodes(inputs.devices, inputs.sandbox)
     profile = _seccomp(request.seccomp, request.privileged, inputs.seccomp_localhost, process, facts, settings)
     if profile is not None:
         linux["seccomp"] = profile
@@ -173,18 +184,6 @@ def _wear(labels: selinux.Labels, process: dict[str, Any], linux: dict[str, Any]
 def _no_user_namespace(user: UserNamespace | None) -> None:
     if user is not None and user.mode is not NamespaceMode.NODE:
         raise Unsupported(f"{_CONTEXT}.namespace_options.userns_options: user namespaces are not served yet")
-
-
-def _device(device: DeviceNode) -> dict[str, Any]:
-    return {
-        "path": device.path,
-        "type": device.kind,
-        "major": device.major,
-        "minor": device.minor,
-        "fileMode": device.mode,
-        "uid": device.uid,
-        "gid": device.gid,
-    }
 
 
 def _seccomp(

@@ -1,18 +1,21 @@
 """Annotations of the OCI spec: the pod's and container's own, and the names by which runtimes know a pod's parts.
 
 Runtimes steer themselves by some annotations (systemd properties with runc, CVE-2024-3154; hooks with crun; the VM with
-Kata), so those of a pod only pass when the operator allows their prefix.
+Kata), so those only pass where the operator allows them for the handler, by a pattern that names their family: "*" opens none.
+Of the pod's annotations a container gets what is allowed; then come its own, then ours, and of one key the last counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 
 from bridge.core.entities import Sandbox
 from bridge.core.model import Resources
 from bridge.core.spec_inputs import ContainerInputs, SpecSettings
 
 RUNTIME_CONTROL = (
+    "bundle",
     "org.systemd.property.",
     "run.oci.",
     "module.wasm.",
@@ -30,6 +33,7 @@ def for_container(inputs: ContainerInputs, settings: SpecSettings) -> dict[str, 
     sandbox, config = inputs.sandbox, inputs.config
     image = config.image.user_specified_image or config.image.image or inputs.image.id
     return {
+        **{key: value for key, value in sandbox.config.annotations.items() if _foreign(key) and permits(settings.allowed_annotations, key)},
         **_passed(config.annotations, settings),
         **_pod_names(sandbox, "container"),
         "io.kubernetes.cri.container-name": config.metadata.name,
@@ -69,9 +73,26 @@ def _pod_names(sandbox: Sandbox, kind: str) -> dict[str, str]:
     }
 
 
+def permits(patterns: Iterable[str], key: str) -> bool:
+    """Whether an annotation may steer the runtime. A pattern is a prefix, or a glob when it has ``*``, ``?`` or ``[``."""
+    family = next((family for family in RUNTIME_CONTROL if key.startswith(family)), "")
+    return any(pattern.startswith(family) and _fits(pattern, key) for pattern in patterns)
+
+
+def withheld(annotations: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """The keys that would steer a runtime and may not."""
+    known = tuple(patterns)
+    return [key for key in annotations if key.startswith(RUNTIME_CONTROL) and not permits(known, key)]
+
+
+def _fits(pattern: str, key: str) -> bool:
+    return fnmatchcase(key, pattern) if set("*?[") & set(pattern) else key.startswith(pattern)
+
+
+def _foreign(key: str) -> bool:
+    return not key.startswith(_OURS)
+
+
 def _passed(annotations: Mapping[str, str], settings: SpecSettings) -> dict[str, str]:
-    return {
-        key: value
-        for key, value in annotations.items()
-        if not key.startswith(_OURS) and (not key.startswith(RUNTIME_CONTROL) or key.startswith(settings.allowed_annotations or "\0"))
-    }
+    barred = set(withheld(annotations, settings.allowed_annotations))
+    return {key: value for key, value in annotations.items() if _foreign(key) and key not in barred}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from bridge.core.model import ContainerConfig, ProfileType
 from bridge.core.security import DEFAULT_CAPABILITIES
 from bridge.core.selinux import Labels
 from bridge.ports.images import Image
+from bridge.ports.runtime import HandlerPolicy
 
 CGROUPFS = "cgroupfs"
 SYSTEMD = "systemd"
@@ -25,7 +26,8 @@ class SpecSettings:
     OCI linux.seccomp object or Docker's dialect of it). ``seccomp_when_unset`` is what a request without profile gets.
     ``seccomp_native_only`` has the built-in profile kill 32-bit programs on 64-bit hosts, which makes each start and exec
     cheaper. ``apparmor_profile`` is a loaded profile for RuntimeDefault, "" for none. ``default_cgroup_parent`` serves pods
-    that name none. ``allowed_annotations`` are prefixes of runtime-control annotations that pods may set.
+    that name none. ``allowed_annotations`` are patterns of annotations that pods may pass on (see spec_annotations), those of
+    one handler: ``of_handler`` fills them in.
     """
 
     cgroup_driver: str = CGROUPFS
@@ -40,10 +42,15 @@ class SpecSettings:
     allowed_annotations: tuple[str, ...] = ()
     cgroup_prefix: str = "cri-bridge"
 
+    def of_handler(self, policy: HandlerPolicy) -> SpecSettings:
+        """These, for the pods of one handler."""
+        return replace(self, allowed_annotations=policy.allowed_annotations) if policy.allowed_annotations else self
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceNode:
-    """A device found on the host for a container: ``kind`` is "c" or "b", ``mode`` its permission bits."""
+    """A device found on the host for a container: ``kind`` is "c", "b" or "p" (a fifo), ``mode`` its permission bits, ``source``
+    its path on the host."""
 
     path: str
     kind: str
@@ -53,6 +60,7 @@ class DeviceNode:
     uid: int = 0
     gid: int = 0
     permissions: str = "rwm"
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

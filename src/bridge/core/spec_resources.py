@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from bridge import log
-from bridge.core import limits
+from bridge.core import limits, spec_devices
 from bridge.core.limits import RESOURCES
 from bridge.core.model import Resources
 from bridge.core.spec_inputs import CGROUPFS, SYSTEMD, DeviceNode, SpecSettings
@@ -28,21 +28,12 @@ def build(
     request: Resources | None, devices: tuple[DeviceNode, ...], privileged: bool, facts: HostFacts, settings: SpecSettings
 ) -> dict[str, Any]:
     """Limits and device rules of one container. Raises InvalidRequest or Unsupported naming the field."""
-    resources: dict[str, Any] = {"devices": _device_rules(devices, privileged), **limits.build(request or Resources(), facts)}
+    resources: dict[str, Any] = {"devices": spec_devices.rules(devices, privileged), **limits.build(request or Resources(), facts)}
     if settings.pids_limit > 0:
         resources["pids"] = {"limit": settings.pids_limit}
     elif settings.cgroup_driver == SYSTEMD:  # unsaid, a scope gets DefaultTasksMax: 15 % of what the host has
         resources["pids"] = {"limit": -1}
     return resources
-
-
-def _device_rules(devices: tuple[DeviceNode, ...], privileged: bool) -> list[dict[str, Any]]:
-    """Deny all, then what was asked for; the runtime adds the default devices (null, zero, tty …) that OCI makes its duty."""
-    if privileged:
-        return [{"allow": True, "access": "rwm"}]
-    rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
-    rules += [{"allow": True, "type": d.kind, "major": d.major, "minor": d.minor, "access": d.permissions} for d in devices]
-    return rules
 
 
 def oom_score_adj(wanted: int, facts: HostFacts) -> int:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 from anyio.to_thread import run_sync
 
-from bridge.errors import HostError, NotFound
+from bridge.errors import HostError, NotFound, TimedOut
 
 # Not a container's business: its own pts, shm and mqueue instances are mounted there, and console is made by the runtime.
 _LEFT_OUT = frozenset(("pts", "shm", "mqueue", "fd", "console", ".lxc", ".lxd-mounts", ".udev"))
@@ -18,7 +19,7 @@ _LEFT_OUT = frozenset(("pts", "shm", "mqueue", "fd", "console", ".lxc", ".lxd-mo
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A device node: ``kind`` is "c" or "b", ``mode`` its permission bits."""
+    """A device node or fifo: ``kind`` is "c", "b" or "p" (whose numbers are 0), ``mode`` its permission bits."""
 
     path: str
     kind: str
@@ -29,12 +30,22 @@ class Node:
     gid: int
 
 
-async def at(path: Path) -> list[Node]:
-    """The node at ``path``, links followed, or every node below it when it is a directory.
+async def at(path: Path, *, timeout: float) -> list[Node]:
+    """The node or fifo at ``path``, links followed, or every device node below it when it is a directory.
 
-    Raises NotFound when there is nothing, HostError when it holds no device.
+    Raises NotFound when there is nothing, HostError when it holds no device, TimedOut when the look takes longer than
+    ``timeout`` s (a dead network mount keeps one worker thread until the kernel lets it go).
     """
-    return await run_sync(_at, path)
+    try:
+        with anyio.fail_after(timeout):
+            return await run_sync(_at, path, abandon_on_cancel=True)
+    except TimeoutError as exc:
+        raise TimedOut(f"{path} did not answer within {timeout:g} s") from exc
+
+
+async def exactly(path: Path) -> Node:
+    """The node or fifo at ``path``, links not followed. Raises NotFound, HostError when it is none."""
+    return await run_sync(_exactly, path)
 
 
 async def host() -> list[Node]:
@@ -43,22 +54,38 @@ async def host() -> list[Node]:
 
 
 def _at(path: Path) -> list[Node]:
+    status = _status(path, follow=True)
+    if stat.S_ISDIR(status.st_mode):
+        nodes = list(_below(path))
+    else:
+        node = _node(str(path), status)
+        nodes = [] if node is None else [node]
+    if not nodes:
+        raise HostError(f"{path} is not a device" + (", nor is anything below it" if stat.S_ISDIR(status.st_mode) else ""))
+    return nodes
+
+
+def _exactly(path: Path) -> Node:
+    node = _node(str(path), _status(path, follow=False))
+    if node is None:
+        raise HostError(f"{path} is not a device")
+    return node
+
+
+def _status(path: Path, *, follow: bool) -> os.stat_result:
     try:
-        status = path.stat()
+        return path.stat(follow_symlinks=follow)
     except FileNotFoundError as exc:
         raise NotFound(f"device {path} does not exist") from exc
     except OSError as exc:
         raise HostError(f"device {path}: {exc.strerror}", errno=exc.errno) from exc
-    found = list(_below(path)) if stat.S_ISDIR(status.st_mode) else [_node(str(path), status)]
-    nodes = [node for node in found if node is not None]
-    if not nodes:
-        raise HostError(f"{path} is not a device")
-    return nodes
 
 
 def _below(directory: Path) -> Iterator[Node]:
     try:
         entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return  # unplugged between the two looks
     except OSError as exc:
         raise HostError(f"{directory}: {exc.strerror}", errno=exc.errno) from exc
     for entry in entries:
@@ -71,13 +98,15 @@ def _below(directory: Path) -> Iterator[Node]:
             node = _node(entry.path, entry.stat(follow_symlinks=False))
         except FileNotFoundError:
             continue  # it went away between the two looks
-        if node is not None:
+        # A fifo is some program's own, and number 0:0 is an overlay's mark for "deleted".
+        if node is not None and node.kind != "p" and (node.major, node.minor) != (0, 0):
             yield node
 
 
 def _node(path: str, status: os.stat_result) -> Node | None:
-    kind = "c" if stat.S_ISCHR(status.st_mode) else "b" if stat.S_ISBLK(status.st_mode) else ""
+    mode = status.st_mode
+    kind = "c" if stat.S_ISCHR(mode) else "b" if stat.S_ISBLK(mode) else "p" if stat.S_ISFIFO(mode) else ""
     if not kind:
         return None
-    device = status.st_rdev
-    return Node(path, kind, os.major(device), os.minor(device), stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
+    major, minor = (0, 0) if kind == "p" else (os.major(status.st_rdev), os.minor(status.st_rdev))
+    return Node(path, kind, major, minor, stat.S_IMODE(mode), status.st_uid, status.st_gid)

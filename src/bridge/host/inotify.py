@@ -65,11 +65,13 @@ class DirectoryWatch:
         finally:
             loop.remove_reader(self._fd)
 
-    def drain(self) -> None:
-        """Forget the changes so far."""
+    def drain(self) -> bool:
+        """Forget the changes so far; whether there were any."""
+        changed = False
         with contextlib.suppress(BlockingIOError):
             while os.read(self._fd, _READ):
-                pass
+                changed = True
+        return changed
 
     def _add(self, directory: Path) -> set[int]:
         """Watch ``directory`` and, while it is absent, ancestors up to the first that exists; closes the race of its creation."""

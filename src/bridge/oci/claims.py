@@ -68,6 +68,8 @@ def _from_lists(features: Mapping[str, Any], linux: Mapping[str, Any], found: di
         found[Ability.RECURSIVE_READ_ONLY] = "rro" in options
     idmap = _table(_table(linux, "mountExtensions"), "idmap").get("enabled")
     found[Ability.IDMAPPED_MOUNTS] = idmap is True  # younger than the verb: left out means no
+    found[Ability.NET_DEVICES] = _table(linux, "netDevices").get("enabled") is True
+    found[Ability.RDT_SCHEMATA] = _table(linux, "intelRdt").get("schemata") is True
     note = _table(features, "annotations").get(_CHECKPOINT_NOTE)
     if note is not None:
         found[Ability.CHECKPOINT] = note == "true"

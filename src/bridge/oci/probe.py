@@ -25,7 +25,7 @@ from bridge.oci.trial import trial
 from bridge.ports.runtime import Ability, Feature, RuntimeFeatures, Support
 
 _logger = log.get("oci.probe")
-_VERSION = 1
+_VERSION = 2
 _ALWAYS = (Ability.EXEC, Ability.TTY, Ability.SHARED_PID, Ability.UPDATE, Ability.PAUSE)
 
 
@@ -83,6 +83,8 @@ def judge(said: claims.Claims, facts: KernelFacts, *, verified: str) -> dict[Abi
         Ability.IDMAPPED_MOUNTS: (facts.recursive_attributes, "mount_setattr needs Linux 5.12"),
         Ability.SYSTEMD_CGROUP: (facts.systemd, "systemd does not run this host"),
         Ability.CHECKPOINT: (facts.criu, "criu is not installed"),
+        Ability.NET_DEVICES: (True, ""),
+        Ability.RDT_SCHEMATA: (True, ""),
     }
     found = {ability: Feature(Support.SUPPORTED, verified) for ability in _ALWAYS}
     found[Ability.PORT_FORWARD] = Feature(Support.SUPPORTED, "through the pod's network namespace")

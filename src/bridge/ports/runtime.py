@@ -60,6 +60,8 @@ class Ability(StrEnum):
     CHECKPOINT = "checkpoint"
     PORT_FORWARD = "port-forward"
     STATS = "stats"
+    NET_DEVICES = "net-devices"
+    RDT_SCHEMATA = "rdt-schemata"
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +275,18 @@ class HandlerState:
     disabled_reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class HandlerPolicy:
+    """The operator's choices for the containers of one handler.
+
+    ``allowed_annotations`` are the patterns of annotations that pods may pass on to it (see core/spec_annotations);
+    ``base_spec`` is a valid OCI spec that theirs is laid over (see core/base_spec).
+    """
+
+    allowed_annotations: tuple[str, ...] = ()
+    base_spec: Mapping[str, Any] | None = None
+
+
 class Handlers(Protocol):
     """The live registry of handlers that core sees."""
 
@@ -280,6 +294,10 @@ class Handlers(Protocol):
     def default(self) -> str: ...
     def backend(self, name: str) -> RuntimeBackend:
         """The backend of handler ``name`` ("" means the default). NotFound lists the handlers that exist and why others are disabled."""
+        ...
+
+    def policy(self, name: str) -> HandlerPolicy:
+        """The policy of handler ``name``; one without choices for a name that isn't configured any more."""
         ...
 
     def states(self) -> Sequence[HandlerState]: ...

@@ -20,6 +20,7 @@ from bridge.ports.runtime import (
     ExecSpec,
     ExitStatus,
     Feature,
+    HandlerPolicy,
     HandlerState,
     Record,
     RuntimeFeatures,
@@ -217,6 +218,11 @@ class FakeHandlers:
 
     def __init__(self, backend: FakeBackend) -> None:
         self._backend = backend
+        self.choices = HandlerPolicy()
+
+    def policy(self, name: str) -> HandlerPolicy:
+        """The same for all: ``choices``."""
+        return self.choices
 
     def backend(self, name: str) -> FakeBackend:
         """The one backend. Raises NotFound."""
