@@ -1,4 +1,4 @@
-"""The live registry of handlers (bridge.ports.runtime.Handlers): opens every configured one, and keeps why one can't be used.
+"""The live registry of handlers (bridge.ports.handlers.Handlers): opens every configured one, and keeps why one can't be used.
 
 A handler that can't be opened is disabled with its reason and never stops the server. Each handler's backend is entered and
 left by one task of the registry, because what a plugin holds open (task groups, cancel scopes) belongs to a task.
@@ -21,8 +21,9 @@ from bridge.core import base_spec
 from bridge.errors import BridgeError, ConfigError, NotFound
 from bridge.host import files
 from bridge.plugins import Plugins
+from bridge.ports.handlers import HandlerPolicy, HandlerState
 from bridge.ports.host import HostContext, RuntimeTimeouts
-from bridge.ports.runtime import HandlerPolicy, HandlerState, RuntimeBackend
+from bridge.ports.runtime import RuntimeBackend
 
 _logger = log.get("handlers")
 _CLOSE_SECONDS = 10.0

@@ -9,8 +9,8 @@ from pathlib import Path
 from bridge._proto.bridge.admin import v1
 from bridge.core.services import Services
 from bridge.errors import InvalidRequest, NotFound
+from bridge.ports.handlers import HandlerState
 from bridge.ports.images import Image
-from bridge.ports.runtime import HandlerState
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from bridge.api.containers import ContainerRpcs
 from bridge.api.sandboxes import SandboxRpcs
 from bridge.api.stats import StatsRpcs
 from bridge.core.services import Services
-from bridge.ports.runtime import Ability, HandlerState, RuntimeFeatures
+from bridge.ports.handlers import HandlerState
+from bridge.ports.runtime import Ability, RuntimeFeatures
 
 RUNTIME_NAME = "cri-bridge"
 API_VERSION = "v1"

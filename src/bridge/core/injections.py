@@ -21,7 +21,8 @@ from bridge.core.spec_process import DEFAULT_PATH
 from bridge.errors import HostError, TimedOut, Unsupported
 from bridge.host import process
 from bridge.host.watched_files import WatchedFiles
-from bridge.ports.runtime import Ability, Handlers
+from bridge.ports.handlers import Handlers
+from bridge.ports.runtime import Ability
 
 Spec = dict[str, Any]
 

@@ -18,8 +18,8 @@ from bridge.core import erase
 from bridge.core.settings import CoreSettings
 from bridge.core.store import Store
 from bridge.errors import BridgeError
+from bridge.ports.handlers import Handlers
 from bridge.ports.images import Images
-from bridge.ports.runtime import Handlers
 
 _logger = log.get("core.orphans")
 

@@ -36,8 +36,9 @@ from bridge.core.sandboxes import SandboxService
 from bridge.core.surroundings import Surroundings
 from bridge.errors import BridgeError, NotFound, Unavailable
 from bridge.host import files
+from bridge.ports.handlers import Handlers
 from bridge.ports.network import Network
-from bridge.ports.runtime import ContainerHandle, ContainerSpec, ExitStatus, Handlers, SandboxHandle
+from bridge.ports.runtime import ContainerHandle, ContainerSpec, ExitStatus, SandboxHandle
 
 _logger = log.get("core.recovery")
 LOST_CODE = 255

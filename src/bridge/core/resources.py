@@ -24,7 +24,8 @@ from bridge.core.surroundings import Surroundings
 from bridge.errors import BridgeError, IllegalTransition, InUse, Unsupported
 from bridge.host import cgroup_stats
 from bridge.host.facts import HostFacts
-from bridge.ports.runtime import Ability, Handlers
+from bridge.ports.handlers import Handlers
+from bridge.ports.runtime import Ability
 
 _logger = log.get("core.resources")
 _CHANGEABLE = (ContainerState.CREATED, ContainerState.RUNNING)

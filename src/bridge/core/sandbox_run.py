@@ -27,8 +27,9 @@ from bridge.core.store import Store
 from bridge.errors import InvalidRequest, Unsupported
 from bridge.host import cgroup_chain, cgroups, files, mounts, namespaces
 from bridge.host.selinux import label_all
+from bridge.ports.handlers import Handlers
 from bridge.ports.network import Network, PodNetworkRequest
-from bridge.ports.runtime import Ability, Handlers, NamespacePaths, RuntimeBackend, SandboxHandle, SandboxKind, SandboxSpec
+from bridge.ports.runtime import Ability, NamespacePaths, RuntimeBackend, SandboxHandle, SandboxKind, SandboxSpec
 
 POD_SYSCTLS = {"net.ipv4.ping_group_range": "0 2147483647"}
 """Set in every pod's own network namespace: ping without CAP_NET_RAW, which containers do not have (ADR 0006)."""

@@ -24,7 +24,8 @@ from bridge.core.selectors import labels_match
 from bridge.core.surroundings import Surroundings
 from bridge.errors import AlreadyExists, BridgeError, NotFound
 from bridge.host import cgroup_chain, mounts, namespaces
-from bridge.ports.runtime import Handlers, SandboxHandle
+from bridge.ports.handlers import Handlers
+from bridge.ports.runtime import SandboxHandle
 
 _logger = log.get("core.sandboxes")
 _HALF = (SandboxState.CREATING, SandboxState.REMOVING)

@@ -26,9 +26,9 @@ from bridge.core.store import Store
 from bridge.core.surroundings import Surroundings
 from bridge.core.trace import Traces
 from bridge.host.lookups import Lookups
+from bridge.ports.handlers import Handlers
 from bridge.ports.images import Images
 from bridge.ports.network import Network
-from bridge.ports.runtime import Handlers
 
 
 @dataclass(frozen=True, slots=True)

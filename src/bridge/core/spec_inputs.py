@@ -11,8 +11,8 @@ from bridge.core.entities import Sandbox, User
 from bridge.core.model import ContainerConfig, ProfileType
 from bridge.core.security import DEFAULT_CAPABILITIES
 from bridge.core.selinux import Labels
+from bridge.ports.handlers import HandlerPolicy
 from bridge.ports.images import Image
-from bridge.ports.runtime import HandlerPolicy
 
 CGROUPFS = "cgroupfs"
 SYSTEMD = "systemd"

@@ -14,14 +14,13 @@ import anyio
 import anyio.lowlevel
 
 from bridge.errors import HostError, NotFound, RuntimeFailed
+from bridge.ports.handlers import HandlerPolicy, HandlerState
 from bridge.ports.runtime import (
     Ability,
     ContainerSpec,
     ExecSpec,
     ExitStatus,
     Feature,
-    HandlerPolicy,
-    HandlerState,
     Record,
     RuntimeFeatures,
     SandboxKind,

@@ -1,0 +1,47 @@
+"""The port to the registry of runtime handlers: which there are, their backends, and what the operator chose for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from bridge.ports.runtime import RuntimeBackend, RuntimeFeatures
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerState:
+    """A handler for Status and error texts: enabled with features, or disabled with the reason."""
+
+    name: str
+    plugin: str
+    features: RuntimeFeatures | None
+    disabled_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerPolicy:
+    """The operator's choices for the containers of one handler.
+
+    ``allowed_annotations`` are the patterns of annotations that pods may pass on to it (see core/spec_annotations);
+    ``base_spec`` is a valid OCI spec that theirs is laid over (see core/base_spec).
+    """
+
+    allowed_annotations: tuple[str, ...] = ()
+    base_spec: Mapping[str, Any] | None = None
+
+
+class Handlers(Protocol):
+    """The live registry of handlers that core sees."""
+
+    @property
+    def default(self) -> str: ...
+    def backend(self, name: str) -> RuntimeBackend:
+        """The backend of handler ``name`` ("" means the default). NotFound lists the handlers that exist and why others are disabled."""
+        ...
+
+    def policy(self, name: str) -> HandlerPolicy:
+        """The policy of handler ``name``; one without choices for a name that isn't configured any more."""
+        ...
+
+    def states(self) -> Sequence[HandlerState]: ...
