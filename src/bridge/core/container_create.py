@@ -28,8 +28,9 @@ from bridge.core.store import Store
 from bridge.errors import IllegalTransition, InvalidRequest, NotFound
 from bridge.host import files
 from bridge.host.lookups import Lookups
+from bridge.ports.handlers import Handlers
 from bridge.ports.images import Image, Images
-from bridge.ports.runtime import ContainerHandle, ContainerIO, ContainerSpec, Handlers
+from bridge.ports.runtime import ContainerHandle, ContainerIO, ContainerSpec
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
