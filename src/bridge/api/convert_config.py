@@ -56,6 +56,8 @@ def _pod_metadata(value: pb.PodSandboxMetadata | None, field: str) -> model.PodM
 def _absolute_or_empty(path: str, field: str) -> str:
     if path and not path.startswith("/"):
         raise InvalidRequest(f"{path!r} is not an absolute path", field=field)
+    if "\0" in path:
+        raise InvalidRequest("holds a NUL byte", field=field)
     return path
 
 

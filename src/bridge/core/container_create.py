@@ -7,15 +7,14 @@ keeps its logic in a module of its own and adds one line here.
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bridge.aio import Rollback
-from bridge.core import container_facts, device_nodes, image_volumes, limits, selinux, spec, spec_devices, trace, volumes
-from bridge.core.container_stop import checked_signal
+from bridge.core import container_facts, device_nodes, image_volumes, limits, selinux, spec, spec_devices, stop_signal, trace, volumes
+from bridge.core.container_io import container_io, log_path
 from bridge.core.entities import Container, ContainerState, Sandbox, User
 from bridge.core.erase import directory as erase_directory
 from bridge.core.injections import Injections
@@ -30,7 +29,7 @@ from bridge.host import files
 from bridge.host.lookups import Lookups
 from bridge.ports.handlers import Handlers
 from bridge.ports.images import Image, Images
-from bridge.ports.runtime import ContainerHandle, ContainerIO, ContainerSpec
+from bridge.ports.runtime import ContainerHandle, ContainerSpec
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -121,7 +120,7 @@ class ContainerCreator:
             created_at=time.time_ns(),
             boot_id=self.settings.boot_id,
             log_path=log_path(sandbox, config),
-            stop_signal=checked_signal(config.stop_signal or image.config.stop_signal or "SIGTERM"),
+            stop_signal=stop_signal.of_container(config, image),
             mount_images=image_volumes.resolve(config, self.images),
         )
 
@@ -162,26 +161,6 @@ def check(config: ContainerConfig) -> None:
     """Refuse what this server can't do, naming the field, before anything is touched."""
     volumes.check(config)
     device_nodes.check(config)
-    if config.stdin_once and not config.stdin:
-        raise InvalidRequest("needs stdin", field="config.stdin_once")
-
-
-def log_path(sandbox: Sandbox, config: ContainerConfig) -> str:
-    """The container's log: its log_path below the pod's log_directory; "" when either is unset (CRI ContainerConfig)."""
-    if not sandbox.config.log_directory or not config.log_path:
-        return ""
-    directory = Path(sandbox.config.log_directory)
-    path = Path(os.path.normpath(directory / config.log_path))
-    if directory not in path.parents:
-        raise InvalidRequest(f"{config.log_path!r} leaves the pod's log directory", field="config.log_path")
-    return str(path)
-
-
-def container_io(container: Container) -> ContainerIO:
-    """Stdio as the config asks for it."""
-    config = container.config
-    path = Path(container.log_path) if container.log_path else None
-    return ContainerIO(terminal=config.tty, stdin=config.stdin, stdin_once=config.stdin_once, log_path=path)
 
 
 async def erase_rootfs(settings: CoreSettings, images: Images, container: Container) -> None:

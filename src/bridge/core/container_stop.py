@@ -13,12 +13,13 @@ import anyio
 
 from bridge import log
 from bridge.aio import Supervisor, describe
+from bridge.core import stop_signal
 from bridge.core.entities import ContainerState
 from bridge.core.live import Live, LiveContainer
 from bridge.core.model import NamespaceMode
 from bridge.core.settings import CoreSettings
 from bridge.core.store import Store
-from bridge.errors import BridgeError, InvalidRequest, NotFound, TimedOut
+from bridge.errors import BridgeError, NotFound, TimedOut
 
 _logger = log.get("core.stop")
 _LONGEST_GRACE = 10 * 365 * 86400.0
@@ -80,7 +81,7 @@ class Stopper:
 
     async def _stop(self, ident: str, entry: LiveContainer, stop: _Stop) -> None:
         container = self._store.container(ident)
-        number = signal_number(container.stop_signal)
+        number = stop_signal.number(container.stop_signal)
         if anyio.current_time() < stop.deadline:
             await _deliver(entry, number)
             await self._grace(entry, stop)
@@ -125,24 +126,3 @@ async def _deliver(entry: LiveContainer, number: int, *, all_processes: bool = F
         await entry.handle.kill(number, all_processes=all_processes)
     except NotFound:
         _logger.debug("container %s ended before the signal reached it", entry.handle.id[:13])
-
-
-def checked_signal(name: str) -> str:
-    """``name`` if it is a signal. Raises InvalidRequest."""
-    signal_number(name)
-    return name
-
-
-def signal_number(name: str) -> int:
-    """SIGTERM, TERM, 15, RTMIN+3 … as image configs and the CRI write them. Raises InvalidRequest."""
-    text = name.strip().upper()
-    if text.isdigit() and 0 < int(text) <= signal.SIGRTMAX:
-        return int(text)
-    text = text.removeprefix("SIG")
-    base, sign, offset = text.partition("+") if "+" in text else text.partition("-")
-    found = getattr(signal, f"SIG{base}", None)
-    if isinstance(found, signal.Signals) and (not sign or (base.startswith("RT") and offset.isdigit())):
-        number = int(found) + (int(offset) if sign == "+" else -int(offset) if sign else 0)
-        if 0 < number <= signal.SIGRTMAX:
-            return number
-    raise InvalidRequest(f"unknown signal {name!r}", field="stop_signal")

@@ -26,7 +26,8 @@ import anyio
 
 from bridge import log
 from bridge.aio import describe, run_all
-from bridge.core import container_create, spec
+from bridge.core import spec
+from bridge.core.container_io import container_io
 from bridge.core.containers import ContainerService
 from bridge.core.detach import Detacher, from_record
 from bridge.core.entities import Container, ContainerState, Sandbox, SandboxState
@@ -185,7 +186,7 @@ class Recovery:
         bundle = self.daemon.settings.bundle(container.sandbox_id, container.id)
         text = await files.read_text(Path(bundle) / "config.json", limit=16 << 20)
         oci = json.loads(text) if text else {}
-        return ContainerSpec(container.id, container.sandbox_id, bundle, oci, container_create.container_io(container))
+        return ContainerSpec(container.id, container.sandbox_id, bundle, oci, container_io(container))
 
     async def _undo_half_made(self, container: Container) -> None:
         if self.daemon.store.containers.get(container.id) is container and container.state in (

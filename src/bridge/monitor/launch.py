@@ -69,7 +69,9 @@ class Plumbing:
             streams = {"stdout": master}
             stdin = os.dup(master) if launch.stdin else None
         self._log, log_file = None, self._log
-        return ContainerStdio(log_file, streams, stdin, terminal=launch.terminal, stdin_once=launch.stdin_once)
+        # A terminal is not closed by its client's leaving: the output goes on, and the next client may type (as with peers).
+        once = launch.stdin_once and not launch.terminal
+        return ContainerStdio(log_file, streams, stdin, terminal=launch.terminal, stdin_once=once)
 
     def close(self) -> None:
         """Close what is not the container's."""

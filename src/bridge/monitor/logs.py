@@ -8,7 +8,9 @@ adding a newline.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -99,7 +101,10 @@ class LogFile:
     __slots__ = ("_fd", "_missing", "_torn", "clock", "lost_bytes", "path")
 
     def __init__(self, path: Path, clock: Clock) -> None:
-        """Open or create ``path`` (0640, its directory 0755). Raises HostError."""
+        """Open or create ``path`` (0640; directories that are missing 0755). Raises HostError, also for what is no regular file.
+
+        A symbolic link is refused: who may write to the log's directory must not choose the file that root appends to.
+        """
         self.path = path
         self.clock = clock
         self.lost_bytes = 0
@@ -148,9 +153,14 @@ class LogFile:
 
 
 def _open(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        return os.open(path, flags, 0o640)
+        found = os.open(path, flags, 0o640)
     except OSError as exc:
-        raise HostError(f"can't open log {path}: {exc.strerror}", errno=exc.errno) from exc
+        why = "it is a symbolic link" if exc.errno == errno.ELOOP else exc.strerror
+        raise HostError(f"can't open log {path}: {why}", errno=exc.errno) from exc
+    if not stat.S_ISREG(os.fstat(found).st_mode):
+        os.close(found)
+        raise HostError(f"can't open log {path}: it is not a regular file")
+    return found

@@ -115,6 +115,27 @@ def test_an_unusable_path_is_a_host_error_naming_it(tmp_path: Path) -> None:
         LogFile(tmp_path / "file" / "0.log", Clock())
 
 
+def test_who_may_write_to_the_logs_directory_does_not_choose_the_file(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    for name, make in (
+        ("link", lambda path: path.symlink_to(victim)),
+        ("fifo", os.mkfifo),
+        ("null", lambda path: path.symlink_to("/dev/null")),
+    ):
+        make(tmp_path / name)
+        with pytest.raises(HostError, match=name):
+            LogFile(tmp_path / name, Clock())
+    assert not victim.exists()
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(HostError, match="not a regular file"):
+        LogFile(tmp_path / "fifo", Clock())
+    os.close(reader)
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "logs").symlink_to("moved")  # as an operator may do with /var/log
+    LogFile(tmp_path / "logs" / "pod" / "0.log", Clock()).close()
+    assert (tmp_path / "moved" / "pod" / "0.log").exists()
+
+
 def test_reopen_after_rename_continues_in_a_new_file(tmp_path: Path) -> None:
     path = tmp_path / "0.log"
     log = LogFile(path, Clock())
