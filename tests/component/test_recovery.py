@@ -124,3 +124,16 @@ async def test_an_owed_del_is_retried_after_a_restart(world: World, monkeypatch:
                 while core.store.detachments:
                     await anyio.sleep(0.01)
         assert world.network.attached == {}
+
+
+async def test_labels_and_annotations_survive_byte_for_byte(world: World) -> None:
+    odd = {"": "\0", " k\n": "\t\r\n ", "κ": "\U0001f600\u2028\ufeff", "e\u0301": "é", "quote": '"\\${x}', "big": "ä" * 131072}
+    async with world.started() as core:
+        sandbox = await core.sandboxes.run(pod(labels=odd, annotations=odd), "")
+        made = await core.containers.create(sandbox.id, container(labels=odd, annotations=odd))
+    async with world.started() as core:
+        await core.recovery.run()
+        for config in (core.sandboxes.find(sandbox.id).config, core.containers.find(made.id).config):
+            assert (config.labels, config.annotations) == (odd, odd)
+        await core.sandboxes.remove(sandbox.id)
+    assert world.leftovers() == []

@@ -117,12 +117,9 @@ def test_an_unusable_path_is_a_host_error_naming_it(tmp_path: Path) -> None:
 
 def test_who_may_write_to_the_logs_directory_does_not_choose_the_file(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
-    for name, make in (
-        ("link", lambda path: path.symlink_to(victim)),
-        ("fifo", os.mkfifo),
-        ("null", lambda path: path.symlink_to("/dev/null")),
-    ):
-        make(tmp_path / name)
+    (tmp_path / "link").symlink_to(victim)
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("link", "fifo"):
         with pytest.raises(HostError, match=name):
             LogFile(tmp_path / name, Clock())
     assert not victim.exists()
