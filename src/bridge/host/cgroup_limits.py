@@ -54,6 +54,13 @@ def apply(cgroup: str, limits: PodLimits, *, on: CgroupLayout | None = None) -> 
             _write(mount.directory(cgroup) / name, value)
 
 
+def lift_quota(cgroup: str, *, on: CgroupLayout | None = None) -> None:
+    """Take the CPU quota off a v1 cgroup. Raises HostError."""
+    mount = (on or layout()).mounts.get("cpu")
+    if mount is not None:
+        _write(mount.directory(cgroup) / "cpu.cfs_quota_us", "-1")
+
+
 def _write(file: Path, value: str) -> None:
     if not file.exists() and file.parent.exists():
         return  # the controller is not handed down to this cgroup

@@ -55,7 +55,7 @@ class OciContainer:
     @classmethod
     async def create(cls, runtime: OciRuntime, spec: ContainerSpec) -> OciContainer:
         """Write the bundle."""
-        await to_thread.run_sync(write_json, spec.bundle / "config.json", runtime.in_its_scope(spec.oci))
+        await to_thread.run_sync(write_json, spec.bundle / "config.json", limits.at_start(runtime.in_its_scope(spec.oci)))
         return cls(runtime, spec)
 
     @property
@@ -170,7 +170,7 @@ class OciContainer:
 
     async def update(self, resources: Mapping[str, Any]) -> None:
         """One runtime invocation, none before the start; the bundle follows. Raises RuntimeFailed."""
-        await limits.update(self._runtime.cli, self._spec.bundle, self.id, resources, started=self._pid is not None)
+        await limits.update(self._runtime.cli, self._spec.bundle, self.id, self._cgroup, resources, started=self._pid is not None)
 
     async def reopen_log(self) -> None:
         """After the log file was renamed."""

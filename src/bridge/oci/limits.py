@@ -12,6 +12,7 @@ from typing import Any
 from anyio import to_thread
 
 from bridge.errors import HostError
+from bridge.host import cgroup_limits, cgroups
 from bridge.oci.cli import OciCli
 from bridge.oci.runtime import write_json
 
@@ -19,11 +20,16 @@ _CONFIG, _FRESH, _REQUEST = "config.json", "config.json.new", "resources.json"
 _LISTS = {"hugepageLimits": "pageSize"}
 
 
-async def update(cli: OciCli, bundle: Path, ident: str, resources: Mapping[str, Any], *, started: bool) -> None:
+async def update(cli: OciCli, bundle: Path, ident: str, cgroup: str | None, resources: Mapping[str, Any], *, started: bool) -> None:
     """Set ``resources`` (OCI linux.resources, only what changes). Raises RuntimeFailed with the runtime's words, HostError."""
-    await to_thread.run_sync(_prepare, bundle, resources)
+    told = resources
+    if started and cgroup is not None and lifts_quota(resources) and not cli.settings.systemd_cgroup and not cgroups.is_v2():
+        # crun before 1.9 writes "none" on v1 as a number that the kernel refuses.
+        await to_thread.run_sync(cgroup_limits.lift_quota, cgroup)
+        told = without_quota(resources)
+    await to_thread.run_sync(_prepare, bundle, resources, told)
     try:
-        if started:
+        if started and told:
             await cli.check("update", "--resources", str(bundle / _REQUEST), ident, timeout=cli.settings.timeouts.exec)
         await to_thread.run_sync(os.replace, bundle / _FRESH, bundle / _CONFIG)
     finally:
@@ -32,14 +38,34 @@ async def update(cli: OciCli, bundle: Path, ident: str, resources: Mapping[str, 
                 os.unlink(bundle / name)
 
 
-def _prepare(bundle: Path, resources: Mapping[str, Any]) -> None:
+def lifts_quota(resources: Mapping[str, Any]) -> bool:
+    """Whether they say that there is to be no CPU quota."""
+    return int(resources.get("cpu", {}).get("quota", 0)) < 0
+
+
+def without_quota(resources: Mapping[str, Any]) -> dict[str, Any]:
+    """``resources`` that say nothing of a quota: a new cgroup has none."""
+    cpu = {key: value for key, value in resources.get("cpu", {}).items() if key != "quota"}
+    rest = {key: value for key, value in resources.items() if key != "cpu"}
+    return {**rest, "cpu": cpu} if cpu else rest
+
+
+def at_start(oci: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``oci`` as runtimes start it: without limits that say "none", which is what a new cgroup has."""
+    linux = oci.get("linux", {})
+    if not lifts_quota(linux.get("resources", {})):
+        return oci
+    return {**oci, "linux": {**linux, "resources": without_quota(linux["resources"])}}
+
+
+def _prepare(bundle: Path, resources: Mapping[str, Any], told: Mapping[str, Any]) -> None:
     """The request's file, and the config that will take the place of the old one."""
     try:
         config = json.loads((bundle / _CONFIG).read_text())
         linux = config.setdefault("linux", {})
         linux["resources"] = merged(linux.get("resources", {}), resources)
-        write_json(bundle / _FRESH, config)
-        write_json(bundle / _REQUEST, resources)
+        write_json(bundle / _FRESH, at_start(config))
+        write_json(bundle / _REQUEST, told)
     except OSError as exc:
         raise HostError(f"bundle {bundle}: {exc.strerror}", errno=exc.errno) from exc
 

@@ -1,0 +1,95 @@
+"""Statistics over fakes: who is counted, what is left out, and that a list reads nothing of what does not run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from bridge.core.services import Services
+from bridge.errors import NotFound
+from bridge.host import cgroups
+from tests.component.conftest import World, container, pod
+
+OWN = cgroups.of_pid(os.getpid())
+
+
+def own_cgroup() -> str:
+    """A cgroup that exists: this process's."""
+    name = "" if cgroups.is_v2() else "memory"
+    mount = cgroups.layout().mounts[name]
+    return "/" + str(OWN[name].relative_to(mount.point))
+
+
+async def started(core: Services, world: World, name: str = "app", **changes: object) -> str:
+    sandbox = next(iter(core.store.sandboxes), None) or (await core.sandboxes.run(pod(), "")).id
+    ident = (await core.containers.create(sandbox, container(name, **changes))).id
+    world.backend.containers[ident].cgroup = own_cgroup()
+    await core.containers.start(ident)
+    return ident
+
+
+async def test_one_that_runs(core: Services, world: World) -> None:
+    ident = await started(core, world)
+    usage = await core.stats.container(ident)
+    assert usage.container.id == ident
+    assert usage.cgroup is not None
+    assert usage.cgroup.memory is not None
+    assert usage.cgroup.memory.usage > 0
+    assert usage.layer is not None
+
+
+async def test_one_that_ended_has_its_layer_alone(core: Services, world: World) -> None:
+    ident = await started(core, world)
+    world.backend.containers[ident].exit(0)
+    await core.live.container(ident).exited.wait()
+    usage = await core.stats.container(ident)
+    assert (usage.cgroup, usage.nano_cores) == (None, None)
+    assert usage.layer is not None
+    assert [one.container.id for one in await core.stats.containers()] == [ident]
+
+
+async def test_one_whose_backend_must_be_asked_has_no_cgroup(core: Services, world: World) -> None:
+    ident = await started(core, world)
+    world.backend.containers[ident].cgroup = None
+    assert (await core.stats.container(ident)).cgroup is None
+
+
+async def test_filters(core: Services, world: World) -> None:
+    one = await started(core, world, "one", labels={"app": "x"})
+    two = await started(core, world, "two", labels={"app": "y"})
+    sandbox = core.store.container(one).sandbox_id
+
+    async def found(*condition: object) -> list[str]:
+        return [usage.container.id for usage in await core.stats.containers(*condition)]  # type: ignore[arg-type]
+
+    assert await found() == [one, two]
+    assert await found(two) == [two]
+    assert await found("", sandbox) == [one, two]
+    assert await found("", "other") == []
+    assert await found("", "", {"app": "x"}) == [one]
+    assert await found("absent") == []
+    assert [usage.sandbox.id for usage in await core.stats.sandboxes(sandbox)] == [sandbox]
+    assert await core.stats.sandboxes("absent") == []
+    assert await core.stats.sandboxes("", {"no": "label"}) == []
+
+
+async def test_what_is_absent_is_not_found(core: Services) -> None:
+    with pytest.raises(NotFound):
+        await core.stats.container("absent")
+    with pytest.raises(NotFound):
+        await core.stats.sandbox("absent")
+
+
+async def test_a_pod_has_its_containers_its_network_and_no_cgroup_of_others(core: Services, world: World) -> None:
+    ident = await started(core, world)
+    sandbox = core.store.container(ident).sandbox_id
+    usage = await core.stats.sandbox(sandbox)
+    assert [one.container.id for one in usage.containers] == [ident]
+    assert usage.cgroup is None  # it named none
+    assert usage.network is not None  # a real namespace, with a loopback only
+    assert usage.network.interfaces == ()
+    await core.sandboxes.stop(sandbox)
+    stopped = await core.stats.sandbox(sandbox)
+    assert stopped.network is None
+    assert stopped.containers[0].cgroup is None
