@@ -114,12 +114,18 @@ class Security(Table):
 
     seccomp_profile: AbsolutePath | None = None
     """JSON file that is the RuntimeDefault seccomp profile. Why: unset is the built-in one."""
-    seccomp_when_unset: Literal["RuntimeDefault", "Unconfined"] = "RuntimeDefault"
-    """Profile of a container whose request names none. Why: a kubelet always names one; nothing else may run unprotected by omission.
-    critest has one spec that expects Unconfined."""
+    seccomp_when_unset: Literal["RuntimeDefault", "Unconfined"] = "Unconfined"
+    """Profile of a container whose request names none.
+    Why: the CRI says that unset is unconfined, and a kubelet with `seccompDefault` always names one. RuntimeDefault is stricter."""
+    seccomp_profile_root: AbsolutePath = Path("/var/lib/kubelet/seccomp")
+    """Directory of the seccomp profiles that pods may name; a link may not lead out of it.
+    Why: the kubelet's own. One with another --root-dir sends paths below that."""
     seccomp_native_only: bool = False
     """Leave 32-bit system calls out of the built-in profile.
     Why: it makes each start and exec some 4 ms faster, but kills 32-bit programs."""
+    apparmor_profile: str = "cri-bridge-default"
+    """AppArmor profile of containers that ask for the default or for none; "unconfined" for none, "" to leave it to the runtime.
+    Why: this one is built in and loaded when it is first needed; any other has to be loaded already."""
     capabilities: list[str] = [
         *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "SETGID", "SETUID"),
         *("SETFCAP", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),

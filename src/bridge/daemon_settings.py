@@ -108,6 +108,8 @@ def spec(config: Config, host: Host) -> SpecSettings:
         cgroup_driver=str(cgroup_driver(config, host.facts)),
         seccomp_profile=_seccomp(config.security.seccomp_profile),
         seccomp_when_unset=ProfileType(config.security.seccomp_when_unset),
+        seccomp_profile_root=config.security.seccomp_profile_root,
+        apparmor_profile=config.security.apparmor_profile,
         seccomp_native_only=config.security.seccomp_native_only,
         default_capabilities=tuple(f"CAP_{name}" for name in config.security.capabilities),
     )

@@ -14,6 +14,7 @@ from bridge.api.convert_config import container_config, pod_config
 from bridge.core import model
 from bridge.core.entities import Container, ContainerState, Sandbox, SandboxState
 from bridge.core.entities import User as CoreUser
+from bridge.core.users import MAX_ID
 from bridge.ports.images import FsUsage, Image, RegistryAuth
 
 _CREATED, _RUNNING = pb.ContainerState.CONTAINER_CREATED, pb.ContainerState.CONTAINER_RUNNING
@@ -195,9 +196,12 @@ def registry_auth(value: pb.AuthConfig | None) -> RegistryAuth | None:
 
 
 def image(record: Image) -> pb.Image:
-    """An image, with the user that its processes run as: a number, a name, or neither for root."""
+    """An image, with the user that its processes run as: a number, a name, or neither for root.
+
+    A number that is no id stays text, so that whoever asks for it is refused and nothing wraps around (CVE-2024-40635).
+    """
     user = record.config.user.partition(":")[0]
-    numeric = user.isascii() and user.isdigit()
+    numeric = user.isascii() and user.isdigit() and len(user) <= 10 and int(user) <= MAX_ID
     return pb.Image(
         id=record.id,
         repo_tags=list(record.repo_tags),

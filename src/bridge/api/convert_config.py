@@ -170,6 +170,8 @@ def _container_security(value: pb.LinuxContainerSecurityContext | None, field: s
         return model.ContainerSecurity()
     if value.run_as_group is not None and value.run_as_user is None and not value.run_as_username:
         raise InvalidRequest("needs run_as_user or run_as_username", field=f"{field}.run_as_group")
+    if value.run_as_user is not None and value.run_as_username:
+        raise InvalidRequest("can't stand beside run_as_user", field=f"{field}.run_as_username")
     change = value.capabilities
     return model.ContainerSecurity(
         capabilities=None

@@ -14,10 +14,10 @@ import betterproto2
 
 from bridge._proto.runtime import v1 as pb
 from bridge.core import model
+from bridge.core.users import MAX_ID
 from bridge.errors import InvalidRequest, Unsupported
 
 E = TypeVar("E", bound=StrEnum)
-_MAX_ID = (1 << 32) - 2  # the highest id that Linux can give; one more means "none"
 
 
 def enum(cls: type[E], value: betterproto2.Enum, field: str) -> E:
@@ -48,9 +48,9 @@ def user_id(value: pb.Int64Value | None, field: str) -> int | None:
 
 
 def checked_id(value: int, field: str) -> int:
-    """A user or group id in Linux's range."""
-    if not 0 <= value <= _MAX_ID:
-        raise InvalidRequest(f"{value} is not between 0 and {_MAX_ID}", field=field)
+    """A user or group id in the range of Kubernetes."""
+    if not 0 <= value <= MAX_ID:
+        raise InvalidRequest(f"{value} is not between 0 and {MAX_ID}", field=field)
     return value
 
 
@@ -113,13 +113,18 @@ def _mapping_messages(mappings: Sequence[model.IDMapping]) -> list[pb.IdMapping]
 
 
 def profile(value: pb.SecurityProfile | None, old: str, field: str) -> model.SecurityProfile | None:
-    """A seccomp or AppArmor profile; ``old`` is the deprecated string field, which counts only when the new one is absent."""
+    """A seccomp or AppArmor profile; ``old`` is the deprecated string field, which counts only when the new one is absent.
+
+    The old field's prefix may stand before a name in the new one too: clients are known to carry it over.
+    """
     if value is None:
         return _old_profile(old, field + ("_profile_path" if field.endswith("seccomp") else "_profile")) if old else None
     kind = enum(model.ProfileType, value.profile_type, f"{field}.profile_type")
-    if kind is model.ProfileType.LOCALHOST:
-        required(value.localhost_ref, f"{field}.localhost_ref")
-    return model.SecurityProfile(kind, value.localhost_ref)
+    if kind is not model.ProfileType.LOCALHOST:
+        if value.localhost_ref:
+            raise InvalidRequest(f"is only for Localhost, not for {kind}", field=f"{field}.localhost_ref")
+        return model.SecurityProfile(kind)
+    return model.SecurityProfile(kind, required(value.localhost_ref.removeprefix("localhost/"), f"{field}.localhost_ref"))
 
 
 def _old_profile(value: str, field: str) -> model.SecurityProfile:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from bridge.aio import Rollback
-from bridge.core import container_facts, device_nodes, image_volumes, limits, selinux, spec, spec_devices, stop_signal, trace, volumes
+from bridge.core import accounts, device_nodes, image_volumes, limits, selinux, spec, spec_devices, stop_signal, trace, volumes
+from bridge.core.confinement import Confiner
 from bridge.core.container_io import container_io, log_path
-from bridge.core.entities import Container, ContainerState, Sandbox, User
+from bridge.core.entities import Container, ContainerState, Sandbox
 from bridge.core.erase import directory as erase_directory
 from bridge.core.injections import Injections
 from bridge.core.live import Live, LiveContainer
@@ -45,6 +46,7 @@ class ContainerCreator:
     facts: spec.HostFacts
     spec_settings: spec.SpecSettings
     injections: Injections
+    confiner: Confiner
 
     async def create(self, ident: str, sandbox: Sandbox, config: ContainerConfig) -> Container:
         """Make the container; on any failure or cancellation nothing of it is left. Returns it in state created."""
@@ -58,8 +60,8 @@ class ContainerCreator:
             with trace.span("volumes"):
                 prepared = await volumes.prepare(making)
             with trace.span("spec"):
-                user, home = await container_facts.identity(config, image, root)
-                inputs = await self._inputs(making, root, user, home, prepared)
+                who = await accounts.identify(config, image.config, root, making.bundle, making.labels.mount)
+                inputs = await self._inputs(making, root, who, prepared)
                 policy = self.handlers.policy(sandbox.handler)
                 oci = spec.build_container(inputs, self.facts, self.spec_settings.of_handler(policy))
                 oci = await self.injections.apply(oci, inputs)
@@ -67,7 +69,7 @@ class ContainerCreator:
                 handle = await self._backend(making, oci)
             limited = limits.in_force(oci["linux"]["resources"], oci["process"]["oomScoreAdj"])
             record = dict(handle.record)
-            container = await self.store.apply_container(ident, "created", user=user, backend=record, resources=limited)
+            container = await self.store.apply_container(ident, "created", user=who.user, backend=record, resources=limited)
             self.live.containers[ident] = LiveContainer(handle, oci["process"])
             undo.commit()
         return container
@@ -124,9 +126,9 @@ class ContainerCreator:
             mount_images=image_volumes.resolve(config, self.images),
         )
 
-    async def _inputs(self, making: Making, root: Path, user: User, home: str, prepared: tuple[Volume, ...]) -> spec.ContainerInputs:
-        config = making.config
-        devices = await device_nodes.find(config, user, self.settings)
+    async def _inputs(self, making: Making, root: Path, who: accounts.Identity, prepared: tuple[Volume, ...]) -> spec.ContainerInputs:
+        config, security = making.config, making.config.security
+        devices = await device_nodes.find(config, who.user, self.settings)
         return spec.ContainerInputs(
             container_id=making.container.id,
             sandbox=making.sandbox,
@@ -134,14 +136,14 @@ class ContainerCreator:
             image=making.image,
             rootfs=root,
             sandbox_dir=self.settings.sandbox_dir(making.sandbox.id),
-            user=user,
-            home=home,
+            user=who.user,
+            home=who.home,
             pid_target=self._pid_target(making.sandbox, config),
             devices=devices,
-            seccomp_localhost=await container_facts.local_seccomp(config),
+            confinement=await self.confiner.find(security.seccomp, security.apparmor, privileged=security.privileged),
             volumes=prepared,
             labels=making.labels,
-            added_mounts=tuple(spec_devices.binds(devices, making.sandbox)),
+            added_mounts=(*who.mounts, *spec_devices.binds(devices, making.sandbox)),
         )
 
     def _pid_target(self, sandbox: Sandbox, config: ContainerConfig) -> Path | None:

@@ -17,6 +17,7 @@ from anyio.to_thread import run_sync
 
 from bridge.aio import Rollback
 from bridge.core import limits, pod_limits, podfiles, selinux, spec, spec_resources, trace
+from bridge.core.confinement import Confiner
 from bridge.core.detach import Detacher, to_record
 from bridge.core.entities import Sandbox, SandboxState
 from bridge.core.hostports import HostPorts, mappings
@@ -48,6 +49,7 @@ class SandboxRunner:
     spec_settings: spec.SpecSettings
     host_ports: HostPorts
     handlers: Handlers
+    confiner: Confiner
 
     async def run(self, ident: str, config: PodConfig, handler: str, runtime_handler: str, backend: RuntimeBackend) -> Sandbox:
         """Make the sandbox; on any failure or cancellation nothing of it is left. Returns it in state ready."""
@@ -151,7 +153,9 @@ class SandboxRunner:
     async def _backend(self, sandbox: Sandbox, backend: RuntimeBackend, undo: Rollback) -> SandboxHandle:
         with trace.span(f"backend {sandbox.handler}"):
             chosen = self.spec_settings.of_handler(self.handlers.policy(sandbox.handler))
-            request = sandbox_spec(sandbox, backend, self.settings, self.facts, chosen)
+            security = sandbox.config.security
+            confinement = await self.confiner.find(security.seccomp, security.apparmor, privileged=security.privileged)
+            request = sandbox_spec(sandbox, backend, self.settings, self.facts, chosen, confinement)
             handle = await backend.create_sandbox(request)
             undo.push("delete the backend's sandbox", handle.delete)
         return handle
@@ -186,9 +190,14 @@ def shares_pid(config: PodConfig) -> bool:
 
 
 def sandbox_spec(
-    sandbox: Sandbox, backend: RuntimeBackend, settings: CoreSettings, facts: spec.HostFacts, spec_settings: spec.SpecSettings
+    sandbox: Sandbox,
+    backend: RuntimeBackend,
+    settings: CoreSettings,
+    facts: spec.HostFacts,
+    spec_settings: spec.SpecSettings,
+    confinement: spec.Confinement | None = None,
 ) -> SandboxSpec:
-    """What the backend gets, at creation and again after a restart."""
+    """What the backend gets, at creation and again after a restart (then without ``confinement``)."""
     shared = shares_pid(sandbox.config)
     oci: Mapping[str, Any] | None = None
     if shared or backend.sandbox_kind is not SandboxKind.NAMESPACES:
@@ -196,7 +205,7 @@ def sandbox_spec(
             raise Unsupported(
                 "this pod needs a sandbox process, and no static pause binary was found (install catatonit or busybox-static)"
             )
-        oci = spec.build_sandbox(sandbox, settings.pause_rootfs, settings.pause_argv, facts, spec_settings)
+        oci = spec.build_sandbox(sandbox, settings.pause_rootfs, settings.pause_argv, facts, spec_settings, confinement)
     paths = {kind: Path(path) for kind, path in sandbox.namespaces.items()}
     meta = sandbox.config.metadata
     return SandboxSpec(

@@ -1,6 +1,6 @@
-"""The default seccomp profile, as the ``linux.seccomp`` object of the OCI runtime spec.
+"""Which seccomp profile a container gets, and the default one, as the ``linux.seccomp`` object of the OCI runtime spec.
 
-An allow-list of our own making from the facts in ``seccomp_syscalls``: the default answer is ENOSYS, known and refused
+The default is an allow-list of our own making from the facts in ``seccomp_syscalls``: the default answer is ENOSYS, known and refused
 calls answer EPERM. One rule per action and argument condition, because libseccomp's compile time, which every container
 start and (with runc) every exec pays, grows with the rules. Profiles are cached per architecture and capability set.
 Sources: OCI runtime spec config-linux.md "Seccomp", seccomp(2).
@@ -9,11 +9,16 @@ Sources: OCI runtime spec config-linux.md "Seccomp", seccomp(2).
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from bridge.core import seccomp_profile
 from bridge.core import seccomp_syscalls as facts
+from bridge.core.model import ProfileType, SecurityProfile
+from bridge.core.spec_inputs import SpecSettings
+from bridge.errors import InvalidRequest, Unsupported
+from bridge.host.facts import HostFacts
 
 _ALLOW = "SCMP_ACT_ALLOW"
 _ERRNO = "SCMP_ACT_ERRNO"
@@ -26,6 +31,50 @@ _NEW_NAMESPACES = 0x7E020000
 """CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}: a new user namespace opens kernel code that only root could reach."""
 
 _AF_ALG, _AF_VSOCK = 38, 40
+
+
+_FIELD = "config.linux.security_context.seccomp"
+
+
+def for_container(
+    request: SecurityProfile | None,
+    localhost: Mapping[str, Any] | None,
+    bounding: Collection[str],
+    host: HostFacts,
+    settings: SpecSettings,
+) -> Mapping[str, Any] | None:
+    """The profile of a container that isn't privileged, None for none. ``localhost`` is the file that a request names, parsed.
+
+    Raises Unsupported when a profile is asked for that this kernel can't apply, InvalidRequest for a faulty one.
+    """
+    wanted = request or SecurityProfile(settings.seccomp_when_unset)
+    if wanted.profile_type is ProfileType.UNCONFINED or (request is None and not host.seccomp):
+        return None
+    if not host.seccomp:
+        raise Unsupported(f"{_FIELD}: {wanted.profile_type} was asked for, but this kernel has no seccomp filters")
+    if wanted.profile_type is ProfileType.RUNTIME_DEFAULT:
+        return _runtime_default(bounding, host, settings)
+    if localhost is None:
+        raise InvalidRequest(f"profile {wanted.localhost_ref!r} was not found", field=f"{_FIELD}.localhost_ref")
+    return seccomp_profile.resolve(localhost, host.architecture, bounding, f"{_FIELD}.localhost_ref")
+
+
+def for_sandbox(
+    request: SecurityProfile | None, localhost: Mapping[str, Any] | None, host: HostFacts, settings: SpecSettings
+) -> Mapping[str, Any] | None:
+    """The profile of a pause process in a pod that isn't privileged: the default one also when none is asked for.
+
+    A kubelet asks for RuntimeDefault whatever its pods want, so that is not refused where the kernel has no seccomp.
+    """
+    if not host.seccomp and (request is None or request.profile_type is ProfileType.RUNTIME_DEFAULT):
+        return None
+    return for_container(request or SecurityProfile(ProfileType.RUNTIME_DEFAULT), localhost, (), host, settings)
+
+
+def _runtime_default(bounding: Collection[str], host: HostFacts, settings: SpecSettings) -> Mapping[str, Any]:
+    if settings.seccomp_profile is not None:
+        return seccomp_profile.resolve(settings.seccomp_profile, host.architecture, bounding, "security.seccomp_profile")
+    return default_profile(host.architecture, bounding, native_only=settings.seccomp_native_only)
 
 
 def default_profile(architecture: str, capabilities: Iterable[str], *, native_only: bool = False) -> dict[str, Any]:

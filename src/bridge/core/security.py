@@ -1,4 +1,4 @@
-"""Capabilities, masked and read-only paths, AppArmor: what a container may do, from what the pod asks and the host allows.
+"""Capabilities, masked and read-only paths: what a container may do, from what the pod asks and the host allows.
 
 Why these defaults: docs/adr/0006-default-security.md. Sources: CRI v1 LinuxContainerSecurityContext, capabilities(7).
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bridge.core.model import Capabilities, ContainerSecurity, ProfileType, SecurityProfile
-from bridge.errors import Denied, InvalidRequest, Unsupported
+from bridge.core.model import Capabilities, ContainerSecurity
+from bridge.errors import Denied, InvalidRequest
 from bridge.host.facts import CAPABILITIES, HostFacts
 
 DEFAULT_CAPABILITIES: tuple[str, ...] = (
@@ -51,23 +51,25 @@ def capabilities(request: ContainerSecurity, facts: HostFacts, default: Iterable
     """The OCI capability sets (runtime spec, process.capabilities).
 
     Order as in containerd: start from the default, ALL in add or drop replaces it, then single names are added, then
-    dropped. ALL means everything the server holds. Inheritable stays empty (CVE-2022-24769) unless ambient capabilities
-    are asked for, which the kernel requires to be inheritable too. Raises InvalidRequest for an unknown name, Denied for
-    one that the server itself lacks.
+    dropped. ALL means everything the server holds. A privileged container has all of that whatever is added or dropped (CRI:
+    "all capabilities are added"). Inheritable stays empty (CVE-2022-24769) unless ambient capabilities are asked for, which
+    the kernel requires to be inheritable too. Raises InvalidRequest for an unknown name, Denied for one that the server
+    itself lacks.
     """
     wanted = request.capabilities or Capabilities()
     add = [_named(name, "add_capabilities", index) for index, name in enumerate(wanted.add)]
     drop = [_named(name, "drop_capabilities", index) for index, name in enumerate(wanted.drop)]
     ambient = [_named(name, "add_ambient_capabilities", index) for index, name in enumerate(wanted.add_ambient)]
     granted = set(facts.capabilities if request.privileged or "ALL" in add else facts.capabilities & frozenset(default))
-    if "ALL" in drop:
+    if "ALL" in drop and not request.privileged:
         granted.clear()
     elif "ALL" in ambient:
         granted |= facts.capabilities
     for field, names in (("add_capabilities", add), ("add_ambient_capabilities", ambient)):
-        _require(names, facts, field)
-        granted.update(names)
-    granted -= {"ALL", *drop}
+        if not request.privileged:
+            _require(names, facts, field)
+            granted.update(names)
+    granted -= {"ALL"} if request.privileged else {"ALL", *drop}
     held = sorted(granted)
     raised = sorted(granted if "ALL" in ambient else granted & set(ambient))
     return {"bounding": held, "effective": held, "permitted": held, "inheritable": raised, "ambient": raised}
@@ -94,10 +96,12 @@ def _require(names: Iterable[str], facts: HostFacts, field: str) -> None:
         raise Denied(f"{_CONTEXT}.capabilities.{field}: the server itself doesn't hold {', '.join(missing)}")
 
 
-def hidden_paths(request: ContainerSecurity) -> tuple[list[str], list[str]]:
+def hidden_paths(request: ContainerSecurity, *, user_namespace: bool = False) -> tuple[list[str], list[str]]:
     """Masked and read-only paths: the request's where it gives some, else the defaults; none when privileged.
 
-    An empty list can't be told from an absent one on the wire, so "unmask everything" is not understood from it.
+    An empty list can't be told from an absent one on the wire. In a user namespace it means none: a kubelet sends the
+    defaults for procMount Default, and empty lists for procMount Unmasked, which it allows to no other pods. Elsewhere it
+    means the defaults, so that a client that doesn't know of the lists runs nothing unprotected by omission.
     """
     if request.privileged:
         return [], []
@@ -105,24 +109,5 @@ def hidden_paths(request: ContainerSecurity) -> tuple[list[str], list[str]]:
         for index, path in enumerate(paths):
             if not path.startswith("/") or "\0" in path:
                 raise InvalidRequest(f"{path!r} is not an absolute path", field=f"{_CONTEXT}.{field}[{index}]")
-    return list(request.masked_paths or MASKED_PATHS), list(request.readonly_paths or READONLY_PATHS)
-
-
-def apparmor(request: ContainerSecurity, facts: HostFacts, default_profile: str) -> str:
-    """Name of the AppArmor profile to set, "" for none.
-
-    ``default_profile`` is a profile known to be loaded, "" when there is none. Raises Unsupported when a local profile is
-    asked for on a host without AppArmor.
-    """
-    profile = request.apparmor or SecurityProfile()
-    if request.privileged:
-        return ""
-    if profile.profile_type is ProfileType.LOCALHOST:
-        if not facts.apparmor:
-            raise Unsupported(f"{_CONTEXT}.apparmor: profile {profile.localhost_ref!r} was asked for, but this host has no AppArmor")
-        if not profile.localhost_ref:
-            raise InvalidRequest("is empty", field=f"{_CONTEXT}.apparmor.localhost_ref")
-        return profile.localhost_ref
-    if not facts.apparmor:
-        return ""
-    return "unconfined" if profile.profile_type is ProfileType.UNCONFINED else default_profile
+    masked, readonly = ((), ()) if user_namespace else (MASKED_PATHS, READONLY_PATHS)
+    return list(request.masked_paths or masked), list(request.readonly_paths or readonly)

@@ -8,6 +8,7 @@ import anyio
 
 from bridge.aio import Supervisor
 from bridge.core import spec
+from bridge.core.confinement import Confiner
 from bridge.core.container_create import ContainerCreator
 from bridge.core.containers import ContainerService
 from bridge.core.detach import Detacher
@@ -84,11 +85,12 @@ def assemble(
     live, traces = Live(recovering={ident: anyio.Event() for ident in store.sandboxes}), Traces()
     daemon = Surroundings(store, live, settings, traces, supervisor, anyio.CapacityLimiter(settings.concurrent_creates))
     detacher = Detacher(store, ports.network, supervisor)
-    lookups = Lookups(supervisor)
+    lookups, confiner = Lookups(supervisor), Confiner(facts, spec_settings)
     injections = Injections(ports.handlers, sources or Sources.none())
-    creator = ContainerCreator(store, live, ports.handlers, ports.images, lookups, settings, facts, spec_settings, injections)
+    creator = ContainerCreator(store, live, ports.handlers, ports.images, lookups, settings, facts, spec_settings, injections, confiner)
     containers = ContainerService(daemon, ports.images, creator)
-    runner = SandboxRunner(store, live, ports.network, detacher, settings, facts, spec_settings, HostPorts(store), ports.handlers)
+    host_ports = HostPorts(store)
+    runner = SandboxRunner(store, live, ports.network, detacher, settings, facts, spec_settings, host_ports, ports.handlers, confiner)
     sandboxes = SandboxService(daemon, ports.handlers, containers, runner, detacher)
     recovery = Recovery(
         daemon=daemon,

@@ -12,7 +12,6 @@ from typing import Any
 
 from bridge.core import (
     seccomp,
-    seccomp_profile,
     security,
     selinux,
     spec_annotations,
@@ -23,14 +22,15 @@ from bridge.core import (
     users,
 )
 from bridge.core.entities import Sandbox, User
-from bridge.core.model import ContainerSecurity, NamespaceMode, ProfileType, Resources, SecurityProfile, UserNamespace
-from bridge.core.spec_inputs import ContainerInputs, DeviceNode, SpecSettings
+from bridge.core.model import ContainerSecurity, NamespaceMode, Resources, SandboxSecurity, UserNamespace
+from bridge.core.spec_inputs import Confinement, ContainerInputs, DeviceNode, SpecSettings
 from bridge.core.spec_resources import cgroups_path
 from bridge.errors import InvalidRequest, Unsupported
 from bridge.host.facts import HostFacts
 
 __all__ = [
     "SANDBOX_PID",
+    "Confinement",
     "ContainerInputs",
     "DeviceNode",
     "HostFacts",
@@ -57,7 +57,7 @@ def build_container(inputs: ContainerInputs, facts: HostFacts, settings: SpecSet
         raise InvalidRequest("a privileged container needs a privileged pod sandbox", field=f"{_CONTEXT}.privileged")
     process = spec_process.build(inputs, facts, settings)
     mounts, propagation = spec_mounts.build(inputs)
-    masked, readonly = security.hidden_paths(request)
+    masked, readonly = security.hidden_paths(request, user_namespace=_has_user_namespace(inputs.sandbox))
     linux: dict[str, Any] = {
         "namespaces": _container_namespaces(inputs, facts),
         "cgroupsPath": _cgroup(inputs.sandbox, settings, settings.cgroup_prefix, inputs.container_id),
@@ -72,9 +72,11 @@ def build_container(inputs: ContainerInputs, facts: HostFacts, settings: SpecSet
     _wear(inputs.labels, process, linux)
     if inputs.devices:
         linux["devices"] = spec_devices.nodes(inputs.devices, inputs.sandbox)
-    profile = _seccomp(request.seccomp, request.privileged, inputs.seccomp_localhost, process, facts, settings)
-    if profile is not None:
-        linux["seccomp"] = profile
+    if not request.privileged:
+        bounding = process["capabilities"]["bounding"]
+        profile = seccomp.for_container(request.seccomp, inputs.confinement.seccomp, bounding, facts, settings)
+        if profile is not None:
+            linux["seccomp"] = profile
     return {
         "ociVersion": OCI_VERSION,
         "process": process,
@@ -85,22 +87,21 @@ def build_container(inputs: ContainerInputs, facts: HostFacts, settings: SpecSet
     }
 
 
-def build_sandbox(sandbox: Sandbox, rootfs: Path, argv: Sequence[str], facts: HostFacts, settings: SpecSettings) -> dict[str, Any]:
-    """The sandbox container: one idle process that owns the pod's PID namespace, with no privilege at all."""
+def build_sandbox(
+    sandbox: Sandbox,
+    rootfs: Path,
+    argv: Sequence[str],
+    facts: HostFacts,
+    settings: SpecSettings,
+    confinement: Confinement | None = None,
+) -> dict[str, Any]:
+    """The sandbox container: one idle process that owns the pod's PID namespace, with no privilege at all.
+
+    ``confinement`` is None after a restart: the process runs already, and its profiles need not be found again.
+    """
     wanted = sandbox.config.security
     _no_user_namespace(wanted.namespaces.user)
-    uid = _NOBODY.uid if wanted.run_as_user is None else users.checked_id(wanted.run_as_user, f"{_CONTEXT}.run_as_user")
-    gid = _NOBODY.gid if wanted.run_as_group is None else users.checked_id(wanted.run_as_group, f"{_CONTEXT}.run_as_group")
-    process: dict[str, Any] = {
-        "terminal": False,
-        "user": spec_process.user_object(User(uid=uid, gid=gid)),
-        "args": list(argv),
-        "env": [f"PATH={spec_process.DEFAULT_PATH}"],
-        "cwd": "/",
-        "capabilities": security.no_capabilities(),
-        "noNewPrivileges": True,
-        "oomScoreAdj": spec_resources.oom_score_adj(_SANDBOX_OOM_SCORE, facts),
-    }
+    process = _sandbox_process(wanted, argv, facts)
     masked, readonly = security.hidden_paths(ContainerSecurity())
     linux: dict[str, Any] = {
         "namespaces": [{"type": "mount"}, {"type": "pid"}, *_pod_namespaces(sandbox), *_cgroup_namespace(False, facts)],
@@ -110,9 +111,12 @@ def build_sandbox(sandbox: Sandbox, rootfs: Path, argv: Sequence[str], facts: Ho
         "readonlyPaths": readonly,
     }
     _wear(selinux.of_sandbox(sandbox), process, linux)
-    profile = _seccomp(None, False, None, process, facts, settings)
-    if profile is not None:
-        linux["seccomp"] = profile
+    if confinement is not None and not wanted.privileged:
+        profile = seccomp.for_sandbox(wanted.seccomp, confinement.seccomp, facts, settings)
+        if profile is not None:
+            linux["seccomp"] = profile
+        if confinement.apparmor:
+            process["apparmorProfile"] = confinement.apparmor
     return {
         "ociVersion": OCI_VERSION,
         "process": process,
@@ -120,6 +124,23 @@ def build_sandbox(sandbox: Sandbox, rootfs: Path, argv: Sequence[str], facts: Ho
         "mounts": spec_mounts.kernel_mounts(False)[:2],
         "annotations": spec_annotations.for_sandbox(sandbox, settings),
         "linux": linux,
+    }
+
+
+def _sandbox_process(wanted: SandboxSecurity, argv: Sequence[str], facts: HostFacts) -> dict[str, Any]:
+    uid = _NOBODY.uid if wanted.run_as_user is None else users.checked_id(wanted.run_as_user, f"{_CONTEXT}.run_as_user")
+    gid = _NOBODY.gid if wanted.run_as_group is None else users.checked_id(wanted.run_as_group, f"{_CONTEXT}.run_as_group")
+    extra = [users.checked_id(value, f"{_CONTEXT}.supplemental_groups[{index}]") for index, value in enumerate(wanted.supplemental_groups)]
+    groups = tuple(dict.fromkeys([gid, *extra]))
+    return {
+        "terminal": False,
+        "user": spec_process.user_object(User(uid, gid, groups)),
+        "args": list(argv),
+        "env": [f"PATH={spec_process.DEFAULT_PATH}"],
+        "cwd": "/",
+        "capabilities": security.no_capabilities(),
+        "noNewPrivileges": True,
+        "oomScoreAdj": spec_resources.oom_score_adj(_SANDBOX_OOM_SCORE, facts),
     }
 
 
@@ -181,32 +202,11 @@ def _wear(labels: selinux.Labels, process: dict[str, Any], linux: dict[str, Any]
         linux["mountLabel"] = labels.mount
 
 
+def _has_user_namespace(sandbox: Sandbox) -> bool:
+    user = sandbox.config.security.namespaces.user
+    return user is not None and user.mode is NamespaceMode.POD
+
+
 def _no_user_namespace(user: UserNamespace | None) -> None:
     if user is not None and user.mode is not NamespaceMode.NODE:
         raise Unsupported(f"{_CONTEXT}.namespace_options.userns_options: user namespaces are not served yet")
-
-
-def _seccomp(
-    request: SecurityProfile | None,
-    privileged: bool,
-    localhost: Mapping[str, Any] | None,
-    process: Mapping[str, Any],
-    facts: HostFacts,
-    settings: SpecSettings,
-) -> Mapping[str, Any] | None:
-    """The profile object, None for none. Privileged containers have none, whatever they ask for."""
-    wanted = request or SecurityProfile(settings.seccomp_when_unset)
-    bounding = process["capabilities"]["bounding"]
-    if privileged or wanted.profile_type is ProfileType.UNCONFINED:
-        return None
-    if not facts.seccomp:
-        if request is None:
-            return None
-        raise Unsupported(f"{_CONTEXT}.seccomp: {wanted.profile_type} was asked for, but this kernel has no seccomp filters")
-    if wanted.profile_type is ProfileType.LOCALHOST:
-        if localhost is None:
-            raise InvalidRequest(f"profile {wanted.localhost_ref!r} was not found", field=f"{_CONTEXT}.seccomp.localhost_ref")
-        return seccomp_profile.resolve(localhost, facts.architecture, bounding, f"{_CONTEXT}.seccomp.localhost_ref")
-    if settings.seccomp_profile is not None:
-        return seccomp_profile.resolve(settings.seccomp_profile, facts.architecture, bounding, "seccomp_profile")
-    return seccomp.default_profile(facts.architecture, bounding, native_only=settings.seccomp_native_only)

@@ -25,17 +25,20 @@ class SpecSettings:
     ``default_env`` holds "KEY=value" entries below the image's own. ``seccomp_profile`` replaces the built-in default (an
     OCI linux.seccomp object or Docker's dialect of it). ``seccomp_when_unset`` is what a request without profile gets.
     ``seccomp_native_only`` has the built-in profile kill 32-bit programs on 64-bit hosts, which makes each start and exec
-    cheaper. ``apparmor_profile`` is a loaded profile for RuntimeDefault, "" for none. ``default_cgroup_parent`` serves pods
-    that name none. ``allowed_annotations`` are patterns of annotations that pods may pass on (see spec_annotations), those of
-    one handler: ``of_handler`` fills them in.
+    cheaper. ``seccomp_profile_root`` holds the profiles that requests may name. ``apparmor_profile`` is the profile of
+    RuntimeDefault, "" for none; ``apparmor_root`` is where AppArmor's files are looked up. ``default_cgroup_parent`` serves
+    pods that name none. ``allowed_annotations`` are patterns of annotations that pods may pass on (see spec_annotations),
+    those of one handler: ``of_handler`` fills them in.
     """
 
     cgroup_driver: str = CGROUPFS
     default_env: tuple[str, ...] = ()
     seccomp_profile: Mapping[str, Any] | None = None
-    seccomp_when_unset: ProfileType = ProfileType.RUNTIME_DEFAULT
+    seccomp_when_unset: ProfileType = ProfileType.UNCONFINED
     seccomp_native_only: bool = False
+    seccomp_profile_root: Path = Path("/var/lib/kubelet/seccomp")
     apparmor_profile: str = ""
+    apparmor_root: Path = Path("/")
     pids_limit: int = 0
     default_cgroup_parent: str = ""
     default_capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES
@@ -78,13 +81,24 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
+class Confinement:
+    """What was found of the profiles that a request names.
+
+    ``seccomp`` is the parsed file of a Localhost request; ``apparmor`` the loaded profile to set, "" for none.
+    """
+
+    seccomp: Mapping[str, Any] | None = None
+    apparmor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerInputs:
     """Everything about one container. Paths are the host's.
 
     ``sandbox_dir`` holds hostname, hosts, resolv.conf and shm/. ``pid_target`` is /proc/PID/ns/pid of the target in TARGET
     mode. ``devices`` are the nodes behind config.devices (all of the host's when privileged), resolved by the caller.
-    ``seccomp_localhost`` is the parsed profile when the request names a local one. ``volumes`` holds one entry for each of
-    config.mounts. ``added_mounts`` are whole OCI mounts from elsewhere (generated files, CDI); each gives way to one of
+    ``confinement`` holds the profiles that the request names. ``volumes`` holds one entry for each of config.mounts.
+    ``added_mounts`` are whole OCI mounts from elsewhere (generated files, CDI); each gives way to one of
     config.mounts at the same destination, and replaces a standard one.
     """
 
@@ -98,7 +112,7 @@ class ContainerInputs:
     home: str
     pid_target: Path | None = None
     devices: tuple[DeviceNode, ...] = ()
-    seccomp_localhost: Mapping[str, Any] | None = None
+    confinement: Confinement = Confinement()
     volumes: tuple[Volume, ...] = ()
     added_mounts: tuple[Mapping[str, Any], ...] = ()
     labels: Labels = field(default_factory=Labels)

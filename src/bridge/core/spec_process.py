@@ -38,9 +38,8 @@ def build(inputs: ContainerInputs, facts: HostFacts, settings: SpecSettings) -> 
         # Said outright: the monitor, which is the runtime's parent, raises its own for the pipes it holds.
         soft, hard = facts.nofile
         process["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard}]
-    profile = security.apparmor(request, facts, settings.apparmor_profile)
-    if profile:
-        process["apparmorProfile"] = profile
+    if inputs.confinement.apparmor and not request.privileged:
+        process["apparmorProfile"] = inputs.confinement.apparmor
     return process
 
 
@@ -51,14 +50,19 @@ def user_object(user: User) -> dict[str, Any]:
 
 def arguments(config: ContainerConfig, image: ImageConfig) -> list[str]:
     """argv by the CRI's rule: command replaces entrypoint and cmd, args replace cmd."""
+    # An entrypoint of one empty string is how an image takes back the one it was built on (Dockerfile's ENTRYPOINT [""]).
+    entrypoint = () if image.entrypoint == ("",) else image.entrypoint
     if config.command:
         argv = [*config.command, *config.args]
     elif config.args:
-        argv = [*image.entrypoint, *config.args]
+        argv = [*entrypoint, *config.args]
     else:
-        argv = [*image.entrypoint, *image.cmd]
-    if not argv or not argv[0]:
+        argv = [*entrypoint, *image.cmd]
+    if not argv:
         raise InvalidRequest("neither the request nor the image says what to run", field="config.command")
+    if not argv[0]:
+        source = "config.command" if config.command else "config.args" if config.args and not entrypoint else "the image's command"
+        raise InvalidRequest("begins with an empty string, which is no program", field=source)
     _no_nul(argv, "config.command")
     return argv
 
@@ -72,8 +76,8 @@ def environment(inputs: ContainerInputs, facts: HostFacts, default_env: Sequence
         env["HOSTNAME"] = hostname
     if config.tty:
         env["TERM"] = _TERM
-    env.update(_pairs(default_env))
-    env.update(_pairs(inputs.image.config.env))
+    env.update(pairs(default_env))
+    env.update(pairs(inputs.image.config.env))
     for index, (key, value) in enumerate(config.envs):
         if not key or "=" in key or "\0" in key or "\0" in value:
             raise InvalidRequest(f"{key!r} can't be an environment variable", field=f"config.envs[{index}]")
@@ -82,7 +86,7 @@ def environment(inputs: ContainerInputs, facts: HostFacts, default_env: Sequence
     return [f"{key}={value}" for key, value in env.items()]
 
 
-def _pairs(entries: Iterable[str]) -> Iterable[tuple[str, str]]:
+def pairs(entries: Iterable[str]) -> Iterable[tuple[str, str]]:
     """Entries without "=" set nothing, as in Docker images that only name a variable."""
     for entry in entries:
         key, found, value = entry.partition("=")

@@ -16,6 +16,7 @@ from bridge.errors import InvalidRequest
 MAX_ID = 2**31 - 1
 """Highest uid or gid taken: Kubernetes allows no more, and beyond it the kernel's own casts begin (CVE-2024-40635)."""
 
+_LONGEST_ID = 11
 _CONTEXT = "config.linux.security_context"
 
 
@@ -45,6 +46,16 @@ def resolve(request: ContainerSecurity, image_user: str, passwd: bytes, group: b
     return User(uid=account.uid, gid=gid, additional_gids=groups), account.home or _default_home(account.uid)
 
 
+def knows_uid(uid: int, passwd: bytes) -> bool:
+    """Whether an account has this uid."""
+    return any(account.uid == uid for account in _accounts(passwd))
+
+
+def knows_gid(gid: int, group: bytes) -> bool:
+    """Whether a group has this gid."""
+    return any(known == gid for _, known, _ in _groups(group))
+
+
 def _default_home(uid: int) -> str:
     return "/root" if uid == 0 else "/"
 
@@ -68,7 +79,7 @@ def _blame(field: str) -> str:
 
 def _account(text: str, accounts: list[_Account], field: str) -> _Account:
     if _is_number(text):
-        uid = checked_id(int(text), _blame(field))
+        uid = _number(text, _blame(field))
         known = next((account for account in accounts if account.uid == uid), None)
         return known or _Account("", uid, 0, "")
     found = next((account for account in accounts if account.name == text), None)
@@ -79,7 +90,7 @@ def _account(text: str, accounts: list[_Account], field: str) -> _Account:
 
 def _group_id(text: str, group: bytes, field: str) -> int:
     if _is_number(text):
-        return checked_id(int(text), _blame(field))
+        return _number(text, _blame(field))
     for name, gid, _ in _groups(group):
         if name == text:
             return gid
@@ -90,6 +101,13 @@ def _is_number(text: str) -> bool:
     """ASCII digits with an optional sign: "-1" and "4294967296" are ids out of range, not names."""
     digits = text[1:] if text[:1] in ("-", "+") else text
     return digits.isascii() and digits.isdigit()
+
+
+def _number(text: str, field: str) -> int:
+    """An id from text; a row of digits too long for any id isn't even turned into a number."""
+    if len(text) > _LONGEST_ID:
+        raise InvalidRequest(f"{text[:_LONGEST_ID]}… is not between 0 and {MAX_ID}", field=field)
+    return checked_id(int(text), field)
 
 
 def checked_id(value: int, field: str) -> int:

@@ -30,6 +30,11 @@ async def write_files(directory: Path, contents: Mapping[str, str], *, mode: int
     await anyio.to_thread.run_sync(_write_files, directory, contents, mode)
 
 
+async def write_owned(path: Path, content: bytes, *, mode: int, uid: int, gid: int) -> None:
+    """Write a file that isn't there yet, its directory (0711) included, with this mode and owner. Raises HostError."""
+    await anyio.to_thread.run_sync(_write_owned, path, content, mode, uid, gid)
+
+
 async def mount_tmpfs(target: Path, *, size: int, mode: int = 0o1777, context: str = "") -> None:
     """Mount a tmpfs of ``size`` bytes, nosuid, nodev, noexec, on a new directory; ``context`` is the SELinux label of all in it."""
     await anyio.to_thread.run_sync(_mount_tmpfs, target, size, mode, context)
@@ -77,6 +82,18 @@ def _write_files(directory: Path, contents: Mapping[str, str], mode: int) -> Non
                 stream.write(text)
         except OSError as exc:
             raise HostError(f"can't write {target}: {exc.strerror}", errno=exc.errno) from exc
+
+
+def _write_owned(path: Path, content: bytes, mode: int, uid: int, gid: int) -> None:
+    _make_dir(path.parent, 0o711)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as stream:
+            stream.write(content)
+            os.fchown(descriptor, uid, gid)
+            os.fchmod(descriptor, mode)
+    except OSError as exc:
+        raise HostError(f"can't write {path}: {exc.strerror}", errno=exc.errno) from exc
 
 
 def _mount_tmpfs(target: Path, size: int, mode: int, context: str) -> None:

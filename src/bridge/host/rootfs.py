@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio.to_thread
@@ -17,15 +18,29 @@ import anyio.to_thread
 from bridge.errors import Denied, HostError, InvalidRequest, LimitExceeded
 from bridge.host import syscalls
 
+
+@dataclass(frozen=True, slots=True)
+class AccountFile:
+    """A plain /etc/passwd or /etc/group: its permission bits and who owns it."""
+
+    mode: int
+    uid: int
+    gid: int
+
+
 MAX_ACCOUNT_FILE = 4 << 20
 """Bytes of an /etc/passwd or /etc/group that we read; larger ones are refused."""
 
 
 def open_in(root: Path, path: str, flags: int = os.O_RDONLY) -> int:
     """Open ``path`` as seen from ``root`` as "/"; the descriptor is close-on-exec. Raises OSError."""
+    return _open(root, path, flags, syscalls.RESOLVE_IN_ROOT)
+
+
+def _open(root: Path, path: str, flags: int, resolve: int) -> int:
     root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return syscalls.openat2(root_fd, path, flags, syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS)
+        return syscalls.openat2(root_fd, path, flags, resolve | syscalls.RESOLVE_NO_MAGICLINKS)
     finally:
         os.close(root_fd)
 
@@ -35,37 +50,50 @@ def read_file(root: Path, path: str, limit: int) -> bytes | None:
 
     Raises LimitExceeded above ``limit`` bytes, InvalidRequest for what is no regular file, Denied, HostError.
     """
+    return _read(root, path, syscalls.RESOLVE_IN_ROOT, limit, f"{path} in the container's root")
+
+
+def read_beneath(directory: Path, path: str, limit: int) -> bytes | None:
+    """Content of a regular file below a directory of the host, None when it doesn't exist. Blocking.
+
+    ``path`` is relative; a symbolic link or ".." that leads out of ``directory`` is refused, not reinterpreted. Raises as
+    ``read_file``.
+    """
+    return _read(directory, path, syscalls.RESOLVE_BENEATH, limit, f"{path} below {directory}")
+
+
+def _read(root: Path, path: str, resolve: int, limit: int, name: str) -> bytes | None:
     try:
-        fd = open_in(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        fd = _open(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, resolve)
     except OSError as exc:
         if exc.errno in (errno.ENOENT, errno.ENOTDIR):
             return None
-        raise _translated(exc, path) from exc
+        raise _translated(exc, name) from exc
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise InvalidRequest(f"{path} in the container's root is not a regular file")
-        return _read_up_to(fd, limit, path)
+            raise InvalidRequest(f"{name} is not a regular file")
+        return _read_up_to(fd, limit, name)
     except OSError as exc:
-        raise _translated(exc, path) from exc
+        raise _translated(exc, name) from exc
     finally:
         os.close(fd)
 
 
-def _read_up_to(fd: int, limit: int, path: str) -> bytes:
+def _read_up_to(fd: int, limit: int, name: str) -> bytes:
     chunks = bytearray()
     while chunk := os.read(fd, min(1 << 20, limit + 1 - len(chunks))):
         chunks += chunk
         if len(chunks) > limit:
-            raise LimitExceeded(f"{path} in the container's root is larger than {limit} bytes")
+            raise LimitExceeded(f"{name} is larger than {limit} bytes")
     return bytes(chunks)
 
 
-def _translated(exc: OSError, path: str) -> Denied | HostError | InvalidRequest:
-    if exc.errno in (errno.ELOOP, errno.ENXIO):
-        return InvalidRequest(f"{path} in the container's root can't be followed: {os.strerror(exc.errno)}")
+def _translated(exc: OSError, name: str) -> Denied | HostError | InvalidRequest:
+    if exc.errno in (errno.ELOOP, errno.ENXIO, errno.EXDEV):
+        return InvalidRequest(f"{name} can't be followed: {os.strerror(exc.errno)}")
     if exc.errno in (errno.EACCES, errno.EPERM):
-        return Denied(f"{path} in the container's root: {os.strerror(exc.errno)}")
-    return HostError(f"can't read {path} in the container's root: {exc.strerror}", errno=exc.errno)
+        return Denied(f"{name}: {os.strerror(exc.errno)}")
+    return HostError(f"can't read {name}: {exc.strerror}", errno=exc.errno)
 
 
 async def read_accounts(root: Path) -> tuple[bytes, bytes]:
@@ -76,3 +104,22 @@ async def read_accounts(root: Path) -> tuple[bytes, bytes]:
         return passwd or b"", read_file(root, "/etc/group", MAX_ACCOUNT_FILE) or b""
 
     return await anyio.to_thread.run_sync(read)
+
+
+async def look_at_account_file(root: Path, path: str) -> AccountFile | None:
+    """Mode and owner of a plain file that is reached without any symbolic link, None for anything else."""
+    return await anyio.to_thread.run_sync(_look, root, path)
+
+
+def _look(root: Path, path: str) -> AccountFile | None:
+    try:
+        fd = _open(root, path, os.O_PATH | os.O_NOFOLLOW, syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise _translated(exc, f"{path} in the container's root") from exc
+    try:
+        found = os.fstat(fd)
+    finally:
+        os.close(fd)
+    return AccountFile(stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) if stat.S_ISREG(found.st_mode) else None

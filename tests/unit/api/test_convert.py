@@ -202,6 +202,10 @@ def test_container_filters() -> None:
         ("web", None, "web"),
         ("web:staff", None, "web"),
         ("²", None, "²"),
+        ("2147483647", 2147483647, ""),
+        ("2147483648", None, "2147483648"),  # CVE-2024-40635: no number that is no id
+        ("4294967296:0", None, "4294967296"),
+        ("9" * 5000, None, "9" * 5000),
     ],
 )
 def test_image(user: str, uid: int | None, username: str) -> None:

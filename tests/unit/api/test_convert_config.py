@@ -207,6 +207,12 @@ def test_profiles_of_old_kubelets(old: str, expected: model.SecurityProfile | No
     assert parts.profile(new, old, "f") == model.SecurityProfile(model.ProfileType.UNCONFINED)
 
 
+def test_the_old_prefix_in_the_new_field() -> None:
+    local = model.SecurityProfile(model.ProfileType.LOCALHOST, "strict")
+    for reference in ("strict", "localhost/strict"):
+        assert parts.profile(_profile(pb.SecurityProfileProfileType.Localhost, reference), "unconfined", "f") == local
+
+
 def test_every_member_of_each_enum_is_known() -> None:
     for mine, theirs in (
         (model.NamespaceMode, pb.NamespaceMode),
@@ -239,6 +245,16 @@ def _security(config: Any) -> Any:
 
 def _options(config: Any) -> Any:
     return _security(config).namespace_options
+
+
+def _user(security: Any, **ids: int) -> Any:
+    for name, value in ids.items():
+        setattr(security, name, pb.Int64Value(value=value))
+    return security
+
+
+def _profile(kind: pb.SecurityProfileProfileType, reference: str) -> pb.SecurityProfile:
+    return pb.SecurityProfile(profile_type=kind, localhost_ref=reference)
 
 
 POD_REFUSALS: list[tuple[str, Change]] = [
@@ -318,6 +334,26 @@ CONTAINER_REFUSALS: list[tuple[str, Change]] = [
         lambda c: setattr(_options(c), "pid", pb.NamespaceMode.TARGET),
     ),
     ("config.linux.security_context.apparmor_profile", lambda c: setattr(_security(c), "apparmor_profile", "localhost/")),
+    ("config.linux.security_context.apparmor_profile", lambda c: setattr(_security(c), "apparmor_profile", "strict")),
+    ("config.linux.security_context.seccomp_profile_path", lambda c: setattr(_security(c), "seccomp_profile_path", "/a.json")),
+    (
+        "config.linux.security_context.apparmor.localhost_ref",
+        lambda c: setattr(_security(c), "apparmor", _profile(pb.SecurityProfileProfileType.Localhost, "localhost/")),
+    ),
+    (
+        "config.linux.security_context.seccomp.localhost_ref",
+        lambda c: setattr(_security(c), "seccomp", _profile(pb.SecurityProfileProfileType.RuntimeDefault, "a.json")),
+    ),
+    (
+        "config.linux.security_context.run_as_username",
+        lambda c: setattr(_user(_security(c), run_as_user=0), "run_as_username", "app"),
+    ),
+    ("config.linux.security_context.run_as_user", lambda c: setattr(_security(c), "run_as_user", pb.Int64Value(value=1 << 31))),
+    (
+        "config.linux.security_context.run_as_group",
+        lambda c: _user(_security(c), run_as_user=0, run_as_group=1 << 32),
+    ),
+    ("config.linux.security_context.supplemental_groups[0]", lambda c: _security(c).supplemental_groups.append(-1)),
 ]
 
 

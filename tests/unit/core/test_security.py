@@ -1,12 +1,12 @@
-"""Capabilities, hidden paths and AppArmor."""
+"""Capabilities and hidden paths."""
 
 from __future__ import annotations
 
 import pytest
 
-from bridge.core.model import Capabilities, ContainerSecurity, ProfileType, SecurityProfile
-from bridge.core.security import DEFAULT_CAPABILITIES, MASKED_PATHS, READONLY_PATHS, apparmor, capabilities, hidden_paths
-from bridge.errors import Denied, InvalidRequest, Unsupported
+from bridge.core.model import Capabilities, ContainerSecurity
+from bridge.core.security import DEFAULT_CAPABILITIES, MASKED_PATHS, READONLY_PATHS, capabilities, hidden_paths
+from bridge.errors import Denied, InvalidRequest
 from bridge.host.facts import CAPABILITIES
 from tests.unit.core.spec_cases import FACTS, facts
 
@@ -74,14 +74,29 @@ def test_hidden_paths() -> None:
         hidden_paths(ContainerSecurity(readonly_paths=("proc/bus",)))
 
 
-def test_apparmor() -> None:
-    local = ContainerSecurity(apparmor=SecurityProfile(ProfileType.LOCALHOST, "strict"))
-    unconfined = ContainerSecurity(apparmor=SecurityProfile(ProfileType.UNCONFINED))
-    with_apparmor = facts(apparmor=True)
-    with pytest.raises(Unsupported, match="apparmor"):
-        apparmor(local, FACTS, "")
-    assert apparmor(local, with_apparmor, "") == "strict"
-    assert apparmor(ContainerSecurity(), with_apparmor, "cri-bridge-default") == "cri-bridge-default"
-    assert apparmor(unconfined, with_apparmor, "cri-bridge-default") == "unconfined"
-    assert apparmor(ContainerSecurity(), FACTS, "cri-bridge-default") == ""
-    assert apparmor(ContainerSecurity(privileged=True), with_apparmor, "cri-bridge-default") == ""
+def test_privileged_has_all_that_the_server_holds_whatever_is_added_or_dropped() -> None:
+    changed = Capabilities(add=("SYS_RESOURCE",), drop=("ALL", "CHOWN"))
+    poor = facts(capabilities=frozenset({"CAP_CHOWN", "CAP_NET_ADMIN"}))
+    sets = capabilities(ContainerSecurity(privileged=True, capabilities=changed), poor)
+    assert sets["bounding"] == sets["effective"] == ["CAP_CHOWN", "CAP_NET_ADMIN"]
+    assert sets["inheritable"] == sets["ambient"] == []
+
+
+@pytest.mark.parametrize("name", ["", "CAP_", "ALL ", "CAP_ALLL", "CHOWN,KILL", "cap_chown\n"])
+def test_names_that_only_look_like_one(name: str) -> None:
+    with pytest.raises(InvalidRequest):
+        capabilities(ContainerSecurity(capabilities=Capabilities(add=(name,))), FACTS)
+
+
+def test_ambient_all_and_dropped() -> None:
+    every = capabilities(ContainerSecurity(capabilities=Capabilities(add_ambient=("ALL",), drop=("CAP_SYS_ADMIN",))), FACTS)
+    assert every["ambient"] == every["bounding"] == [name for name in ALL if name != "CAP_SYS_ADMIN"]
+    none = capabilities(ContainerSecurity(capabilities=Capabilities(add_ambient=("KILL",), drop=("KILL",))), FACTS)
+    assert none["ambient"] == none["inheritable"] == []
+    assert "CAP_KILL" not in none["bounding"]
+
+
+def test_procmount_unmasked_counts_in_a_user_namespace_only() -> None:
+    assert hidden_paths(ContainerSecurity()) == (list(MASKED_PATHS), list(READONLY_PATHS))
+    assert hidden_paths(ContainerSecurity(), user_namespace=True) == ([], [])
+    assert hidden_paths(ContainerSecurity(masked_paths=("/proc/kcore",)), user_namespace=True) == (["/proc/kcore"], [])

@@ -20,8 +20,9 @@ from bridge.core.model import (
     UserNamespace,
 )
 from bridge.core.security import MASKED_PATHS, READONLY_PATHS
-from bridge.core.spec import SANDBOX_PID, build_container, build_sandbox
+from bridge.core.spec import SANDBOX_PID, Confinement, build_container, build_sandbox
 from bridge.errors import InvalidRequest, Unsupported
+from bridge.host.facts import HostFacts
 from tests.unit.core.spec_cases import FACTS, PINS, SETTINGS, config, facts, inputs, sandbox
 
 
@@ -104,7 +105,7 @@ def test_privileged_is_unhidden_and_unfiltered() -> None:
 
 
 def test_nothing_runs_unprotected_by_default() -> None:
-    spec = _build()
+    spec = _build(ContainerSecurity(seccomp=SecurityProfile()))
     assert spec["linux"]["seccomp"]["defaultAction"] == "SCMP_ACT_ERRNO"
     assert spec["linux"]["maskedPaths"] == list(MASKED_PATHS)
     assert spec["linux"]["readonlyPaths"] == list(READONLY_PATHS)
@@ -113,20 +114,27 @@ def test_nothing_runs_unprotected_by_default() -> None:
 
 def test_seccomp_choices() -> None:
     unconfined = ContainerSecurity(seccomp=SecurityProfile(ProfileType.UNCONFINED))
+    asked = inputs(security=ContainerSecurity(seccomp=SecurityProfile()))
     assert "seccomp" not in _build(unconfined)["linux"]
-    lenient = dataclasses.replace(SETTINGS, seccomp_when_unset=ProfileType.UNCONFINED)
-    assert "seccomp" not in build_container(inputs(), FACTS, lenient)["linux"]
-    asked = ContainerSecurity(seccomp=SecurityProfile())
-    assert "seccomp" in build_container(inputs(security=asked), FACTS, lenient)["linux"]
+    assert "seccomp" not in build_container(inputs(), FACTS, SETTINGS)["linux"]  # unset is unconfined, as the CRI says
+    assert "seccomp" in build_container(asked, FACTS, SETTINGS)["linux"]
+    strict = dataclasses.replace(SETTINGS, seccomp_when_unset=ProfileType.RUNTIME_DEFAULT)
+    assert "seccomp" in build_container(inputs(), FACTS, strict)["linux"]
+    assert "seccomp" not in build_container(inputs(security=unconfined), FACTS, strict)["linux"]
     own = dataclasses.replace(SETTINGS, seccomp_profile={"defaultAction": "SCMP_ACT_LOG"})
-    assert build_container(inputs(), FACTS, own)["linux"]["seccomp"]["defaultAction"] == "SCMP_ACT_LOG"
+    assert build_container(asked, FACTS, own)["linux"]["seccomp"]["defaultAction"] == "SCMP_ACT_LOG"
+
+
+def test_apparmor_profile_is_the_one_that_was_found() -> None:
+    assert _build(confinement=Confinement(apparmor="strict"))["process"]["apparmorProfile"] == "strict"
+    assert "apparmorProfile" not in _build()["process"]
 
 
 def test_seccomp_localhost() -> None:
     local = ContainerSecurity(seccomp=SecurityProfile(ProfileType.LOCALHOST, "/p/x.json"))
-    spec = _build(local, seccomp_localhost={"defaultAction": "SCMP_ACT_ALLOW"})
+    spec = _build(local, confinement=Confinement({"defaultAction": "SCMP_ACT_ALLOW"}))
     assert spec["linux"]["seccomp"]["defaultAction"] == "SCMP_ACT_ALLOW"
-    for changes in ({}, {"seccomp_localhost": {"no": "profile"}}):
+    for changes in ({}, {"confinement": Confinement({"no": "profile"})}):
         with pytest.raises(InvalidRequest) as caught:
             _build(local, **changes)
         assert caught.value.field == "config.linux.security_context.seccomp.localhost_ref"
@@ -170,7 +178,7 @@ def test_annotations_that_steer_a_runtime_are_held_back_cve_2024_3154() -> None:
 
 
 def test_sandbox_container_has_no_privilege() -> None:
-    spec = build_sandbox(sandbox(pid=NamespaceMode.POD), Path("/pause"), ["/catatonit", "-P"], FACTS, SETTINGS)
+    spec = build_sandbox(sandbox(pid=NamespaceMode.POD), Path("/pause"), ["/catatonit", "-P"], FACTS, SETTINGS, Confinement())
     assert _namespaces(spec) == {
         "mount": None,
         "pid": None,
@@ -192,13 +200,40 @@ def test_sandbox_container_has_no_privilege() -> None:
     assert spec["annotations"]["io.kubernetes.cri.container-type"] == "sandbox"
 
 
-def test_sandbox_runs_as_asked() -> None:
+def _sandbox_spec(security: SandboxSecurity, confinement: Confinement | None = None, host: HostFacts = FACTS) -> dict[str, Any]:
     pod = sandbox()
-    pod = dataclasses.replace(pod, config=dataclasses.replace(pod.config, security=SandboxSecurity(run_as_user=7, run_as_group=8)))
-    assert build_sandbox(pod, Path("/p"), ["/x"], FACTS, SETTINGS)["process"]["user"] == {"uid": 7, "gid": 8, "additionalGids": []}
-    pod = dataclasses.replace(pod, config=dataclasses.replace(pod.config, security=SandboxSecurity(run_as_user=2**32)))
-    with pytest.raises(InvalidRequest, match="run_as_user"):
-        build_sandbox(pod, Path("/p"), ["/x"], FACTS, SETTINGS)
+    pod = dataclasses.replace(pod, config=dataclasses.replace(pod.config, security=security))
+    return build_sandbox(pod, Path("/p"), ["/x"], host, SETTINGS, confinement)
+
+
+def test_sandbox_runs_as_asked() -> None:
+    user = _sandbox_spec(SandboxSecurity(run_as_user=7, run_as_group=8, supplemental_groups=(9, 8)))["process"]["user"]
+    assert user == {"uid": 7, "gid": 8, "additionalGids": [8, 9]}
+    for wrong in (SandboxSecurity(run_as_user=2**32), SandboxSecurity(run_as_user=1, supplemental_groups=(-1,))):
+        with pytest.raises(InvalidRequest, match=r"run_as_user|supplemental_groups"):
+            _sandbox_spec(wrong)
+
+
+def test_profiles_of_the_sandbox_container() -> None:
+    local = SandboxSecurity(seccomp=SecurityProfile(ProfileType.LOCALHOST, "x"))
+    found = Confinement({"defaultAction": "SCMP_ACT_LOG"}, apparmor="strict")
+    spec = _sandbox_spec(local, found)
+    assert spec["linux"]["seccomp"]["defaultAction"] == "SCMP_ACT_LOG"
+    assert spec["process"]["apparmorProfile"] == "strict"
+    assert "seccomp" not in _sandbox_spec(SandboxSecurity(seccomp=SecurityProfile(ProfileType.UNCONFINED)), Confinement())["linux"]
+    assert "seccomp" in _sandbox_spec(SandboxSecurity(), Confinement())["linux"]
+    privileged = _sandbox_spec(dataclasses.replace(local, privileged=True), Confinement())
+    assert "seccomp" not in privileged["linux"]
+    assert "apparmorProfile" not in privileged["process"]
+    assert "seccomp" not in _sandbox_spec(local)["linux"]  # after a restart the file need not be there any more
+
+
+def test_a_sandbox_on_a_kernel_without_seccomp() -> None:
+    """A kubelet asks for RuntimeDefault for every sandbox, whatever the host can."""
+    bare = facts(seccomp=False)
+    assert "seccomp" not in _sandbox_spec(SandboxSecurity(seccomp=SecurityProfile()), Confinement(), bare)["linux"]
+    with pytest.raises(Unsupported, match="seccomp"):
+        _sandbox_spec(SandboxSecurity(seccomp=SecurityProfile(ProfileType.LOCALHOST, "x")), Confinement({}), bare)
 
 
 def test_cgroup_below_the_pods_with_both_drivers() -> None:
@@ -209,7 +244,7 @@ def test_cgroup_below_the_pods_with_both_drivers() -> None:
 
 
 def test_spec_is_json_and_shares_nothing_with_the_next() -> None:
-    given = inputs()
+    given = inputs(security=ContainerSecurity(seccomp=SecurityProfile()))
     first = build_container(given, FACTS, SETTINGS)
     text = json.dumps(first)
     first["mounts"].clear()
@@ -219,5 +254,5 @@ def test_spec_is_json_and_shares_nothing_with_the_next() -> None:
 
 
 def test_building_takes_less_than_a_millisecond() -> None:
-    given = inputs()
+    given = inputs(security=ContainerSecurity(seccomp=SecurityProfile()))
     assert min(timeit.repeat(lambda: build_container(given, FACTS, SETTINGS), number=50, repeat=5)) / 50 < 0.001

@@ -27,6 +27,11 @@ E, C = ("/entry", "-e"), ("cmd", "-c")
         (E, C, (), ("now",), [*E, "now"]),
         ((), C, (), ("now",), ["now"]),
         ((), (), ("run",), ("", "x"), ["run", "", "x"]),
+        (("",), C, (), (), [*C]),  # ENTRYPOINT [""] takes back that of the image below
+        (("",), C, (), ("now",), ["now"]),
+        (("",), C, ("run",), (), ["run"]),
+        ((), C, ("run",), (), ["run"]),
+        (E, ("",), (), (), [*E, ""]),
     ],
 )
 def test_arguments(
@@ -36,11 +41,25 @@ def test_arguments(
     assert build_container(given, FACTS, SETTINGS)["process"]["args"] == argv
 
 
-@pytest.mark.parametrize(("cmd", "command"), [((), ()), ((), ("",)), (("x",), ("a\0b",))])
-def test_nothing_to_run(cmd: tuple[str, ...], command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("entrypoint", "cmd", "command", "args", "field"),
+    [
+        ((), (), (), (), "config.command"),
+        (("",), (), (), (), "config.command"),
+        ((), C, ("",), ("x",), "config.command"),
+        ((), ("x",), ("a\0b",), (), "config.command"),
+        ((), C, (), ("", "x"), "config.args"),
+        ((), ("", "x"), (), (), "the image's command"),
+        (("", "x"), (), (), ("y",), "the image's command"),
+    ],
+)
+def test_nothing_to_run(
+    entrypoint: tuple[str, ...], cmd: tuple[str, ...], command: tuple[str, ...], args: tuple[str, ...], field: str
+) -> None:
+    given = inputs(image=image(entrypoint=entrypoint, cmd=cmd), config=config(command=command, args=args))
     with pytest.raises(InvalidRequest) as caught:
-        build_container(inputs(image=image(cmd=cmd), config=config(command=command)), FACTS, SETTINGS)
-    assert caught.value.field == "config.command"
+        build_container(given, FACTS, SETTINGS)
+    assert caught.value.field == field
 
 
 def test_environment_order_and_precedence() -> None:

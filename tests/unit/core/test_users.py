@@ -112,6 +112,26 @@ def test_refusals_name_the_field(request_: ContainerSecurity, image_user: str, f
     assert caught.value.field == field
 
 
+def test_a_row_of_digits_is_no_id_however_long_cve_2024_40635() -> None:
+    with pytest.raises(InvalidRequest, match="is not between"):
+        resolve(ContainerSecurity(), "9" * 5000, PASSWD, GROUP)
+    with pytest.raises(InvalidRequest, match="is not between") as caught:
+        resolve(ContainerSecurity(run_as_username="4294967296"), "", PASSWD, GROUP)
+    assert caught.value.field == "config.linux.security_context.run_as_username"
+
+
+@pytest.mark.parametrize("user", ["app:", "1000:"])
+def test_an_empty_group_is_the_accounts_own(user: str) -> None:
+    found, _ = resolve(ContainerSecurity(), user, PASSWD, GROUP)
+    assert (found.uid, found.gid) == (1000, 1001)
+
+
+@pytest.mark.parametrize("user", ["app:video:x", "1000:44:5", "app\n", "1app", "4x"])
+def test_what_only_begins_like_a_user(user: str) -> None:
+    with pytest.raises(InvalidRequest):
+        resolve(ContainerSecurity(), user, PASSWD, GROUP)
+
+
 def test_account_with_an_id_that_would_wrap_to_root_is_unusable() -> None:
     with pytest.raises(InvalidRequest):
         resolve(ContainerSecurity(run_as_username="evil"), "", b"evil:x:4294967296:0::/:/bin/sh\n", b"")

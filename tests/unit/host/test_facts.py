@@ -36,6 +36,8 @@ def test_cgroup_v2_host(tmp_path: Path) -> None:
         "sys/module/apparmor/parameters/enabled": "Y\n",
         "sys/fs/selinux/enforce": "1",
     }
+    assert not gather(_tree(tmp_path, **files)).apparmor  # securityfs is not mounted
+    (tmp_path / "sys/kernel/security/apparmor").mkdir(parents=True)
     facts = gather(_tree(tmp_path, **files), "aarch64")
     assert facts.cgroup_v2
     assert facts.swap_accounting
