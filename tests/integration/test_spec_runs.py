@@ -19,7 +19,7 @@ from bridge.core.entities import Sandbox, User
 from bridge.core.model import Capabilities, ContainerConfig, ContainerSecurity, NamespaceMode, ProfileType, SecurityProfile
 from bridge.core.seccomp import default_profile
 from bridge.core.security import DEFAULT_CAPABILITIES
-from bridge.core.spec import SpecSettings, build_container, build_sandbox
+from bridge.core.spec import Confinement, SpecSettings, build_container, build_sandbox
 from bridge.host.facts import CAPABILITIES, HostFacts, gather
 from tests.unit.core.spec_cases import config, image, inputs, sandbox
 
@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("crun_hierarchy")]
 RUNTIMES = [name for name in ("runc", "crun") if shutil.which(name)]
 NAME = f"cri-bridge-test-{os.getpid()}"
 SETTINGS = SpecSettings(cgroup_prefix="test")
+FILTERED = ContainerSecurity(seccomp=SecurityProfile())
 TIMEOUT = 30
 _ENOSYS, _EPERM = 38, 1
 
@@ -176,7 +177,7 @@ def test_privileged(runtime: str, pod_dir: Path, host: HostFacts) -> None:
 
 def test_sandbox_container_starts(runtime: str, pod_dir: Path, host: HostFacts) -> None:
     pod = dataclasses.replace(sandbox(pid=NamespaceMode.POD), namespaces={}, cgroup_parent=f"/{NAME}")
-    done = _run(runtime, pod_dir, build_sandbox(pod, pod_dir / "rootfs", ["/bin/cat", "/proc/self/status"], host, SETTINGS))
+    done = _run(runtime, pod_dir, build_sandbox(pod, pod_dir / "rootfs", ["/bin/cat", "/proc/self/status"], host, SETTINGS, Confinement()))
     assert done.returncode == 0, done.stderr
     status = _status(done.stdout)
     assert (status["Seccomp"], status["NoNewPrivs"], status["Pid"]) == ("2", "1", "1")
@@ -217,7 +218,7 @@ def test_what_the_kernel_answers(runtime: str, pod_dir: Path, host: HostFacts, n
     program = pod_dir / "rootfs/bin/call"
     program.write_bytes(_program(number, *args))
     program.chmod(0o755)
-    done = _run(runtime, pod_dir, _spec(pod_dir, host, config(command=("/bin/call",))))
+    done = _run(runtime, pod_dir, _spec(pod_dir, host, config(command=("/bin/call",), security=FILTERED)))
     assert (done.returncode, done.stderr) == (code, "")
 
 
@@ -247,7 +248,7 @@ def test_32_bit_programs_keep_their_network_unless_told_otherwise(runtime: str, 
     program = pod_dir / "rootfs/bin/call"
     program.write_bytes(_i386_program(2))
     program.chmod(0o755)
-    spec = _spec(pod_dir, host, config(command=("/bin/call",)))
+    spec = _spec(pod_dir, host, config(command=("/bin/call",), security=FILTERED))
     assert _run(runtime, pod_dir, spec).returncode == 0
     spec["linux"]["seccomp"] = default_profile("amd64", DEFAULT_CAPABILITIES, native_only=True)
     assert _run(runtime, pod_dir, spec).returncode == 128 + signal.SIGSYS
