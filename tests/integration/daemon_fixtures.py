@@ -19,11 +19,12 @@ from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node
 def node(crun_hierarchy: None) -> Iterator[DaemonNode]:
     """A server with runc and crun, in which each has run a pod already: what is made once and kept is there."""
     with daemon_node() as made:
-        anyio.run(_warm, made)
+        anyio.run(warm, made)
         yield made
 
 
-async def _warm(node: DaemonNode) -> None:
+async def warm(node: DaemonNode) -> None:
+    """Have each handler run a pod."""
     async with connect(node.socket) as cri:
         for handler in node.handlers:
             kubelet = Kubelet(node, cri, handler)
@@ -51,7 +52,7 @@ async def kubelet(node: DaemonNode, handler: str, leak_audit: LeakAudit) -> Asyn
 def own_node(crun_hierarchy: None) -> Iterator[DaemonNode]:
     """A server of the test's own, to be killed; what its pods used must be back when the test ends."""
     with daemon_node() as made:
-        anyio.run(_warm, made)
+        anyio.run(warm, made)
         late = [made.root / "run" / "runtimes" / name for name in ("late", "probe-late.json")]
         scope = made.scope()
         scope = dataclasses.replace(scope, pids=[], shared=[*scope.shared, *late])

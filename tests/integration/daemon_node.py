@@ -45,13 +45,25 @@ _END_SECONDS = 60.0
 
 
 class DaemonNode:
-    """Everything below ``root``; ``name`` marks the bridge and the cgroups that are its own. Made by ``daemon_node``."""
+    """Everything below ``root``; ``name`` marks the bridge and the cgroups that are its own. Made by ``daemon_node``.
 
-    def __init__(self, root: Path, *, cni: bool = True, handlers: Mapping[str, str] | None = None, cni_bin: Path = CNI_BIN) -> None:
+    ``runtime`` are further lines of that section of its configuration.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        cni: bool = True,
+        handlers: Mapping[str, str] | None = None,
+        cni_bin: Path = CNI_BIN,
+        runtime: Sequence[str] = (),
+    ) -> None:
         self.root = root
         self.name = f"cbt{secrets.token_hex(4)}"
         self.handlers = handlers or {"runc": "runc", "crun": "crun"}
         self.cni_bin = cni_bin
+        self.runtime = runtime
         self.process: subprocess.Popen[bytes] | None = None
         octet = secrets.randbelow(250) + 2
         self.subnets = [f"10.249.{octet}.0/24", f"fd00:cb:{octet}::/64"]
@@ -92,6 +104,7 @@ class DaemonNode:
         lines = ["[server]", f"state_dir = {toml_value(self.root / 'state')}", f"run_dir = {toml_value(self.root / 'run')}"]
         lines += ['log_level = "debug"', "shutdown_timeout = 5.0", "[network]", f"conf_dir = {toml_value(self.root / 'cni')}"]
         lines += [f"bin_dirs = {toml_value([self.cni_bin])}", "[runtime]", f"default_handler = {toml_value(next(iter(self.handlers)))}"]
+        lines += self.runtime
         for name, path in self.handlers.items():
             lines += [f"[runtime.handlers.{name}]", 'plugin = "runc"', f"options = {{path = {toml_value(path)}}}"]
         return "\n".join(lines) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import stat
 import struct
 import threading
@@ -15,7 +16,7 @@ from bridge.host import syscalls
 # include/uapi/linux/fuse.h: len, opcode, unique, nodeid, uid, gid, pid, padding.
 _IN = struct.Struct("=IIQQIIII")
 _OUT = struct.Struct("=IiQ")
-_INIT, _GETATTR, _DESTROY = 26, 3, 38
+_INIT, _GETATTR = 26, 3
 _INIT_OUT = struct.Struct("=IIIIHHIIHHI28x")
 # attr_valid, attr_valid_nsec, dummy, then fuse_attr.
 _ATTR_OUT = struct.Struct("=QIIQQQQQQIIIIIIIIII")
@@ -29,14 +30,14 @@ class Silent:
         self.answers = threading.Event()
         self.asked = threading.Event()
         self._fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        self._held: list[tuple[int, int]] = []
+        self._stop, self._stopper = os.pipe()
         syscalls.mount("silent", target, "fuse", 0, f"fd={self._fd},rootmode=40000,user_id=0,group_id=0")
         self._thread = threading.Thread(target=self._serve, name="silent fuse")
         self._thread.start()
 
     def _serve(self) -> None:
         with suppress(OSError):
-            while True:
+            while select.select([self._fd, self._stop], [], [])[0] == [self._fd]:
                 request = os.read(self._fd, 1 << 20)
                 _, opcode, unique, *_ = _IN.unpack_from(request)
                 if opcode == _INIT:
@@ -51,11 +52,13 @@ class Silent:
             os.write(self._fd, _OUT.pack(_OUT.size + len(body), 0, unique) + body)
 
     def end(self) -> None:
-        """Abort the connection: whoever waits gets an error. Then unmount."""
+        """Unmount, and end the connection: whoever still has the mount gets an error from it."""
         self.answers.set()
         syscalls.umount(self.target, syscalls.MNT_DETACH)
+        os.write(self._stopper, b"x")
         self._thread.join(5)
-        os.close(self._fd)
+        for fd in (self._fd, self._stop, self._stopper):
+            os.close(fd)
         assert not self._thread.is_alive()
 
 

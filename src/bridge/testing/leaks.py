@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +126,8 @@ def _cgroups(scope: Scope) -> Iterator[str]:
 def _processes(scope: Scope) -> Iterator[str]:
     own = os.getpid()
     table = dict(_process_table())
-    descendants = _descendants(table, scope.pids) - _helpers(table, scope.pids)
+    descendants = _descendants(table, scope.pids)
+    descendants -= _helpers(table, descendants)
     words = [os.fsencode(root) for root in scope.roots] + [mark.encode() for mark in scope.cgroup_marks]
     for pid, (_, state, command) in table.items():
         if pid != own and pid not in scope.pids and (pid in descendants or any(word in command for word in words)):
@@ -152,14 +153,14 @@ def _descendants(table: Mapping[int, tuple[int, str, bytes]], ancestors: Sequenc
     return found
 
 
-def _helpers(table: Mapping[int, tuple[int, str, bytes]], servers: Sequence[int]) -> set[int]:
-    """The processes that a server keeps for a while to look at paths; not more of them than it may keep."""
+def _helpers(table: Mapping[int, tuple[int, str, bytes]], servers: Collection[int]) -> set[int]:
+    """The processes that each of ``servers`` keeps for a while to look at paths; not more of them than it may keep."""
     word = os.fsencode(lookup_child.__file__)
-    found: set[int] = set()
-    for server in servers:
-        mine = sorted(pid for pid, (parent, state, command) in table.items() if parent == server and state != "Z" and word in command)
-        found.update(mine[:SPARE_CHILDREN])
-    return found
+    kept: dict[int, list[int]] = {}
+    for pid, (parent, state, command) in sorted(table.items()):
+        if parent in servers and state != "Z" and word in command:
+            kept.setdefault(parent, []).append(pid)
+    return {pid for mine in kept.values() for pid in mine[:SPARE_CHILDREN]}
 
 
 def _descriptors(scope: Scope) -> Iterator[str]:
