@@ -7,6 +7,7 @@ set up by systemd have it; slim machines may not. Tests and the demo borrow the 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,11 @@ def hugetlb_for_crun(top: Path = _TOP) -> Iterator[bool]:
     """Mount ``top``/hugetlb if this is a v1 host without it; true when it did. Unmounted at the end, unless it's in use."""
     layout.cache_clear()  # another process may have mounted or unmounted it meanwhile
     mounted = layout().mounts
-    if "hugetlb" in mounted or "memory" not in mounted:
+    if "hugetlb" in mounted:
+        with _kept(mounted["hugetlb"].point):
+            yield False
+        return
+    if "memory" not in mounted:
         yield False
         return
     target = top / "hugetlb"
@@ -42,3 +47,13 @@ def hugetlb_for_crun(top: Path = _TOP) -> Iterator[bool]:
             if exc.errno not in (errno.EBUSY, errno.ENOTEMPTY):
                 raise
             _logger.warning("%s stays: another process uses it", target)
+
+
+@contextmanager
+def _kept(point: Path) -> Iterator[None]:
+    """Keep whoever mounted ``point`` from unmounting it, which would pull it from under the cgroups that we are going to make."""
+    descriptor = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
