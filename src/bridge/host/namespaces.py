@@ -14,24 +14,26 @@ netns add`` would bind it over itself, pins included, and no pin could be unlink
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import fcntl
+import functools
+import operator
 import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import anyio
 
 from bridge import log
-from bridge.errors import HostError, InvalidRequest, NotFound
-from bridge.host import syscalls
+from bridge.errors import BridgeError, HostError, InvalidRequest, NotFound
+from bridge.host import namespace_pins, syscalls, user_namespaces
 from bridge.host import sysctls as pod_sysctls
 from bridge.host.sysctls import Sysctl
+from bridge.host.user_namespaces import IdMaps
 
 T = TypeVar("T")
 _logger = log.get("namespaces")
@@ -61,15 +63,18 @@ async def create(
     sysctls: Mapping[str, str],
     lo_up: bool = True,
     net_pin: Path | None = None,
+    user: IdMaps | None = None,
 ) -> Mapping[str, Path]:
     """Make the namespaces asked for and pin them; returns the pin of each, ``{"net": directory/"net", …}``.
+
+    With ``user`` a user namespace with these mappings is made first, pinned as "user", and owns the others (one helper process).
 
     ``hostname`` is set in a new UTS namespace (at most 64 bytes; "" leaves the host's). ``sysctls`` are set at once,
     except those of one interface (``net.ipv4.conf.eth0.…``): see ``set_interface_sysctls``. With ``net_pin`` the network
     namespace is pinned there, and ``directory/net`` is a symlink to it for ``remove``. Raises InvalidRequest (a sysctl
     or the hostname) or HostError; after any failure, or cancellation before the end, nothing is left.
     """
-    kinds = [kind for kind, wanted in (("net", net), ("ipc", ipc), ("uts", uts)) if wanted]
+    kinds = [kind for kind, wanted in (("net", net), ("ipc", ipc), ("uts", uts), ("user", user is not None)) if wanted]
     if uts and len(hostname.encode()) > _HOSTNAME_MAX:
         raise InvalidRequest(f"has {len(hostname.encode())} bytes, the kernel takes {_HOSTNAME_MAX}", field="config.hostname")
     settings = pod_sysctls.check(sysctls, kinds)
@@ -82,22 +87,40 @@ async def create(
 
     def make() -> None:
         nonlocal made
-        _make(directory, pins, hostname if uts else "", settings, lo_up=net and lo_up)
+        _make(directory, pins, user, lambda: _set_up(hostname if uts else "", settings, lo_up=net and lo_up, owned=user is not None))
         made = True
 
     try:
         await in_own_thread(make)
-    except asyncio.CancelledError:
+        if user is not None:
+            await _write_owned(pins, [item for item in settings if item.namespace == "ipc"])
+    except (asyncio.CancelledError, BridgeError):
         if made:
             await in_own_thread(lambda: _undo(directory))
         raise
     return pins
 
 
+async def _write_owned(pins: Mapping[str, Path], items: Sequence[Sysctl]) -> None:
+    """Set ``items`` of an IPC namespace that a user namespace owns."""
+
+    def as_host_root(item: Sysctl) -> None:
+        fd = open_pin(pins["ipc"], "ipc")
+        try:
+            syscalls.setns(fd, syscalls.CLONE_NEWIPC)
+        finally:
+            os.close(fd)
+        pod_sysctls.write(item)
+
+    for item in items:
+        if not await user_namespaces.write_sysctl(pins["user"], pins["ipc"], item):
+            await in_own_thread(functools.partial(as_host_root, item))
+
+
 async def remove(directory: Path) -> None:
     """Unmount and unlink every pin of ``directory``, and the directory if it is then empty. Absent means success."""
     try:
-        await anyio.to_thread.run_sync(_remove, directory)
+        await anyio.to_thread.run_sync(namespace_pins.remove, directory, KINDS)
     except OSError as exc:
         raise HostError(f"namespaces in {directory} can't be removed: {exc}", errno=exc.errno) from exc
 
@@ -199,28 +222,48 @@ async def in_own_thread(work: Callable[[], T]) -> T:
     return done.result()
 
 
-def _make(directory: Path, pins: Mapping[str, Path], hostname: str, settings: Sequence[Sysctl], *, lo_up: bool) -> None:
+def _make(directory: Path, pins: Mapping[str, Path], user: IdMaps | None, set_up: Callable[[], None]) -> None:
     present = [str(pin) for pin in {*pins.values(), *(directory / kind for kind in pins)} if pin.is_symlink() or pin.exists()]
     if present:
         raise HostError(f"namespaces are pinned already: {', '.join(sorted(present))}", errno=errno.EEXIST)
     try:
-        _unshare(list(pins), hostname, settings, lo_up=lo_up)
-        _pin(directory, pins)
+        if user is None:
+            syscalls.unshare(_flags(pins))
+            set_up()
+            namespace_pins.attach(directory, pins, Path("/proc/thread-self"))
+            return
+        with user_namespaces.held(_flags(pins), user) as process:
+            _join(process, [kind for kind in pins if kind != "user"])
+            set_up()
+            namespace_pins.attach(directory, pins, process)
     except OSError as exc:
         _undo(directory)
         raise HostError(f"namespaces {', '.join(pins)} in {directory}: {exc}", errno=exc.errno) from exc
 
 
-def _unshare(kinds: Sequence[str], hostname: str, settings: Sequence[Sysctl], *, lo_up: bool) -> None:
-    """Give the calling thread its namespaces and set them up. Settings come before ``lo``, which takes its addresses from them."""
-    flags = 0
+def _flags(kinds: Iterable[str]) -> int:
+    return functools.reduce(operator.or_, (KINDS[kind] for kind in kinds))
+
+
+def _join(process: Path, kinds: Iterable[str]) -> None:
+    """Take the calling thread into namespaces of ``process`` that need not be its user namespace's, which it can't enter."""
     for kind in kinds:
-        flags |= KINDS[kind]
-    syscalls.unshare(flags)
+        fd = os.open(process / "ns" / kind, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            syscalls.setns(fd, KINDS[kind])
+        finally:
+            os.close(fd)
+
+
+def _set_up(hostname: str, settings: Sequence[Sysctl], *, lo_up: bool, owned: bool) -> None:
+    """Set up the calling thread's namespaces. Settings come before ``lo``, which takes its addresses from them.
+
+    Those of an IPC namespace that a user namespace has ``owned`` since Linux 6.9 are its root's alone: see ``_write_owned``.
+    """
     if hostname:
         syscalls.sethostname(hostname)
     for item in settings:
-        if not item.names_interface:
+        if not item.names_interface and not (owned and item.namespace == "ipc"):
             pod_sysctls.write(item)
     if lo_up:
         _loopback_up()
@@ -232,58 +275,11 @@ def _loopback_up() -> None:
         fcntl.ioctl(control, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | _IFF_UP))
 
 
-def _pin(directory: Path, pins: Mapping[str, Path]) -> None:
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    for kind, pin in pins.items():
-        if pin.parent != directory:
-            _share(pin.parent)
-            (directory / kind).symlink_to(pin)  # first, so that what follows is never without a pointer to it
-        os.close(os.open(pin, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
-        syscalls.mount(f"/proc/thread-self/ns/{kind}", pin, flags=syscalls.MS_BIND)
-
-
-def _share(directory: Path) -> None:
-    """Make ``directory`` a shared mount unless it is one; the lock is the one that iproute2 takes."""
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            syscalls.mount("", directory, flags=syscalls.MS_SHARED | syscalls.MS_REC)
-        except OSError as exc:
-            if exc.errno != errno.EINVAL:  # EINVAL: not a mount point yet
-                raise
-            syscalls.mount(directory, directory, flags=syscalls.MS_BIND | syscalls.MS_REC)
-            syscalls.mount("", directory, flags=syscalls.MS_SHARED | syscalls.MS_REC)
-    finally:
-        os.close(lock)
-
-
 def _undo(directory: Path) -> None:
-    """``_remove`` on a failure's way out: what goes wrong here is logged, the first error is the one that is raised."""
+    """Remove them on a failure's way out: what goes wrong here is logged, the first error is the one that is raised."""
     try:
-        _remove(directory)
+        namespace_pins.remove(directory, KINDS)
     except OSError as exc:
         _logger.error("namespaces of a failed creation in %s are left: %s", directory, exc)
 
 
-def _remove(directory: Path) -> None:
-    for kind in KINDS:
-        entry = directory / kind
-        if entry.is_symlink():
-            _unpin(Path(os.readlink(entry)))
-        _unpin(entry)
-    with contextlib.suppress(FileNotFoundError, OSError):
-        directory.rmdir()  # stays when it holds something else
-
-
-def _unpin(pin: Path) -> None:
-    while True:
-        try:
-            syscalls.umount(pin, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
-        except OSError as exc:
-            if exc.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):  # not (or no longer) mounted, absent
-                break
-            raise
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        pin.unlink()

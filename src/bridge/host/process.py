@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -170,6 +171,37 @@ def _start(
         popen.kill()
         popen.communicate()
         raise
+
+
+@contextlib.contextmanager
+def held(argv: Sequence[str], *, timeout: float) -> Iterator[int]:
+    """Run ``argv``, which must answer what it reads (cat), while the block runs; yields its pid once it has answered.
+
+    It ends with the block, or with this process, which closes its input. Blocks: call it in a worker thread. Raises HostError
+    with what it said when it can't be started or does not answer, TimedOut after ``timeout`` seconds.
+    """
+    try:
+        child = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, start_new_session=True
+        )
+    except OSError as exc:
+        raise HostError(f"can't run {argv[0]}: {exc.strerror or exc}", errno=exc.errno) from exc
+    with child:
+        try:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            assert child.stderr is not None
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and its stderr says why
+                child.stdin.write(b"\n")
+            answer = select.poll()
+            answer.register(child.stdout, select.POLLIN)
+            if not answer.poll(timeout * 1000):
+                raise TimedOut(f"{argv[0]} did not answer within {timeout:g} s")
+            if not child.stdout.read(1):
+                raise HostError(f"{argv[0]}: {child.stderr.read(4096).decode(errors='replace').strip() or 'ended without a word'}")
+            yield child.pid
+        finally:
+            child.kill()
 
 
 async def run(

@@ -21,6 +21,7 @@ _IPC_KERNEL_KEYS = frozenset({
 })  # fmt: skip
 # Directories of net/ that have one sub-directory a network interface, and its pseudo-interfaces.
 _PER_INTERFACE = {("ipv4", "conf"), ("ipv4", "neigh"), ("ipv6", "conf"), ("ipv6", "neigh"), ("mpls", "conf")}
+_VALUE_MAX = 1024  # no namespaced setting comes near
 _NOT_AN_INTERFACE = {"all", "default", "lo"}
 
 
@@ -32,6 +33,11 @@ class Sysctl:
     parts: tuple[str, ...]
     value: str
     namespace: str
+
+    @property
+    def path(self) -> Path:
+        """Its file, as the namespaces of whoever opens it show it."""
+        return Path("/proc/sys", *self.parts)
 
     @property
     def names_interface(self) -> bool:
@@ -48,7 +54,7 @@ def parse_key(key: str) -> tuple[str, ...]:
     dotted = dot != -1 and (slash == -1 or dot < slash)
     parts = tuple((key.translate(str.maketrans("./", "/.")) if dotted else key).split("/"))
     if len(parts) < 2 or any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise InvalidRequest("is not the name of a sysctl", field=_field(key))
+        raise InvalidRequest("is not the name of a sysctl", field=field_of(key))
     return parts
 
 
@@ -69,34 +75,47 @@ def namespace_of(parts: Sequence[str]) -> str | None:
 def check(sysctls: Mapping[str, str], held: Collection[str]) -> Sequence[Sysctl]:
     """Check every key against the namespaces that the pod has of its own (``held``: of net, ipc, uts).
 
-    Raises InvalidRequest naming the first key that is malformed, not namespaced, or of a namespace shared with the host.
+    Raises InvalidRequest naming the first key that is malformed, not namespaced, of a namespace shared with the host, given in
+    two notations, or whose value is not one short line.
     """
-    checked = []
+    checked: list[Sysctl] = []
     for key, value in sysctls.items():
         parts = parse_key(key)
+        _check_value(key, value)
+        twin = next((other.key for other in checked if other.parts == parts), None)
+        if twin is not None:
+            raise InvalidRequest(f"is the same setting as {twin}", field=field_of(key))
         namespace = namespace_of(parts)
         if namespace is None:
-            raise InvalidRequest("is a setting of the whole host, not of a pod's namespace", field=_field(key))
+            raise InvalidRequest("is a setting of the whole host, not of a pod's namespace", field=field_of(key))
         if namespace not in held:
-            raise InvalidRequest(f"needs the pod's own {namespace} namespace, but the pod uses the host's", field=_field(key))
+            raise InvalidRequest(f"needs the pod's own {namespace} namespace, but the pod uses the host's", field=field_of(key))
         checked.append(Sysctl(key, parts, value, namespace))
     return checked
 
 
+def _check_value(key: str, value: str) -> None:
+    """One line that no kernel file or runtime can take for two (CVE-2022-0811 rode on a value)."""
+    if not value or len(value) > _VALUE_MAX:
+        raise InvalidRequest(f"needs a value of 1 to {_VALUE_MAX} characters", field=field_of(key))
+    if not all(" " <= character <= "~" or character == "\t" for character in value):
+        raise InvalidRequest(f"the value {value!r} is not one line of printable ASCII", field=field_of(key))
+
+
 def write(sysctl: Sysctl) -> None:
     """Write it for the calling thread's namespaces. InvalidRequest for an unknown key or a refused value, else HostError."""
-    path = Path("/proc/sys", *sysctl.parts)
     try:
-        path.write_text(sysctl.value)
+        sysctl.path.write_text(sysctl.value)
     except OSError as exc:
         if exc.errno == errno.ENOENT:
-            raise InvalidRequest("this kernel has no such sysctl in the pod's namespaces", field=_field(sysctl.key)) from exc
+            raise InvalidRequest("this kernel has no such sysctl in the pod's namespaces", field=field_of(sysctl.key)) from exc
         if exc.errno in (errno.EINVAL, errno.ERANGE, errno.EOVERFLOW):
-            raise InvalidRequest(f"the kernel refuses the value {sysctl.value!r}", field=_field(sysctl.key)) from exc
+            raise InvalidRequest(f"the kernel refuses the value {sysctl.value!r}", field=field_of(sysctl.key)) from exc
         if exc.errno in (errno.EACCES, errno.EPERM, errno.EISDIR):
-            raise InvalidRequest("can't be set from a pod's namespaces", field=_field(sysctl.key)) from exc
+            raise InvalidRequest("can't be set from a pod's namespaces", field=field_of(sysctl.key)) from exc
         raise HostError(f"sysctl {sysctl.key}: {exc.strerror}", errno=exc.errno) from exc
 
 
-def _field(key: str) -> str:
+def field_of(key: str) -> str:
+    """The CRI field of a setting."""
     return f"config.linux.sysctls[{key}]"
