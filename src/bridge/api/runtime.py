@@ -54,7 +54,7 @@ class RuntimeRpcs(SandboxRpcs, ContainerRpcs, StatsRpcs):
         return v1.StatusResponse(
             status=v1.RuntimeStatus(conditions=[self._runtime_ready(), self._network_ready()]),
             info=dict(self._node.details()) if message.verbose else {},
-            runtime_handlers=_handlers(states, self._core.ports.handlers.default, self._node.mount_copies),
+            runtime_handlers=self._handlers(states),
             features=v1.RuntimeFeatures(supplemental_groups_policy=True, mount_options=True),
         )
 
@@ -72,18 +72,15 @@ class RuntimeRpcs(SandboxRpcs, ContainerRpcs, StatsRpcs):
         driver = v1.CgroupDriver.SYSTEMD if self._node.systemd_cgroups else v1.CgroupDriver.CGROUPFS
         return v1.RuntimeConfigResponse(linux=v1.LinuxRuntimeConfiguration(cgroup_driver=driver))
 
+    def _handlers(self, states: Sequence[HandlerState]) -> list[v1.RuntimeHandler]:
+        found = [v1.RuntimeHandler(name=state.name, features=self._features(state.features)) for state in states if state.features]
+        # A kubelet looks the default handler up under the empty name (KEP-3857).
+        default = [handler for handler in found if handler.name == self._core.ports.handlers.default]
+        return found + [v1.RuntimeHandler(name="", features=handler.features) for handler in default]
 
-def _handlers(states: Sequence[HandlerState], default: str, mount_copies: bool) -> list[v1.RuntimeHandler]:
-    found = [
-        v1.RuntimeHandler(name=state.name, features=_features(state.features, mount_copies))
-        for state in states
-        if state.features is not None
-    ]
-    # A kubelet looks the default handler up under the empty name (KEP-3857).
-    return found + [v1.RuntimeHandler(name="", features=handler.features) for handler in found if handler.name == default]
-
-
-def _features(features: RuntimeFeatures, mount_copies: bool) -> v1.RuntimeHandlerFeatures:
-    # User namespaces are promised only once core asks backends for them.
-    read_only = mount_copies or features.has(Ability.RECURSIVE_READ_ONLY)
-    return v1.RuntimeHandlerFeatures(recursive_read_only_mounts=read_only, user_namespaces=False)
+    def _features(self, features: RuntimeFeatures) -> v1.RuntimeHandlerFeatures:
+        """What the handler has and the node has for it: mounts with other attributes, image files as a user namespace sees them."""
+        return v1.RuntimeHandlerFeatures(
+            recursive_read_only_mounts=self._node.mount_copies or features.has(Ability.RECURSIVE_READ_ONLY),
+            user_namespaces=not self._core.ports.images.id_mapping_fault and features.has(Ability.USER_NAMESPACES),
+        )

@@ -13,7 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from bridge.aio import Rollback
-from bridge.core import accounts, device_nodes, image_volumes, limits, selinux, spec, spec_devices, stop_signal, trace, volumes
+from bridge.core import (
+    accounts,
+    device_nodes,
+    image_volumes,
+    limits,
+    pod_namespaces,
+    selinux,
+    spec,
+    spec_devices,
+    stop_signal,
+    trace,
+    volumes,
+)
 from bridge.core.confinement import Confiner
 from bridge.core.container_io import container_io, log_path
 from bridge.core.entities import Container, ContainerState, Sandbox
@@ -50,7 +62,7 @@ class ContainerCreator:
 
     async def create(self, ident: str, sandbox: Sandbox, config: ContainerConfig) -> Container:
         """Make the container; on any failure or cancellation nothing of it is left. Returns it in state created."""
-        check(config)
+        check(config, sandbox)
         await selinux.check_known(selinux.of_container(sandbox, config), config.security.selinux, self.settings.selinux)
         image = self.image(config)
         async with Rollback(f"create container {ident[:12]}", step_timeout=self.settings.undo_timeout) as undo:
@@ -87,7 +99,9 @@ class ContainerCreator:
     async def _rootfs(self, making: Making) -> Path:
         ident, target = making.container.id, making.bundle / "rootfs"
         making.undo.push("remove the root filesystem", lambda: self.images.remove_rootfs(ident, target))
-        return (await self.images.mount_rootfs(ident, making.image.id, target, label=making.labels.mount)).path
+        images, namespace = self.images, pod_namespaces.pin(making.sandbox)
+        mounted = await images.mount_rootfs(ident, making.image.id, target, label=making.labels.mount, user_namespace=namespace)
+        return mounted.path
 
     async def _backend(self, making: Making, oci: Mapping[str, Any]) -> ContainerHandle:
         request = ContainerSpec(
@@ -95,7 +109,7 @@ class ContainerCreator:
             sandbox_id=making.sandbox.id,
             bundle=making.bundle,
             oci=oci,
-            io=container_io(making.container),
+            io=container_io(making.container, making.sandbox),
         )
         handle = await self.live.sandbox(making.sandbox.id).create_container(request)
         making.undo.push("delete the backend's container", handle.delete)
@@ -159,8 +173,9 @@ class ContainerCreator:
         return Path(f"/proc/{target.pid}/ns/pid")
 
 
-def check(config: ContainerConfig) -> None:
+def check(config: ContainerConfig, sandbox: Sandbox) -> None:
     """Refuse what this server can't do, naming the field, before anything is touched."""
+    pod_namespaces.check_container(config, sandbox)
     volumes.check(config)
     device_nodes.check(config)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bridge.core import pod_namespaces
 from bridge.core.entities import Container, Sandbox
 from bridge.core.model import ContainerConfig
 from bridge.errors import InvalidRequest
@@ -28,8 +29,8 @@ def log_path(sandbox: Sandbox, config: ContainerConfig) -> str:
     return str(path)
 
 
-def container_io(container: Container) -> ContainerIO:
+def container_io(container: Container, sandbox: Sandbox) -> ContainerIO:
     """Stdio as the config asks for it."""
     config = container.config
-    path = Path(container.log_path) if container.log_path else None
-    return ContainerIO(terminal=config.tty, stdin=config.stdin, stdin_once=config.stdin_once, log_path=path)
+    path, owner = Path(container.log_path) if container.log_path else None, pod_namespaces.root_ids(sandbox.config)
+    return ContainerIO(terminal=config.tty, stdin=config.stdin, stdin_once=config.stdin_once, log_path=path, owner=owner)

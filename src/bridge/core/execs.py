@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import anyio
 
 from bridge import log
-from bridge.core import spec
+from bridge.core import pod_namespaces, spec
 from bridge.core.entities import Container, ContainerState
 from bridge.core.live import Live, LiveContainer
 from bridge.core.settings import CoreSettings
@@ -56,9 +56,10 @@ class ExecService:
         await self._live.reach(self._store.container(container_id).sandbox_id)
         container = self._running(container_id)
         entry = self._live.container(container.id)
-        stdout, stdout_in = self._collector()
+        owner = pod_namespaces.root_ids(self._store.sandboxes[container.sandbox_id].config)
+        stdout, stdout_in = self._collector(owner)
         try:
-            stderr, stderr_in = self._collector()
+            stderr, stderr_in = self._collector(owner)
             try:
                 return await self._collect(entry, argv, timeout, (stdout, stdout_in), (stderr, stderr_in))
             finally:
@@ -72,8 +73,8 @@ class ExecService:
             raise IllegalTransition(f"container {ident} is {container.state}, not running")
         return container
 
-    def _collector(self) -> tuple[Collector, int]:
-        read_end, write_end = make_pipe()
+    def _collector(self, owner: tuple[int, int] | None) -> tuple[Collector, int]:
+        read_end, write_end = make_pipe(owner)
         return Collector(read_end, self._settings.exec_output_limit), write_end
 
     async def _collect(

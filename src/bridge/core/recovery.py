@@ -184,9 +184,10 @@ class Recovery:
 
     async def _request(self, container: Container) -> ContainerSpec:
         bundle = self.daemon.settings.bundle(container.sandbox_id, container.id)
+        sandbox = self.daemon.store.sandboxes[container.sandbox_id]
         text = await files.read_text(Path(bundle) / "config.json", limit=16 << 20)
         oci = json.loads(text) if text else {}
-        return ContainerSpec(container.id, container.sandbox_id, bundle, oci, container_io(container))
+        return ContainerSpec(container.id, container.sandbox_id, bundle, oci, container_io(container, sandbox))
 
     async def _undo_half_made(self, container: Container) -> None:
         if self.daemon.store.containers.get(container.id) is container and container.state in (

@@ -16,7 +16,7 @@ from typing import Any
 from anyio.to_thread import run_sync
 
 from bridge.aio import Rollback
-from bridge.core import limits, pod_limits, podfiles, selinux, spec, spec_resources, trace
+from bridge.core import limits, pod_limits, pod_namespaces, podfiles, selinux, spec, spec_resources, trace
 from bridge.core.confinement import Confiner
 from bridge.core.detach import Detacher, to_record
 from bridge.core.entities import Sandbox, SandboxState
@@ -25,15 +25,13 @@ from bridge.core.live import Live
 from bridge.core.model import NamespaceMode, PodConfig
 from bridge.core.settings import CoreSettings
 from bridge.core.store import Store
-from bridge.errors import InvalidRequest, Unsupported
+from bridge.errors import Unsupported
 from bridge.host import cgroup_chain, cgroups, files, mounts, namespaces
 from bridge.host.selinux import label_all
 from bridge.ports.handlers import Handlers
+from bridge.ports.images import Images
 from bridge.ports.network import Network, PodNetworkRequest
-from bridge.ports.runtime import Ability, NamespacePaths, RuntimeBackend, SandboxHandle, SandboxKind, SandboxSpec
-
-POD_SYSCTLS = {"net.ipv4.ping_group_range": "0 2147483647"}
-"""Set in every pod's own network namespace: ping without CAP_NET_RAW, which containers do not have (ADR 0006)."""
+from bridge.ports.runtime import NamespacePaths, RuntimeBackend, SandboxHandle, SandboxKind, SandboxSpec
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,6 +41,7 @@ class SandboxRunner:
     store: Store
     live: Live
     network: Network
+    images: Images
     detacher: Detacher
     settings: CoreSettings
     facts: spec.HostFacts
@@ -53,7 +52,7 @@ class SandboxRunner:
 
     async def run(self, ident: str, config: PodConfig, handler: str, runtime_handler: str, backend: RuntimeBackend) -> Sandbox:
         """Make the sandbox; on any failure or cancellation nothing of it is left. Returns it in state ready."""
-        check(config, backend)
+        check(config, backend, self.images.id_mapping_fault)
         check_limits(config, self.facts, self.spec_settings)
         async with Rollback(f"run pod {ident[:12]}", step_timeout=self.settings.undo_timeout) as undo:
             undo.push("forget the record", lambda: self.store.remove(ident))
@@ -116,8 +115,16 @@ class SandboxRunner:
         with trace.span("namespaces"):
             await files.make_dir(directory, 0o711)
             undo.push("remove the namespaces", lambda: namespaces.remove(directory / "ns"))
-            sysctls = {**(POD_SYSCTLS if net else {}), **sandbox.config.sysctls}
-            pins = await namespaces.create(directory / "ns", net=net, ipc=ipc, uts=net, hostname=sandbox.hostname, sysctls=sysctls)
+            user = pod_namespaces.user_namespace(sandbox.config)
+            pins = await namespaces.create(
+                directory / "ns",
+                net=net,
+                ipc=ipc,
+                uts=net,
+                hostname=sandbox.hostname,
+                sysctls=pod_namespaces.pod_sysctls(sandbox.config),
+                user=None if user is None else pod_namespaces.id_maps(user),
+            )
         # The pins' paths follow from the id, so they need no commit of their own; the next journal entry carries them.
         return dataclasses.replace(sandbox, namespaces={kind: str(path) for kind, path in pins.items()})
 
@@ -144,11 +151,12 @@ class SandboxRunner:
             directory = self.settings.sandbox_dir(sandbox.id)
             undo.push("unmount below the pod directory", lambda: mounts.unmount_tree(directory))
             contents, label = await podfiles.read(sandbox), selinux.of_sandbox(sandbox).mount
-            await files.write_files(directory, contents)
+            owner = pod_namespaces.root_ids(sandbox.config)
+            await files.write_files(directory, contents, owner=owner)
             if label:
                 await run_sync(label_all, [directory / name for name in contents], label)
             if sandbox.config.security.namespaces.ipc is not NamespaceMode.NODE:
-                await files.mount_tmpfs(directory / "shm", size=self.settings.shm_bytes, context=label)
+                await files.mount_tmpfs(directory / "shm", size=self.settings.shm_bytes, context=label, owner=owner)
 
     async def _backend(self, sandbox: Sandbox, backend: RuntimeBackend, undo: Rollback) -> SandboxHandle:
         with trace.span(f"backend {sandbox.handler}"):
@@ -161,19 +169,10 @@ class SandboxRunner:
         return handle
 
 
-def check(config: PodConfig, backend: RuntimeBackend) -> None:
+def check(config: PodConfig, backend: RuntimeBackend, id_mapping_fault: str) -> None:
     """Refuse what this server or this backend can't do, naming the field, before anything is touched."""
     podfiles.check(config)
-    options = config.security.namespaces
-    prefix = "config.linux.security_context.namespace_options"
-    if options.user is not None and options.user.mode is not NamespaceMode.NODE:
-        raise Unsupported(f"{prefix}.userns_options: pods in a user namespace of their own are not supported")
-    if options.pid is NamespaceMode.TARGET:
-        raise InvalidRequest("TARGET is for containers only", field=f"{prefix}.pid")
-    if options.network is NamespaceMode.NODE and any(key.startswith("net.") for key in config.sysctls):
-        raise InvalidRequest("net.* sysctls would change the host: the pod uses the host's network", field="config.linux.sysctls")
-    if shares_pid(config) and not backend.features.has(Ability.SHARED_PID):
-        raise Unsupported(f"{prefix}.pid: this handler can't share one PID namespace in the pod")
+    pod_namespaces.check_pod(config, backend, id_mapping_fault)
 
 
 def check_limits(config: PodConfig, facts: spec.HostFacts, settings: spec.SpecSettings) -> None:
@@ -215,7 +214,7 @@ def sandbox_spec(
         uid=meta.uid,
         hostname=sandbox.hostname,
         state_dir=settings.sandbox_dir(sandbox.id),
-        namespaces=NamespacePaths(net=paths.get("net"), ipc=paths.get("ipc"), uts=paths.get("uts")),
+        namespaces=NamespacePaths(net=paths.get("net"), ipc=paths.get("ipc"), uts=paths.get("uts"), user=paths.get("user")),
         shared_pid=shared,
         cgroup_parent=sandbox.cgroup_parent,
         labels=sandbox.config.labels,

@@ -89,8 +89,19 @@ def assemble(
     injections = Injections(ports.handlers, sources or Sources.none())
     creator = ContainerCreator(store, live, ports.handlers, ports.images, lookups, settings, facts, spec_settings, injections, confiner)
     containers = ContainerService(daemon, ports.images, creator)
-    host_ports = HostPorts(store)
-    runner = SandboxRunner(store, live, ports.network, detacher, settings, facts, spec_settings, host_ports, ports.handlers, confiner)
+    runner = SandboxRunner(
+        store,
+        live,
+        ports.network,
+        ports.images,
+        detacher,
+        settings,
+        facts,
+        spec_settings,
+        HostPorts(store),
+        ports.handlers,
+        confiner,
+    )
     sandboxes = SandboxService(daemon, ports.handlers, containers, runner, detacher)
     recovery = Recovery(
         daemon=daemon,

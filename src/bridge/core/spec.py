@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.core import (
+    pod_namespaces,
     seccomp,
     security,
     selinux,
@@ -22,10 +23,10 @@ from bridge.core import (
     users,
 )
 from bridge.core.entities import Sandbox, User
-from bridge.core.model import ContainerSecurity, NamespaceMode, Resources, SandboxSecurity, UserNamespace
+from bridge.core.model import ContainerSecurity, NamespaceMode, Resources
 from bridge.core.spec_inputs import Confinement, ContainerInputs, DeviceNode, SpecSettings
 from bridge.core.spec_resources import cgroups_path
-from bridge.errors import InvalidRequest, Unsupported
+from bridge.errors import InvalidRequest
 from bridge.host.facts import HostFacts
 
 __all__ = [
@@ -57,9 +58,10 @@ def build_container(inputs: ContainerInputs, facts: HostFacts, settings: SpecSet
         raise InvalidRequest("a privileged container needs a privileged pod sandbox", field=f"{_CONTEXT}.privileged")
     process = spec_process.build(inputs, facts, settings)
     mounts, propagation = spec_mounts.build(inputs)
-    masked, readonly = security.hidden_paths(request, user_namespace=_has_user_namespace(inputs.sandbox))
+    masked, readonly = security.hidden_paths(request, user_namespace=pod_namespaces.user_namespace(inputs.sandbox.config) is not None)
     linux: dict[str, Any] = {
         "namespaces": _container_namespaces(inputs, facts),
+        **pod_namespaces.oci_mappings(inputs.sandbox.config),
         "cgroupsPath": _cgroup(inputs.sandbox, settings, settings.cgroup_prefix, inputs.container_id),
         "resources": spec_resources.build(config.resources, inputs.devices, request.privileged, facts, settings),
     }
@@ -100,11 +102,11 @@ def build_sandbox(
     ``confinement`` is None after a restart: the process runs already, and its profiles need not be found again.
     """
     wanted = sandbox.config.security
-    _no_user_namespace(wanted.namespaces.user)
-    process = _sandbox_process(wanted, argv, facts)
+    process = _sandbox_process(sandbox, argv, facts)
     masked, readonly = security.hidden_paths(ContainerSecurity())
     linux: dict[str, Any] = {
-        "namespaces": [{"type": "mount"}, {"type": "pid"}, *_pod_namespaces(sandbox), *_cgroup_namespace(False, facts)],
+        "namespaces": [*_pod_namespaces(sandbox), {"type": "mount"}, {"type": "pid"}, *_cgroup_namespace(False, facts)],
+        **pod_namespaces.oci_mappings(sandbox.config),
         "cgroupsPath": _cgroup(sandbox, settings, f"{settings.cgroup_prefix}-sandbox", sandbox.id),
         "resources": spec_resources.build(Resources(cpu_shares=2), (), False, facts, settings),
         "maskedPaths": masked,
@@ -127,14 +129,16 @@ def build_sandbox(
     }
 
 
-def _sandbox_process(wanted: SandboxSecurity, argv: Sequence[str], facts: HostFacts) -> dict[str, Any]:
-    uid = _NOBODY.uid if wanted.run_as_user is None else users.checked_id(wanted.run_as_user, f"{_CONTEXT}.run_as_user")
-    gid = _NOBODY.gid if wanted.run_as_group is None else users.checked_id(wanted.run_as_group, f"{_CONTEXT}.run_as_group")
+def _sandbox_process(sandbox: Sandbox, argv: Sequence[str], facts: HostFacts) -> dict[str, Any]:
+    wanted, nobody = sandbox.config.security, _nobody(sandbox)
+    uid = nobody.uid if wanted.run_as_user is None else users.checked_id(wanted.run_as_user, f"{_CONTEXT}.run_as_user")
+    gid = nobody.gid if wanted.run_as_group is None else users.checked_id(wanted.run_as_group, f"{_CONTEXT}.run_as_group")
     extra = [users.checked_id(value, f"{_CONTEXT}.supplemental_groups[{index}]") for index, value in enumerate(wanted.supplemental_groups)]
-    groups = tuple(dict.fromkeys([gid, *extra]))
+    user = User(uid, gid, tuple(dict.fromkeys([gid, *extra])))
+    pod_namespaces.check_user(user, sandbox)
     return {
         "terminal": False,
-        "user": spec_process.user_object(User(uid, gid, groups)),
+        "user": spec_process.user_object(user),
         "args": list(argv),
         "env": [f"PATH={spec_process.DEFAULT_PATH}"],
         "cwd": "/",
@@ -155,14 +159,11 @@ def _cgroup(sandbox: Sandbox, settings: SpecSettings, prefix: str, identifier: s
 
 
 def _container_namespaces(inputs: ContainerInputs, facts: HostFacts) -> list[dict[str, str]]:
-    wanted = inputs.config.security.namespaces
-    for name, mode in (("network", wanted.network), ("ipc", wanted.ipc)):
-        if mode not in (NamespaceMode.POD, NamespaceMode.NODE):
-            raise InvalidRequest(f"{mode} is not possible: it is the pod's or the node's", field=f"{_CONTEXT}.namespace_options.{name}")
-    _no_user_namespace(wanted.user)
+    pod_namespaces.check_container(inputs.config, inputs.sandbox)
+    pod_namespaces.check_user(inputs.user, inputs.sandbox)
     return [
-        {"type": "mount"},
         *_pod_namespaces(inputs.sandbox),
+        {"type": "mount"},
         *_pid_namespace(inputs),
         *_cgroup_namespace(inputs.config.security.privileged, facts),
     ]
@@ -170,7 +171,7 @@ def _container_namespaces(inputs: ContainerInputs, facts: HostFacts) -> list[dic
 
 def _pod_namespaces(sandbox: Sandbox) -> list[dict[str, str]]:
     """The pod's pinned namespaces; one that isn't there is the host's. The pod decides, not its containers."""
-    kinds = (("network", "net"), ("ipc", "ipc"), ("uts", "uts"))
+    kinds = (("user", "user"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts"))
     return [{"type": kind, "path": sandbox.namespaces[key]} for kind, key in kinds if key in sandbox.namespaces]
 
 
@@ -202,11 +203,9 @@ def _wear(labels: selinux.Labels, process: dict[str, Any], linux: dict[str, Any]
         linux["mountLabel"] = labels.mount
 
 
-def _has_user_namespace(sandbox: Sandbox) -> bool:
-    user = sandbox.config.security.namespaces.user
-    return user is not None and user.mode is NamespaceMode.POD
-
-
-def _no_user_namespace(user: UserNamespace | None) -> None:
-    if user is not None and user.mode is not NamespaceMode.NODE:
-        raise Unsupported(f"{_CONTEXT}.namespace_options.userns_options: user namespaces are not served yet")
+def _nobody(sandbox: Sandbox) -> User:
+    """Who an idle process runs as: no account, and in a small user namespace its last id."""
+    user = pod_namespaces.user_namespace(sandbox.config)
+    if user is None:
+        return _NOBODY
+    return User(uid=min(_NOBODY.uid, user.uids[0].length - 1), gid=min(_NOBODY.gid, user.gids[0].length - 1))

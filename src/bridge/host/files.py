@@ -25,9 +25,9 @@ async def make_dir(path: Path, mode: int = 0o700) -> None:
     await anyio.to_thread.run_sync(_make_dir, path, mode)
 
 
-async def write_files(directory: Path, contents: Mapping[str, str], *, mode: int = 0o644) -> None:
-    """Make ``directory`` (0711) and write each file into it. Raises HostError naming the path."""
-    await anyio.to_thread.run_sync(_write_files, directory, contents, mode)
+async def write_files(directory: Path, contents: Mapping[str, str], *, mode: int = 0o644, owner: tuple[int, int] | None = None) -> None:
+    """Make ``directory`` (0711) and write each file into it, owned by ``owner`` (uid, gid). Raises HostError naming the path."""
+    await anyio.to_thread.run_sync(_write_files, directory, contents, mode, owner)
 
 
 async def write_owned(path: Path, content: bytes, *, mode: int, uid: int, gid: int) -> None:
@@ -35,9 +35,12 @@ async def write_owned(path: Path, content: bytes, *, mode: int, uid: int, gid: i
     await anyio.to_thread.run_sync(_write_owned, path, content, mode, uid, gid)
 
 
-async def mount_tmpfs(target: Path, *, size: int, mode: int = 0o1777, context: str = "") -> None:
-    """Mount a tmpfs of ``size`` bytes, nosuid, nodev, noexec, on a new directory; ``context`` is the SELinux label of all in it."""
-    await anyio.to_thread.run_sync(_mount_tmpfs, target, size, mode, context)
+async def mount_tmpfs(target: Path, *, size: int, mode: int = 0o1777, context: str = "", owner: tuple[int, int] | None = None) -> None:
+    """Mount a tmpfs of ``size`` bytes, nosuid, nodev, noexec, on a new directory.
+
+    ``context`` is the SELinux label of all in it; its root is ``owner``'s (uid, gid).
+    """
+    await anyio.to_thread.run_sync(_mount_tmpfs, target, size, mode, context, owner)
 
 
 async def read_text(path: Path, limit: int = 1 << 20) -> str:
@@ -71,7 +74,7 @@ def _make_dir(path: Path, mode: int) -> None:
         raise HostError(f"can't make directory {path}: {exc.strerror}", errno=exc.errno) from exc
 
 
-def _write_files(directory: Path, contents: Mapping[str, str], mode: int) -> None:
+def _write_files(directory: Path, contents: Mapping[str, str], mode: int, owner: tuple[int, int] | None) -> None:
     _make_dir(directory, 0o711)
     for name, text in contents.items():
         target = directory / name
@@ -79,6 +82,8 @@ def _write_files(directory: Path, contents: Mapping[str, str], mode: int) -> Non
             descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
             with open(descriptor, "w", encoding="utf-8") as stream:
                 os.fchmod(descriptor, mode)
+                if owner is not None:
+                    os.fchown(descriptor, *owner)
                 stream.write(text)
         except OSError as exc:
             raise HostError(f"can't write {target}: {exc.strerror}", errno=exc.errno) from exc
@@ -96,11 +101,12 @@ def _write_owned(path: Path, content: bytes, mode: int, uid: int, gid: int) -> N
         raise HostError(f"can't write {path}: {exc.strerror}", errno=exc.errno) from exc
 
 
-def _mount_tmpfs(target: Path, size: int, mode: int, context: str) -> None:
+def _mount_tmpfs(target: Path, size: int, mode: int, context: str, owner: tuple[int, int] | None) -> None:
     _make_dir(target, 0o755)
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    whose = "" if owner is None else f",uid={owner[0]},gid={owner[1]}"
     try:
-        syscalls.mount("shm", target, "tmpfs", flags, with_context(f"mode={mode:o},size={size}", context))
+        syscalls.mount("shm", target, "tmpfs", flags, with_context(f"mode={mode:o},size={size}{whose}", context))
     except OSError as exc:
         raise HostError(f"can't mount tmpfs on {target}: {exc.strerror}", errno=exc.errno) from exc
 

@@ -281,5 +281,3 @@ def _undo(directory: Path) -> None:
         namespace_pins.remove(directory, KINDS)
     except OSError as exc:
         _logger.error("namespaces of a failed creation in %s are left: %s", directory, exc)
-
-

@@ -14,9 +14,12 @@ import anyio
 _CHUNK = 65536
 
 
-def make_pipe() -> tuple[int, int]:
-    """(read end, write end), both close-on-exec; the caller closes each exactly once."""
-    return os.pipe2(os.O_CLOEXEC)
+def make_pipe(owner: tuple[int, int] | None = None) -> tuple[int, int]:
+    """(read end, write end), both close-on-exec; the caller closes each exactly once. ``owner``: its uid and gid, else our own."""
+    ends = os.pipe2(os.O_CLOEXEC)
+    if owner is not None:
+        os.fchown(ends[0], *owner)
+    return ends
 
 
 class Collector:

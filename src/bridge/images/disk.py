@@ -21,6 +21,9 @@ from bridge.host import process, syscalls
 from bridge.images.unpack import FILES
 
 T = TypeVar("T")
+VIEW = "view"
+"""Below a container's directory: where the layers are shown to its user namespace while its root filesystem is mounted."""
+
 _REMOVE_SECONDS = 3600.0
 _SMALL_TREE = 500
 
@@ -59,6 +62,8 @@ class Directories:
     def discard_now(self, path: Path) -> Path | None:
         """``discard`` in a worker thread. Raises OSError."""
         grave = self.scratch()
+        with contextlib.suppress(OSError):  # a crash may have left it mounted, and nothing below it may ever be removed
+            syscalls.umount(path / VIEW, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
         try:
             os.rename(path, grave)
         except FileNotFoundError:

@@ -19,14 +19,14 @@ from bridge import log
 from bridge.aio import Rollback
 from bridge.errors import AlreadyExists, InvalidRequest, NotFound
 from bridge.host import mounts
-from bridge.images import disk
+from bridge.images import disk, ownership
 from bridge.images.catalogue import Catalogue
 from bridge.images.disk import Directories
 from bridge.images.layers import LayerStore
 from bridge.ports.images import FsUsage, Rootfs
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_UPPER, _WORK = "upper", "work"
+_UPPER, _WORK, _EMPTY = "upper", "work", "empty"
 _logger = log.get("images.snapshots")
 
 
@@ -39,11 +39,12 @@ class Snapshots:
         self._layers = layers
         self._usage: dict[str, FsUsage] = {}
 
-    async def mount(self, container: str, image: str, target: Path, *, label: str = "") -> Rootfs:
+    async def mount(self, container: str, image: str, target: Path, *, label: str = "", user_namespace: Path | None = None) -> Rootfs:
         """Make the container's writable layer on ``image``, or find it again, and mount it at the existing directory ``target``.
 
         ``label`` is the SELinux label that all files in it have, whatever the layers say; "" leaves them their own.
-        Raises NotFound when the image is gone, AlreadyExists when the container stands on another one, HostError.
+        ``user_namespace``: see the port. Raises NotFound when the image is gone, AlreadyExists when the container stands on
+        another one, HostError.
         """
         if not _NAME.fullmatch(container):
             raise InvalidRequest(f"{container!r} can't be a container id", field="container_id")
@@ -51,30 +52,36 @@ class Snapshots:
         if used is not None and used != image:
             raise AlreadyExists(f"container {container} already stands on image {used}")
         if used is not None:
-            return await self.remount(container, target, label=label)
+            return await self.remount(container, target, label=label, user_namespace=user_namespace)
         async with Rollback(f"rootfs of {container}") as undo:
             undo.push("remove writable layer", lambda: self.remove(container, target))
             await self._catalogue.add_snapshot(container, image)
-            rootfs = await self._mount(container, target, label)
+            rootfs = await self._mount(container, target, label, user_namespace)
             self._usage[container] = self._taken(0, 1)  # one empty directory: the next round may be a minute away
             undo.commit()
         return rootfs
 
-    async def remount(self, container: str, target: Path, *, label: str = "") -> Rootfs:
+    async def remount(self, container: str, target: Path, *, label: str = "", user_namespace: Path | None = None) -> Rootfs:
         """Mount an existing writable layer at ``target`` unless it is. Raises NotFound, HostError."""
         if container not in self._catalogue.snapshots:
             raise NotFound(f"container {container} has no writable layer")
-        return await self._mount(container, target, label)
+        return await self._mount(container, target, label, user_namespace)
 
-    async def _mount(self, container: str, target: Path, label: str) -> Rootfs:
+    async def _mount(self, container: str, target: Path, label: str, user_namespace: Path | None) -> Rootfs:
         layers = self._catalogue.images[self._catalogue.snapshots[container]].layers
         home = self._directories.snapshots / container
         lowers = [self._directories.files(layer.id) for layer in reversed(layers)]
-        if not lowers:  # an image without layers is an empty directory
-            lowers = [home / "empty"]
+        if user_namespace is None:
+            await self._overlay(home, lowers or [home / _EMPTY], target, label)
+        else:
+            source = self._directories.layers if lowers else home / _EMPTY
+            async with ownership.pinned(user_namespace) as namespace, ownership.view(source, home, namespace) as seen:
+                await self._overlay(home, [seen(path) for path in lowers or [source]], target, label)
+        return Rootfs(target, home / _UPPER)
+
+    async def _overlay(self, home: Path, lowers: list[Path], target: Path, label: str) -> None:
         prepare = functools.partial(_prepare, home, lowers, target)
         await mounts.mount_overlay(lowers, home / _UPPER, home / _WORK, target, prepare=prepare, context=label)
-        return Rootfs(target, home / _UPPER)
 
     async def remove(self, container: str, target: Path) -> None:
         """Unmount and delete the writable layer; absent is success. Raises HostError."""
@@ -124,7 +131,7 @@ def _prepare(home: Path, lowers: list[Path], target: Path) -> bool:
         return False
     home.mkdir(mode=0o700, exist_ok=True)
     (home / _WORK).mkdir(mode=0o700, exist_ok=True)
-    if lowers[0] == home / "empty":
+    if lowers[0] == home / _EMPTY:
         lowers[0].mkdir(mode=0o755, exist_ok=True)
     upper = home / _UPPER
     if not upper.exists():

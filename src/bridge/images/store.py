@@ -20,7 +20,7 @@ from bridge import log
 from bridge.aio import Supervisor
 from bridge.errors import CorruptData, InUse, InvalidRequest
 from bridge.host.database import Database
-from bridge.images import disk, reference, schema
+from bridge.images import disk, ownership, reference, schema
 from bridge.images.assemble import Assembler
 from bridge.images.catalogue import Catalogue, Record
 from bridge.images.disk import Directories
@@ -54,6 +54,7 @@ class ImageStore:
         self._client: RegistryClient | None = None
         self._puller: Puller | None = None
         self._opening = anyio.Lock()
+        self.id_mapping_fault = ""
         self.snapshots = Snapshots(directories, self._catalogue, self._layers)
         self._volumes = Volumes(directories, self._catalogue)
 
@@ -71,6 +72,7 @@ class ImageStore:
         async with database:
             store = cls(settings, supervisor, database, directories)
             await store._recover()
+            store.id_mapping_fault = await ownership.fault(directories)
             supervisor.spawn("images: measure", lambda: store.snapshots.measure_for_ever(settings.measure_seconds))
             try:
                 yield store
@@ -144,9 +146,11 @@ class ImageStore:
         """See the port."""
         return self.snapshots.usage(container_id)
 
-    async def mount_rootfs(self, container_id: str, image_id: str, target: Path, *, label: str = "") -> Rootfs:
+    async def mount_rootfs(
+        self, container_id: str, image_id: str, target: Path, *, label: str = "", user_namespace: Path | None = None
+    ) -> Rootfs:
         """See the port."""
-        return await self.snapshots.mount(container_id, image_id, target, label=label)
+        return await self.snapshots.mount(container_id, image_id, target, label=label, user_namespace=user_namespace)
 
     async def remove_rootfs(self, container_id: str, target: Path) -> None:
         """See the port."""

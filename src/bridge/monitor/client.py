@@ -95,6 +95,7 @@ class MonitorClient:
             "stdin": io.stdin,
             "stdin_once": io.stdin_once,
             "log_path": io.log_path and str(io.log_path),
+            "owner": io.owner and list(io.owner),
             "console_socket": console_socket and str(console_socket),
             "on_failure": list(on_failure),
         }

@@ -45,6 +45,9 @@ class Plumbing:
                 if launch.stdin:
                     self._far["stdin"], self._near["stdin"] = os.pipe()
             self._near["stderr"], self._far["stderr"] = os.pipe()
+            if launch.owner is not None:
+                for end in self._far.values():
+                    os.fchown(end, *launch.owner)
             os.set_blocking(self._near["stderr"], False)
         except BaseException:
             self.close()

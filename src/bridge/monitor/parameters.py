@@ -9,6 +9,7 @@ from typing import Any
 
 from bridge.errors import InvalidRequest
 
+_NO_ID = (1 << 32) - 1
 STDIO = ("stdin", "stdout", "stderr")
 
 
@@ -55,6 +56,16 @@ def path(message: Mapping[str, Any], field: str) -> Path:
 def optional_path(message: Mapping[str, Any], field: str) -> Path | None:
     """An absolute path, or None when absent or null."""
     return None if message.get(field) is None else path(message, field)
+
+
+def owner(message: Mapping[str, Any]) -> tuple[int, int] | None:
+    """``owner`` as uid and gid, or None when absent or null."""
+    value = message.get("owner")
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2 or not all(type(one) is int and 0 <= one < _NO_ID for one in value):
+        raise InvalidRequest("must be a uid and a gid", field="owner")
+    return value[0], value[1]
 
 
 def strings(message: Mapping[str, Any], field: str, *, empty: bool = False) -> list[str]:
@@ -108,6 +119,8 @@ class Launch:
     stdin: bool
     stdin_once: bool
     log_path: Path | None
+    owner: tuple[int, int] | None = None
+    """The host's uid and gid that the pipes belong to; None: the monitor's own."""
 
     @classmethod
     def read(cls, message: Mapping[str, Any]) -> Launch:
@@ -125,6 +138,7 @@ class Launch:
             stdin=flag(message, "stdin"),
             stdin_once=flag(message, "stdin_once"),
             log_path=optional_path(message, "log_path"),
+            owner=owner(message),
         )
         if launch.terminal and launch.console_socket is None:
             raise InvalidRequest("a terminal needs it", field="console_socket")

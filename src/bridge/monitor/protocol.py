@@ -8,7 +8,7 @@ up the request of that id and is not answered. The monitor also pushes ``{"event
 | op | parameters (descriptors) | ok |
 |---|---|---|
 | hello | | version, pid, start_ns, nofile |
-| launch | task, argv, cwd, pid_file, env, console_socket, timeout, on_failure, terminal, stdin, stdin_once, log_path | pid |
+| launch | task, argv, cwd, pid_file, env, console_socket, timeout, on_failure, terminal, stdin, stdin_once, log_path, owner | pid |
 | exec | task, argv, cwd, pid_file, env, timeout, fds: which of stdin, stdout, stderr (they) | pid |
 | adopt | task, pid, start_ticks | null |
 | wait | task | exit |

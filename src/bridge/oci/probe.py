@@ -16,7 +16,7 @@ from typing import Any
 from anyio import to_thread
 
 from bridge import log
-from bridge.errors import HostError, Unsupported
+from bridge.errors import HostError, RuntimeFailed, TimedOut, Unsupported
 from bridge.host import cgroups
 from bridge.oci import claims
 from bridge.oci.cli import OciCli
@@ -130,7 +130,19 @@ async def _probe(cli: OciCli, scratch: Path) -> Findings:
     style = exec_cgroup_style(await cli.help("exec"))
     seccomp = facts.seccomp and said.abilities.get(Ability.SECCOMP, False)
     verified = await trial(cli, scratch, seccomp=seccomp, timeout=cli.settings.timeouts.probe)
-    return Findings(RuntimeFeatures(said.version, str(cli.settings.path), judge(said, facts, verified=verified)), style)
+    abilities = judge(said, facts, verified=verified)
+    if facts.user_namespaces:
+        abilities[Ability.USER_NAMESPACES] = await _user_namespaces(cli, scratch, seccomp)
+    return Findings(RuntimeFeatures(said.version, str(cli.settings.path), abilities), style)
+
+
+async def _user_namespaces(cli: OciCli, scratch: Path, seccomp: bool) -> Feature:
+    """Whether it runs a container in the user namespace of a pod: what it claims is another thing, to make one of its own."""
+    try:
+        verified = await trial(cli, scratch, seccomp=seccomp, timeout=cli.settings.timeouts.probe, user_namespace=True)
+    except (RuntimeFailed, HostError, TimedOut) as exc:
+        return Feature(Support.UNSUPPORTED, exc.message)
+    return Feature(Support.SUPPORTED, verified)
 
 
 def _identity(cli: OciCli) -> dict[str, Any]:

@@ -10,12 +10,15 @@ import json
 import platform
 import shutil
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import anyio
 from anyio import to_thread
 
-from bridge.host import cgroups
+from bridge.host import cgroups, namespaces
+from bridge.host.user_namespaces import IdMaps, IdRange
 from bridge.oci.cli import OciCli
 from bridge.oci.logs import merge
 
@@ -24,6 +27,13 @@ _EXIT = {
     "x86_64": (62, bytes.fromhex("b83c00000031ff0f05")),
     "aarch64": (183, bytes.fromhex("a80b80d2000080d2010000d4")),
 }
+_OCI_NAMES = {"net": "network"}
+_MAPPING = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+_OWNED_MOUNTS = [
+    {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+    {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
+    {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
+]
 _HEADERS = struct.Struct("<16sHHIQQQIHHHHHHIIQQQQQQ")
 _LOAD_ADDRESS = 0x400000
 
@@ -40,10 +50,15 @@ def exit_program(machine: str) -> bytes | None:
     return _HEADERS.pack(*header, *segment) + code
 
 
-def trial_spec(cgroups_path: str, *, seccomp: bool) -> dict[str, Any]:
-    """The OCI spec of the trial: own namespaces, a seccomp filter, and limits that need the controllers a pod needs."""
+def trial_spec(cgroups_path: str, *, seccomp: bool, pins: Mapping[str, Path] | None = None) -> dict[str, Any]:
+    """The OCI spec of the trial: own namespaces, a seccomp filter, and limits that need the controllers a pod needs.
+
+    With ``pins`` it joins these namespaces, as the containers of a pod in a user namespace do.
+    """
+    joined = [{"type": _OCI_NAMES.get(kind, kind), "path": str(path)} for kind, path in (pins or {}).items()]
+    own = [{"type": kind} for kind in ("mount", "pid", "ipc", "uts", "network") if all(each["type"] != kind for each in joined)]
     linux: dict[str, Any] = {
-        "namespaces": [{"type": kind} for kind in ("mount", "pid", "ipc", "uts", "network")],
+        "namespaces": [*joined, *own],
         "cgroupsPath": cgroups_path,
         "resources": {"memory": {"limit": 64 << 20}, "pids": {"limit": 64}, "cpu": {"shares": 2}},
     }
@@ -54,20 +69,26 @@ def trial_spec(cgroups_path: str, *, seccomp: bool) -> dict[str, Any]:
         {"destination": "/proc", "type": "proc", "source": "proc"},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
     ]
+    if pins is not None:
+        linux |= {"uidMappings": _MAPPING, "gidMappings": _MAPPING}
+        mounts += _OWNED_MOUNTS
     return {"ociVersion": "1.0.2", "root": {"path": "rootfs"}, "process": process, "mounts": mounts, "linux": linux}
 
 
 def _make_bundle(bundle: Path, program: bytes, spec: dict[str, Any]) -> None:
-    shutil.rmtree(bundle, ignore_errors=True)
-    for name in ("proc", "dev"):
+    for name in ("proc", "dev", "sys"):
         (bundle / "rootfs" / name).mkdir(parents=True)
+    bundle.chmod(0o711)  # whatever the umask: a user namespace's root is nobody here
+    (bundle / "rootfs").chmod(0o755)
     (bundle / "rootfs/exit").write_bytes(program)
     (bundle / "rootfs/exit").chmod(0o755)
     (bundle / "config.json").write_text(json.dumps(spec))
 
 
-async def trial(cli: OciCli, bundle: Path, *, seccomp: bool, timeout: float) -> str:
+async def trial(cli: OciCli, bundle: Path, *, seccomp: bool, timeout: float, user_namespace: bool = False) -> str:
     """Run the trial in ``bundle``, which must not be on a noexec mount. Returns how the verification was done.
+
+    With ``user_namespace`` in one that was made before, which owns the others: not every runtime joins it right.
 
     Raises RuntimeFailed with what the runtime said, and a hint that mends it where one is known. Leaves nothing behind.
     """
@@ -77,12 +98,25 @@ async def trial(cli: OciCli, bundle: Path, *, seccomp: bool, timeout: float) -> 
     name = f"cri-bridge-trial-{cli.settings.handler}"
     systemd = cli.settings.systemd_cgroup
     path = f"system.slice:cri-bridge:{name}" if systemd else f"/{name}"
-    await to_thread.run_sync(_make_bundle, bundle, program, trial_spec(path, seccomp=seccomp))
+    await _clear(bundle)
     try:
+        pins = await _namespaces(bundle) if user_namespace else None
+        await to_thread.run_sync(_make_bundle, bundle, program, trial_spec(path, seccomp=seccomp, pins=pins))
         await _run(cli, name, bundle, timeout)
     finally:
-        await to_thread.run_sync(lambda: shutil.rmtree(bundle, ignore_errors=True))
-    return "a trial container ran"
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + timeout):
+            await _clear(bundle)
+    return "a trial container ran in one" if user_namespace else "a trial container ran"
+
+
+async def _namespaces(bundle: Path) -> Mapping[str, Path]:
+    ids = (IdRange(_MAPPING[0]["containerID"], _MAPPING[0]["hostID"], _MAPPING[0]["size"]),)
+    return await namespaces.create(bundle / "ns", net=True, ipc=True, uts=True, hostname="", sysctls={}, user=IdMaps(ids, ids))
+
+
+async def _clear(bundle: Path) -> None:
+    await namespaces.remove(bundle / "ns")
+    await to_thread.run_sync(lambda: shutil.rmtree(bundle, ignore_errors=True))
 
 
 async def _run(cli: OciCli, name: str, bundle: Path, timeout: float) -> None:

@@ -93,10 +93,18 @@ class Images(Protocol):
         """What the container's writable layer took when last measured; None when it has none or never was."""
         ...
 
-    async def mount_rootfs(self, container_id: str, image_id: str, target: Path, *, label: str = "") -> Rootfs:
+    @property
+    def id_mapping_fault(self) -> str:
+        """Why files can't be shown with the owners that a user namespace sees; "" when they can."""
+        ...
+
+    async def mount_rootfs(
+        self, container_id: str, image_id: str, target: Path, *, label: str = "", user_namespace: Path | None = None
+    ) -> Rootfs:
         """Make (or find again) the container's overlay and mount it at ``target``. NotFound when the image is gone.
 
-        ``label`` is the SELinux label of all files in it.
+        ``label`` is the SELinux label of all files in it. With ``user_namespace`` (a pinned one) a file of the image's user N is
+        user N's in that namespace, and what the container writes belongs on the host to whom the namespace maps its writer.
         """
         ...
 

@@ -121,12 +121,17 @@ class SandboxSpec:
 
 @dataclass(frozen=True, slots=True)
 class ContainerIO:
-    """Stdio of a container: ``log_path`` None means output is discarded after attach clients got it."""
+    """Stdio of a container: ``log_path`` None means output is discarded after attach clients got it.
+
+    ``owner`` is the host's uid and gid of the container's root where that is not the host's: its pipes are theirs, so that the
+    container may open /dev/stdout again.
+    """
 
     terminal: bool = False
     stdin: bool = False
     stdin_once: bool = False
     log_path: Path | None = None
+    owner: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,8 @@ class FakeImages:
         self.labels: dict[str, str] = {}
         self.hold: anyio.Event | None = None
         self.images: list[Image] = [IMAGE]
+        self.id_mapping_fault = ""
+        self.user_namespaces: dict[str, Path] = {}
 
     def list(self) -> Sequence[Image]:
         """All images."""
@@ -128,8 +130,12 @@ class FakeImages:
         """A little for each that has one."""
         return FsUsage(Path("/"), 4096, 1, time.time_ns()) if container_id in self.mounted else None
 
-    async def mount_rootfs(self, container_id: str, image_id: str, target: Path, *, label: str = "") -> Rootfs:
+    async def mount_rootfs(
+        self, container_id: str, image_id: str, target: Path, *, label: str = "", user_namespace: Path | None = None
+    ) -> Rootfs:
         """An empty directory."""
+        if user_namespace is not None:
+            self.user_namespaces[container_id] = user_namespace
         if self.hold is not None:
             await self.hold.wait()
         await self.faults.passing("mount_rootfs", NotFound("the image is gone"))
