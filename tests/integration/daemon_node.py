@@ -224,7 +224,9 @@ class DaemonNode:
 def daemon_node(**options: Any) -> Iterator[DaemonNode]:
     """A node whose server runs and has the images; nothing of it is left afterwards."""
     # Not below pytest's directory: a unix socket's path has at most 107 bytes.
-    node = DaemonNode(Path(tempfile.mkdtemp(prefix="cbt-")), **options)
+    root = Path(tempfile.mkdtemp(prefix="cbt-"))
+    root.chmod(0o711)  # as /run and /var/lib: root of a pod's user namespace must be able to pass
+    node = DaemonNode(root, **options)
     try:
         cgroups.layout.cache_clear()
         pod_cgroups.create(pod_cgroups.top(node.name))

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from bridge.core.entities import User
 from bridge.core.model import (
     ContainerSecurity,
+    IDMapping,
     NamespaceMode,
     NamespaceOptions,
     ProfileType,
@@ -81,15 +83,20 @@ def test_impossible_namespaces(options: NamespaceOptions, field: str) -> None:
     assert caught.value.field == f"config.linux.security_context.namespace_options.{field}"
 
 
-def test_user_namespaces() -> None:
-    _build(ContainerSecurity(namespaces=NamespaceOptions(user=UserNamespace(NamespaceMode.NODE))))
-    mapped = NamespaceOptions(user=UserNamespace(NamespaceMode.POD))
-    with pytest.raises(Unsupported, match="userns_options"):
-        _build(ContainerSecurity(namespaces=mapped))
-    pod = sandbox()
-    pod = dataclasses.replace(pod, config=dataclasses.replace(pod.config, security=SandboxSecurity(namespaces=mapped)))
-    with pytest.raises(Unsupported, match="userns_options"):
-        build_sandbox(pod, Path("/p"), ["/pause"], FACTS, SETTINGS)
+def test_a_pod_in_a_user_namespace() -> None:
+    user = UserNamespace(NamespaceMode.POD, (IDMapping(100000, 0, 1000),), (IDMapping(200000, 0, 2000),))
+    options = NamespaceOptions(pid=NamespaceMode.CONTAINER, user=user)
+    pod = sandbox(namespaces={**PINS, "user": "/run/s/user"})
+    pod = dataclasses.replace(pod, config=dataclasses.replace(pod.config, security=SandboxSecurity(namespaces=options)))
+    for built in (_build(sandbox=pod, user=User(999, 999)), build_sandbox(pod, Path("/pause"), ["/pause"], FACTS, SETTINGS)):
+        linux = built["linux"]
+        assert linux["namespaces"][0] == {"type": "user", "path": "/run/s/user"}, "joined first: it owns the others"
+        assert linux["uidMappings"] == [{"containerID": 0, "hostID": 100000, "size": 1000}]
+        assert linux["gidMappings"] == [{"containerID": 0, "hostID": 200000, "size": 2000}]
+    assert (built["process"]["user"]["uid"], built["process"]["user"]["gid"]) == (999, 1999), "the last ids there are"
+    with pytest.raises(InvalidRequest, match="uid 1000 is beyond"):
+        _build(sandbox=pod, user=User(1000, 0))
+    assert "uidMappings" not in _build()["linux"]
 
 
 def test_privileged_needs_a_privileged_pod() -> None:
