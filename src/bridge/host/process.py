@@ -87,7 +87,9 @@ class _Child:
         for output in self._open:
             self._loop.add_reader(output.pipe.fileno(), self._readable, output)
         self._loop.add_reader(pidfd, self._on_exit)
-        if popen.stdin is not None:
+        if popen.stdin is not None and not data:
+            popen.stdin.close()
+        elif popen.stdin is not None:
             os.set_blocking(popen.stdin.fileno(), False)
             self._loop.add_writer(popen.stdin.fileno(), self._writable, popen.stdin)
 
@@ -154,7 +156,7 @@ def _start(
     try:
         popen = subprocess.Popen(
             argv,
-            stdin=subprocess.PIPE if data else subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # also for nothing: crun gives its standard streams, and so the host's /dev/null, to whom it starts
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,

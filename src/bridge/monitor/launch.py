@@ -8,6 +8,7 @@ import os
 
 from bridge import log
 from bridge.errors import HostError
+from bridge.host import syscalls
 from bridge.monitor.console import ConsoleListener
 from bridge.monitor.container import ContainerStdio
 from bridge.monitor.logs import Clock, LogFile
@@ -18,6 +19,7 @@ from bridge.monitor.tasks import Task, Tasks
 from bridge.monitor.verb import clean_up, run_verb, tail
 
 _logger = log.get("monitor.launch")
+_AT_FDCWD = -100
 
 
 class Plumbing:
@@ -94,7 +96,7 @@ class Launcher:
         self._reaper = reaper
         self._tasks = tasks
         self._clock = Clock()
-        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._null = _null_device()
 
     async def container(self, launch: Launch) -> Task:
         """Launch a container. Raises LaunchFailed with the runtime's last words, HostError; nothing is left of it then."""
@@ -132,3 +134,20 @@ class Launcher:
             task.close()
             raise
         return task
+
+
+def _null_device() -> int:
+    """/dev/null by a mount of its own that is read-only: what is written is gone as ever, but the host's device can't be changed by it.
+
+    crun gives its standard streams to the user it starts, who could then deny the device to the whole host. Needs Linux ≥ 5.12.
+    """
+    try:
+        mount = syscalls.open_tree(_AT_FDCWD, os.devnull, recursive=False)
+    except OSError as exc:
+        _logger.warning("runtimes get the host's own %s: %s", os.devnull, exc.strerror)
+        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        syscalls.mount_setattr(mount, set_attributes=syscalls.MOUNT_ATTR_RDONLY)
+        return os.open(f"/proc/self/fd/{mount}", os.O_RDWR | os.O_CLOEXEC)
+    finally:
+        os.close(mount)
