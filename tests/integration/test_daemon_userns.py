@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import tarfile
 from pathlib import Path
 
+import anyio
 import pytest
 
+from bridge._proto.bridge.admin import v1 as admin
 from bridge._proto.runtime import v1 as pb
-from bridge.client import CriError, Status
+from bridge.client import CriError, Status, connect
+from bridge.testing.images import Entry, Layout, busybox_layer, tar
 from tests.integration.daemon_fixtures import handler, kubelet, node, own_node
 from tests.integration.daemon_node import DaemonNode, Kubelet
 
@@ -16,19 +22,176 @@ __all__ = ["handler", "kubelet", "node", "own_node"]
 pytestmark = pytest.mark.root
 
 CONTAINER, POD, NODE = pb.NamespaceMode.CONTAINER, pb.NamespaceMode.POD, pb.NamespaceMode.NODE
-UIDS = [pb.IdMapping(host_id=100000, container_id=0, length=65536)]
-GIDS = [pb.IdMapping(host_id=300000, container_id=0, length=65536)]
+UID, GID, LENGTH = 100000, 300000, 65536
+UIDS = [pb.IdMapping(host_id=UID, container_id=0, length=LENGTH)]
+GIDS = [pb.IdMapping(host_id=GID, container_id=0, length=LENGTH)]
+MANY = "localhost/many-layers:latest"
 
 
 def mapped(*, pid: pb.NamespaceMode = CONTAINER) -> pb.NamespaceOption:
     return pb.NamespaceOption(pid=pid, userns_options=pb.UserNamespace(mode=POD, uids=UIDS, gids=GIDS))
 
 
-async def test_owners_on_both_sides(kubelet: Kubelet) -> None:
+def owner(path: str | Path) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_uid, found.st_gid
+
+
+async def import_many(node: DaemonNode) -> None:
+    """An image of 122 layers, some of whose files belong to others than root."""
+    layout = node.root / "many"
+    if layout.exists():
+        return
+    layout.mkdir()
+    files = [Entry("srv/app", type=tarfile.DIRTYPE, mode=0o750, uid=1234, gid=5678), Entry("srv/app/file", b"x", uid=1234, gid=5678)]
+    files += [Entry("srv/far", b"x", uid=LENGTH + 1, gid=0), Entry("srv/su", b"x", mode=0o4755)]
+    layers = [busybox_layer(Path("/bin/busybox")), tar(files)]
+    layers += [tar([Entry(f"var/{number}", b"", uid=number, gid=number)]) for number in range(120)]
+    with Layout(layout) as image:
+        image.image(MANY, layers, config={"Env": ["PATH=/usr/bin:/bin"], "User": "1234:5678"})
+    async with connect(node.socket) as cri:
+        await cri.admin.import_image(admin.ImportImageRequest(path=str(layout)))
+
+
+async def test_owners_on_both_sides(kubelet: Kubelet, node: DaemonNode) -> None:
+    null = owner("/dev/null")
     pod = await kubelet.run(options=mapped())
-    container = await kubelet.started(pod, "echo direct; echo again > /dev/stdout; exec sleep 1000", options=mapped())
+    write = "echo direct; echo again > /dev/stdout; echo err > /dev/stderr; touch /new /dev/shm/new; exec sleep 1000"
+    container = await kubelet.started(pod, write, options=mapped())
     out = kubelet.output
-    assert (await out(container, "cat /proc/self/uid_map")).split() == ["0", "100000", "65536"]
-    assert (await out(container, "cat /proc/self/gid_map")).split() == ["0", "300000", "65536"]
-    print(await out(container, "id; mount; ls -la / /dev /etc /sys/fs/cgroup; ip a; ls /proc/sys"))
-    print(await kubelet.log(pod, until=lambda lines: len(lines) >= 2))
+    assert (await out(container, "cat /proc/self/uid_map")).split() == ["0", str(UID), str(LENGTH)]
+    assert (await out(container, "cat /proc/self/gid_map")).split() == ["0", str(GID), str(LENGTH)]
+    assert sorted(await kubelet.log(pod, until=lambda lines: len(lines) >= 3)) == ["stderr F err", "stdout F again", "stdout F direct"]
+    ours = "/ /bin/busybox /new /dev /dev/shm /dev/shm/new /dev/pts/ptmx /etc/hosts /etc/hostname /etc/resolv.conf"
+    inside = await out(container, f"stat -c %u:%g {ours}")
+    assert set(inside.split()) == {"0:0"}
+    assert await out(container, "chown 7:8 /new && stat -c %u:%g /new") == "7:8"
+    upper, directory = node.root / "state/images/snapshots" / container / "upper", node.root / "run/sandboxes" / pod
+    assert [owner(path) for path in (upper, upper / "new", directory / "shm/new", directory / "hosts")] == [
+        (UID, GID),
+        (UID + 7, GID + 8),
+        (UID, GID),
+        (UID, GID),
+    ]
+    info = await kubelet.info(container)
+    assert owner(f"/proc/{info['pid']}") == (UID, GID), "the process is nobody on the host"
+    await out(container, "echo 10.0.0.1 more >> /etc/hosts; echo x > /dev/stdout")
+    assert owner("/dev/null") == null, "crun gives its standard streams away"
+    assert len([line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"{container}/view" in line]) == 0
+
+
+async def test_what_the_namespace_owns(kubelet: Kubelet) -> None:
+    """Network, IPC and UTS namespaces belong to the user namespace, so that root in it may do there what root may."""
+    config = kubelet.pod_config(options=mapped(pid=POD))
+    assert config.linux is not None
+    config.linux.sysctls = {"net.ipv4.ip_unprivileged_port_start": "7", "kernel.shmmax": "12345", "net.ipv4.ping_group_range": "0 9"}
+    config.linux.sysctls |= {"fs.mqueue.msg_max": "9", "net.ipv4.conf.eth0.rp_filter": "2"}
+    pod = await kubelet.run(config=config)
+    admin_rights = pb.LinuxContainerSecurityContext(
+        namespace_options=mapped(pid=POD),
+        capabilities=pb.Capability(add_capabilities=["NET_ADMIN", "SYS_ADMIN"]),
+    )
+    container = await kubelet.started(pod, linux=pb.LinuxContainerConfig(security_context=admin_rights))
+    out = kubelet.output
+    read = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shmmax /proc/sys/fs/mqueue/msg_max"
+    assert (await out(container, f"{read} /proc/sys/net/ipv4/conf/eth0/rp_filter")).split() == ["7", "12345", "9", "2"]
+    assert (await out(container, "cat /proc/sys/net/ipv4/ping_group_range")).split() == ["0", "9"], "in the pod's own ids"
+    assert await out(container, "ip link set lo down && ip link set lo up && hostname other && hostname") == "other"
+    assert socket.gethostname() != "other"
+    assert "10.249." in await out(container, "ip -4 addr show eth0")
+    mounts = {line.split()[1]: line.split()[2:4] for line in (await out(container, "cat /proc/mounts")).splitlines()}
+    assert mounts["/sys"][0] == "sysfs"
+    assert "ro" in mounts["/sys"][1].split(",")
+    assert [mounts[place][0] for place in ("/dev/mqueue", "/dev/pts")] == ["mqueue", "devpts"]
+    assert "/sys/fs/cgroup" in mounts
+    assert "pause" in await out(container, "ps -o args"), "the pod's own PID namespace, with its idle process inside"
+    assert await out(container, "ls /proc/sys/kernel/shmmax /proc/sys/net/ipv4") != ""
+    assert (await kubelet.exec(container, "echo 1 > /proc/sys/net/ipv4/ip_forward")).exit_code != 0, "/proc/sys is read-only"
+    pids = [(await kubelet.info(container))["pid"], (await kubelet.pod_info(pod))["pid"]]
+    assert len({os.stat(f"/proc/{pid}/ns/user").st_ino for pid in pids} | {os.stat("/proc/self/ns/user").st_ino}) == 2
+
+
+async def test_an_image_of_many_layers_and_owners(kubelet: Kubelet, node: DaemonNode) -> None:
+    await import_many(node)
+    pod = await kubelet.run(options=mapped())
+    image = pb.ImageSpec(image=MANY)
+    mine = await kubelet.started(pod, options=mapped(), image=image)
+    out = kubelet.output
+    assert await out(mine, "id -u; id -g") == "1234\n5678"
+    assert await out(mine, "stat -c %u:%g /srv/app /srv/app/file /var/119 /srv/su") == "1234:5678\n1234:5678\n119:119\n0:0"
+    assert await out(mine, "stat -c %u /srv/far") == "65534", "an id that the mapping does not reach is nobody's"
+    await out(mine, "echo more >> /srv/app/file; touch /srv/app/new")
+    upper = node.root / "state/images/snapshots" / mine / "upper"
+    assert owner(upper / "srv/app/file") == owner(upper / "srv/app/new") == (UID + 1234, GID + 5678)
+    plain = await kubelet.started(await kubelet.run(), image=image)
+    assert await out(plain, "stat -c %u:%g /srv/app/file; cat /srv/app/file") == "1234:5678\nx", "the layer is shared and as it was"
+    context = pb.LinuxContainerSecurityContext(namespace_options=mapped(), run_as_user=pb.Int64Value(value=LENGTH))
+    with pytest.raises(CriError, match=r"run_as_user: 65536 is beyond") as caught:
+        await kubelet.create(pod, name="far", linux=pb.LinuxContainerConfig(security_context=context))
+    assert caught.value.code is Status.INVALID_ARGUMENT
+
+
+async def test_privileged_in_a_user_namespace_is_no_root_of_the_host(kubelet: Kubelet) -> None:
+    config = kubelet.pod_config(options=mapped())
+    assert config.linux is not None
+    assert config.linux.security_context is not None
+    config.linux.security_context.privileged = True
+    pod = await kubelet.run(config=config)
+    context = pb.LinuxContainerSecurityContext(namespace_options=mapped(), privileged=True)
+    container = await kubelet.started(pod, linux=pb.LinuxContainerConfig(security_context=context))
+    assert await kubelet.output(container, "mkdir -p /t && mount -t tmpfs none /t && echo mounted") == "mounted"
+    for denied in ("echo 1 > /proc/sys/kernel/panic", "mknod /disk b 254 0"):
+        assert (await kubelet.exec(container, denied)).exit_code != 0, denied
+
+
+async def test_a_port_mapping_is_reachable(kubelet: Kubelet, node: DaemonNode) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mapping = pb.PortMapping(container_port=80, host_port=port)
+    pod = await kubelet.run(config=kubelet.pod_config(options=mapped(), port_mappings=[mapping]))
+    await kubelet.started(pod, "exec httpd -f -p 80 -h /etc", options=mapped())
+    with anyio.fail_after(10):
+        while True:
+            with contextlib.suppress(OSError, anyio.EndOfStream):
+                async with await anyio.connect_tcp(node.subnets[0].replace("0/24", "1"), port) as stream:
+                    await stream.send(b"GET /passwd HTTP/1.0\r\n\r\n")
+                    assert b"200 OK" in await stream.receive()
+                    return
+            await anyio.sleep(0.05)
+
+
+async def test_a_restart_takes_the_pod_over(own_node: DaemonNode) -> None:
+    for name in own_node.handlers:
+        async with connect(own_node.socket) as cri:
+            kubelet = Kubelet(own_node, cri, name)
+            pod = await kubelet.run(options=mapped(pid=POD))
+            container = await kubelet.started(pod, options=mapped(pid=POD))
+        own_node.kill()
+        await own_node.restart()
+        async with connect(own_node.socket) as cri:
+            again = Kubelet(own_node, cri, name)
+            again.configs = kubelet.configs
+            assert (await again.output(container, "cat /proc/self/uid_map")).split()[1] == str(UID)
+            later = await again.started(pod, name="later", options=mapped(pid=POD))
+            assert await again.output(later, "echo x > /dev/stdout; stat -c %u /bin/busybox") == "x\n0"
+            namespaces = (await again.pod_status(pod)).linux.namespaces.options  # type: ignore[union-attr]
+            assert namespaces.userns_options == mapped().userns_options
+            await again.clean()
+
+
+async def test_what_is_refused_and_what_status_promises(kubelet: Kubelet) -> None:
+    promised = {each.name: each.features.user_namespaces for each in (await kubelet.cri.runtime.status()).runtime_handlers}  # type: ignore[union-attr]
+    assert promised == {"": True, "runc": True, "crun": True}
+    options = mapped()
+    options.network = NODE
+    with pytest.raises(CriError, match=r"namespace_options\.network") as caught:
+        await kubelet.run(options=options)
+    assert caught.value.code is Status.INVALID_ARGUMENT
+    pod = await kubelet.run(options=mapped())
+    other = mapped()
+    other.userns_options = pb.UserNamespace(mode=NODE)
+    with pytest.raises(CriError, match=r"userns_options: differs"):
+        await kubelet.create(pod, options=other)
+    container = await kubelet.started(pod, name="unset", options=pb.NamespaceOption(pid=CONTAINER))
+    assert (await kubelet.output(container, "cat /proc/self/uid_map")).split()[1] == str(UID), "unset means the pod's"

@@ -126,11 +126,12 @@ def check_user(user: User, sandbox: Sandbox) -> None:
     own = user_namespace(sandbox.config)
     if own is None:
         return
-    groups = [("gid", gid) for gid in (user.gid, *user.additional_gids)]
-    for kind, value, mapping in [("uid", user.uid, own.uids[0]), *((kind, gid, own.gids[0]) for kind, gid in groups)]:
+    uids, gids = own.uids[0], own.gids[0]
+    more = [("supplemental_groups", gid, gids) for gid in user.additional_gids]
+    for name, value, mapping in [("run_as_user", user.uid, uids), ("run_as_group", user.gid, gids), *more]:
         if value >= mapping.length:
-            field = "config.linux.security_context.run_as_user" if kind == "uid" else "config.linux.security_context.run_as_group"
-            raise InvalidRequest(f"{kind} {value} is beyond the pod's user namespace, which ends at {mapping.length - 1}", field=field)
+            why = f"{value} is beyond the pod's user namespace, which ends at {mapping.length - 1}"
+            raise InvalidRequest(why, field=f"config.linux.security_context.{name}")
 
 
 def pod_sysctls(config: PodConfig) -> dict[str, str]:

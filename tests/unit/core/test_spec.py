@@ -83,7 +83,7 @@ def test_impossible_namespaces(options: NamespaceOptions, field: str) -> None:
     assert caught.value.field == f"config.linux.security_context.namespace_options.{field}"
 
 
-def test_a_pod_in_a_user_namespace() -> None:
+def test_user_namespaces() -> None:
     user = UserNamespace(NamespaceMode.POD, (IDMapping(100000, 0, 1000),), (IDMapping(200000, 0, 2000),))
     options = NamespaceOptions(pid=NamespaceMode.CONTAINER, user=user)
     pod = sandbox(namespaces={**PINS, "user": "/run/s/user"})
@@ -94,7 +94,7 @@ def test_a_pod_in_a_user_namespace() -> None:
         assert linux["uidMappings"] == [{"containerID": 0, "hostID": 100000, "size": 1000}]
         assert linux["gidMappings"] == [{"containerID": 0, "hostID": 200000, "size": 2000}]
     assert (built["process"]["user"]["uid"], built["process"]["user"]["gid"]) == (999, 1999), "the last ids there are"
-    with pytest.raises(InvalidRequest, match="uid 1000 is beyond"):
+    with pytest.raises(InvalidRequest, match="run_as_user: 1000 is beyond"):
         _build(sandbox=pod, user=User(1000, 0))
     assert "uidMappings" not in _build()["linux"]
 

@@ -122,15 +122,17 @@ class FakeRuntime:
 async def test_a_probe_is_kept_until_the_binary_changes(tmp_path: Path) -> None:
     fake = FakeRuntime(tmp_path, features="echo '" + json.dumps(FEATURES) + "'")
     first = await probe(fake.cli, cache=tmp_path / "kept", scratch=tmp_path / "scratch")
-    assert fake.verbs() == ["--version", "features", "exec", "run"]
+    asked = fake.verbs()
+    assert asked[:4] == ["--version", "features", "exec", "run"]
+    assert set(asked[4:]) <= {"run"}, "the second trial is that of user namespaces, for who may make them"
     assert first.features.version == "fake version 3"
     assert first.exec_cgroup is ExecCgroup.PATH
     assert not (tmp_path / "scratch").exists()
     assert await probe(fake.cli, cache=tmp_path / "kept", scratch=tmp_path / "scratch") == first
-    assert len(fake.verbs()) == 4
+    assert fake.verbs() == asked
     os.utime(fake.path, (1, 1))
     await probe(fake.cli, cache=tmp_path / "kept", scratch=tmp_path / "scratch")
-    assert len(fake.verbs()) == 8
+    assert fake.verbs() == asked * 2
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"identity": 1}'])
