@@ -90,6 +90,7 @@ async def test_what_the_namespace_owns(kubelet: Kubelet) -> None:
     admin_rights = pb.LinuxContainerSecurityContext(
         namespace_options=mapped(pid=POD),
         capabilities=pb.Capability(add_capabilities=["NET_ADMIN", "SYS_ADMIN"]),
+        readonly_paths=["/proc/sys"],
     )
     container = await kubelet.started(pod, linux=pb.LinuxContainerConfig(security_context=admin_rights))
     out = kubelet.output

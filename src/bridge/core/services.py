@@ -89,19 +89,8 @@ def assemble(
     injections = Injections(ports.handlers, sources or Sources.none())
     creator = ContainerCreator(store, live, ports.handlers, ports.images, lookups, settings, facts, spec_settings, injections, confiner)
     containers = ContainerService(daemon, ports.images, creator)
-    runner = SandboxRunner(
-        store,
-        live,
-        ports.network,
-        ports.images,
-        detacher,
-        settings,
-        facts,
-        spec_settings,
-        HostPorts(store),
-        ports.handlers,
-        confiner,
-    )
+    host_ports, net, images, handlers = HostPorts(store), ports.network, ports.images, ports.handlers
+    runner = SandboxRunner(store, live, net, images, detacher, settings, facts, spec_settings, host_ports, handlers, confiner)
     sandboxes = SandboxService(daemon, ports.handlers, containers, runner, detacher)
     recovery = Recovery(
         daemon=daemon,
