@@ -73,8 +73,8 @@ async def _serve(config: Config) -> None:
             async for number in signals:
                 if number != signal.SIGHUP:
                     break
-                _logger.info("SIGHUP: trying the disabled handlers again")
                 await daemon.handlers.reprobe()
+                _logger.info("SIGHUP: the disabled handlers were tried again, base specs were read")
             _logger.info("%s: shutting down; containers go on", signal.Signals(number).name)
             announce("STOPPING=1")
             await daemon.wind_down(config.server.shutdown_timeout)

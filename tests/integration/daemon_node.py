@@ -49,7 +49,8 @@ _END_SECONDS = 60.0
 class DaemonNode:
     """Everything below ``root``; ``name`` marks the bridge and the cgroups that are its own. Made by ``daemon_node``.
 
-    ``runtime`` are further lines of that section of its configuration.
+    ``runtime`` are further lines of that section of its configuration. ``prepare`` writes files below the root and returns more
+    such lines, and some for each handler.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class DaemonNode:
         handlers: Mapping[str, str] | None = None,
         cni_bin: Path = CNI_BIN,
         runtime: Sequence[str] = (),
+        prepare: Callable[[Path], tuple[str, str]] | None = None,
     ) -> None:
         self.root = root
+        self._lines = prepare(root) if prepare is not None else ("", "")
         self.name = f"cbt{secrets.token_hex(4)}"
         self.handlers = handlers or {"runc": "runc", "crun": "crun"}
         self.cni_bin = cni_bin
@@ -111,9 +114,9 @@ class DaemonNode:
         lines = ["[server]", f"state_dir = {toml_value(self.root / 'state')}", f"run_dir = {toml_value(self.root / 'run')}"]
         lines += ['log_level = "debug"', "shutdown_timeout = 5.0", "[network]", f"conf_dir = {toml_value(self.root / 'cni')}"]
         lines += [f"bin_dirs = {toml_value([self.cni_bin])}", "[runtime]", f"default_handler = {toml_value(next(iter(self.handlers)))}"]
-        lines += self.runtime
+        lines += [*self.runtime, self._lines[0]]
         for name, path in self.handlers.items():
-            lines += [f"[runtime.handlers.{name}]", 'plugin = "runc"', f"options = {{path = {toml_value(path)}}}"]
+            lines += [f"[runtime.handlers.{name}]", 'plugin = "runc"', f"options = {{path = {toml_value(path)}}}", self._lines[1]]
         return "\n".join(lines) + "\n"
 
     def write_cni(self) -> None:
