@@ -201,4 +201,4 @@ def _server(config: Config, host: Host, core: Services, images: ImageStore, link
     details = NodeDetails(config, core.ports, link, selinux={"mode": host.selinux_mode, "labels": host.selinux is not None})
     node = NodeView(systemd_cgroups=systemd, mount_copies=host.facts.mount_copies, health=details.health, details=details.info)
     admin = AdminRpcs(core, AdminActions(import_archive=images.import_archive, collect=lambda: collect_garbage(images)))
-    return GrpcServer([RuntimeRpcs(core, node), ImageRpcs(images), admin], max_message=config.server.max_message)
+    return GrpcServer([RuntimeRpcs(core, node), ImageRpcs(images, core.ports.handlers), admin], max_message=config.server.max_message)

@@ -137,6 +137,14 @@ async def test_a_privileged_container_can_not_write_to_what_others_share(kubelet
     assert await kubelet.output(container, "cat /part/file") == "content"
 
 
+async def test_a_pull_for_an_unknown_handler(kubelet: Kubelet) -> None:
+    for name, code in (("kata", Status.NOT_FOUND), (kubelet.handler, Status.UNKNOWN)):  # the latter gets as far as the registry
+        spec = pb.ImageSpec(image="127.0.0.1:1/absent:1", runtime_handler=name)
+        with pytest.raises(CriError, match="no runtime handler 'kata'" if name == "kata" else "RegistryUnavailable") as caught:
+            await kubelet.cri.image.pull_image(pb.PullImageRequest(image=spec))
+        assert caught.value.code is code
+
+
 async def refused_in_use(cri: CriClient, image: str, container: str) -> None:
     with pytest.raises(CriError, match=f"used by container.*{container}") as caught:
         await cri.image.remove_image(pb.RemoveImageRequest(image=pb.ImageSpec(image=image)))

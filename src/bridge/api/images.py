@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from bridge._proto.runtime import v1
 from bridge.api import convert, info
+from bridge.ports.handlers import Handlers
 from bridge.ports.images import Images
 
 
 class ImageRpcs(v1.ImageServiceBase):
     """ListImages, ImageStatus, PullImage, RemoveImage, ImageFsInfo."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Images, handlers: Handlers) -> None:
         super().__init__()
         self._images = images
+        self._handlers = handlers
 
     async def list_images(self, message: v1.ListImagesRequest) -> v1.ListImagesResponse:
         """From memory; the filter names one image."""
@@ -28,7 +30,10 @@ class ImageRpcs(v1.ImageServiceBase):
         return v1.ImageStatusResponse(image=convert.image(image), info=info.of_image(image) if message.verbose else {})
 
     async def pull_image(self, message: v1.PullImageRequest) -> v1.PullImageResponse:
-        """Join or start the pull; image_ref is the image's id, the same in every RPC."""
+        """Join or start the pull; image_ref is the image's id, the same in every RPC. An unknown handler is refused."""
+        handler = message.image.runtime_handler if message.image else ""
+        if handler not in ("", *(state.name for state in self._handlers.states())):
+            self._handlers.backend(handler)  # raises NotFound, which lists those there are
         image = await self._images.pull(convert.image_name(message.image), convert.registry_auth(message.auth))
         return v1.PullImageResponse(image_ref=image.id)
 
