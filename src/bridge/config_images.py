@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, Self
 
-from bridge.config_types import GIB, MIB, Bytes, Count, Seconds, StatePath, Table
+from pydantic import model_validator
+
+from bridge.config_types import GIB, MIB, AbsolutePath, Bytes, Count, Seconds, StatePath, Table
 
 
 class Registry(Table):
@@ -14,6 +17,20 @@ class Registry(Table):
     """Base URLs or host[:port] tried first, in order. Why: none, ask the registry itself."""
     insecure: bool = False
     """Allow plain HTTP and any certificate. Why: images are code; only for registries on your own machine."""
+    authorities: list[AbsolutePath] = []
+    """PEM files with certificate authorities to trust besides the system's. Why: most registries need none."""
+    client_certificate: AbsolutePath | None = None
+    """PEM file with the certificate to show to the registry. Why: unset, few ask for one."""
+    client_key: AbsolutePath | None = None
+    """Its key; unset, when it is in the same file. Why: as tools write them."""
+    blocked: bool = False
+    """Refuse every pull from it. Why: nothing is blocked unless you say so."""
+
+    @model_validator(mode="after")
+    def _key_has_certificate(self) -> Self:
+        if self.client_key is not None and self.client_certificate is None:
+            raise ValueError("client_key: needs client_certificate")
+        return self
 
 
 class Images(Table):
@@ -23,6 +40,21 @@ class Images(Table):
     """Where blobs, layers and the containers' file systems are. Why: overlay wants them on one file system."""
     registries: dict[str, Registry] = {}
     """Settings by registry host. Why: public registries need none."""
+    hosts_dirs: list[AbsolutePath] = [Path("/etc/containerd/certs.d")]
+    """Directories of containerd's hosts.toml files, for registries without settings here. Why: what containerd's users have."""
+    registries_conf: AbsolutePath | Literal[""] = Path("/etc/containers/registries.conf")
+    """The registries.conf (version 2, with its .d directory) for registries that hosts_dirs don't know; "" for none.
+    Why: what the users of CRI-O and Podman have. It is read at each pull, as the hosts.toml files are."""
+    certificate_dirs: list[AbsolutePath] = [Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d")]
+    """Directories with one directory a registry host, holding *.crt, *.cert and *.key. Why: where Podman, CRI-O and Docker look."""
+    auth_files: list[AbsolutePath] = []
+    """Files of stored credentials (auth.json, Docker's config.json), used where a pull brings none; their credential helpers are asked.
+    Why: every pod of the node could pull with them; the kubelet sends its own."""
+    credential_helper_timeout: Seconds = 10.0
+    """How long a credential helper may take. Why: those of clouds ask the network."""
+    retry_after_limit: Seconds = 30.0
+    """Longest wait that a busy registry (429, 503 with Retry-After) may ask for before the pull fails.
+    Why: the kubelet comes back by itself, with a message that says why."""
     pinned: list[str] = []
     """Glob patterns of image names that are never garbage-collected. Why: the server itself needs no image."""
     parallel_downloads: Count = 4

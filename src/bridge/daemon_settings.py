@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bridge import config_images
 from bridge.config import Config
 from bridge.core.model import DeviceRequest, ProfileType
 from bridge.core.settings import CoreSettings
@@ -127,12 +128,24 @@ def _seccomp(path: Path | None) -> Mapping[str, Any] | None:
     return profile
 
 
+def _registry(entry: config_images.Registry) -> Registry:
+    certificate = entry.client_certificate
+    client = None if certificate is None else (certificate, entry.client_key or certificate)
+    return Registry(tuple(entry.mirrors), entry.insecure, tuple(entry.authorities), client, entry.blocked)
+
+
 def images(config: Config) -> ImageSettings:
     """For the image store."""
     section = config.images
     return ImageSettings(
         root=section.root,
-        registries={name: Registry(tuple(each.mirrors), each.insecure) for name, each in section.registries.items()},
+        registries={name: _registry(each) for name, each in section.registries.items()},
+        hosts_dirs=tuple(section.hosts_dirs),
+        registries_conf=section.registries_conf or None,
+        certificate_dirs=tuple(section.certificate_dirs),
+        auth_files=tuple(section.auth_files),
+        helper_seconds=section.credential_helper_timeout,
+        patience=section.retry_after_limit,
         limits=Limits(manifest_bytes=section.max_manifest, layer_bytes=section.max_layer, layer_entries=section.max_layer_files),
         pinned=tuple(section.pinned),
         parallel=section.parallel_downloads,

@@ -1,53 +1,61 @@
-"""Where the content of a registry can be had, in the order in which to ask: mirrors first, the registry last. Pure."""
+"""The URLs that one pull asks, made of places: scheme, proxy, what is known of each while the pull goes on. Pure."""
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
-from bridge.errors import ConfigError
 from bridge.images.auth import Credentials
-from bridge.images.reference import DEFAULT_DOMAIN
-from bridge.images.settings import ImageSettings, Registry
-
-_DOCKER_HUB = "registry-1.docker.io"
+from bridge.images.places import Place
 
 
 @dataclass(slots=True)
 class Endpoint:
-    """One base URL without trailing slash. ``authorization`` is the header value that it last accepted or asked for."""
+    """A place over one scheme. ``authorization`` is the header value that it last accepted or asked for.
 
-    base: str
-    host: str
-    insecure: bool
+    ``credentials`` are the request's; ``looked_up`` says that stored ones were asked for, too.
+    """
+
+    place: Place
+    scheme: str
     credentials: Credentials = field(default_factory=Credentials, repr=False)
     authorization: str = field(default="", repr=False)
+    looked_up: bool = False
+
+    @property
+    def host(self) -> str:
+        """host[:port]."""
+        return self.place.host
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is spoken to without TLS."""
+        return self.scheme == "http"
+
+    def url(self, path: str) -> str:
+        """The URL of ``path`` (``manifests/TAG``) in the repository."""
+        return f"{self}/{self.place.name}/{path}" if not str(self).endswith("/") else f"{self}{self.place.name}/{path}"
 
     def __str__(self) -> str:
-        return self.base
+        return f"{self.scheme}://{self.place.api.partition('://')[2]}"
 
 
-def of(domain: str, who: Credentials, settings: ImageSettings, plain: set[str]) -> list[Endpoint]:
-    """The endpoints of the registry ``domain``. ``plain`` are hosts known to speak only http. Raises ConfigError for a bad mirror URL.
+def of(places: Sequence[Place], who: Credentials, plain: set[str]) -> list[Endpoint]:
+    """The endpoints of ``places`` in their order. ``plain`` are hosts known to speak only http.
 
-    A registry that is insecure or on this machine is asked over https and, if that can't be had, over http.
+    One that is insecure or on this machine is asked over https and, if that can't be had, over http. Only the registry itself
+    gets ``who``.
     """
-    entry = settings.registries.get(domain, Registry())
-    found = [_mirror(url, entry) for url in entry.mirrors]
-    host = _DOCKER_HUB if domain == DEFAULT_DOMAIN else domain
-    schemes = ["https"]
-    if entry.insecure or is_loopback(host):
-        schemes = ["http", "https"] if host in plain else ["https", "http"]
-    return found + [Endpoint(f"{scheme}://{host}", host, entry.insecure or scheme == "http", who) for scheme in schemes]
-
-
-def _mirror(url: str, entry: Registry) -> Endpoint:
-    parts = urlsplit(url if "://" in url else f"https://{url}")
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.username:
-        raise ConfigError(f"registry mirror {parts.scheme}://{parts.hostname}: a mirror is a plain http:// or https:// URL")
-    return Endpoint(f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}", parts.netloc, entry.insecure or parts.scheme == "http")
+    found = []
+    for place in places:
+        schemes = [urlsplit(place.api).scheme]
+        if not place.scheme_known and (place.insecure or is_loopback(place.host)):
+            schemes = ["http", "https"] if place.host in plain else ["https", "http"]
+        found += [Endpoint(place, scheme, who if place.registry else Credentials()) for scheme in schemes]
+    return found
 
 
 def is_loopback(host: str) -> bool:

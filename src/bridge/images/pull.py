@@ -14,6 +14,7 @@ from bridge.aio import SingleFlight, Supervisor
 from bridge.errors import CorruptData, ImagePullFailed, LimitExceeded, Unsupported
 from bridge.images import auth as authentication
 from bridge.images.assemble import Assembler, plan
+from bridge.images.auth import Credentials
 from bridge.images.catalogue import Blob, Catalogue, NewImage, Record
 from bridge.images.manifest import Index, Manifest, parse, parse_config
 from bridge.images.platforms import choose
@@ -41,7 +42,7 @@ class Puller:
         """Pull ``reference``. Raises ImagePullFailed, RegistryUnavailable, InvalidRequest (bad credentials), HostError."""
         who = authentication.credentials(auth)
         flight = Flight(reference.canonical(), _fingerprint(auth))
-        return await self._flights.join(flight, lambda: self._pull(reference.canonical(), self._client.repository(reference, who)))
+        return await self._flights.join(flight, lambda: self._pull(reference.canonical(), who))
 
     async def stop(self, seconds: float) -> None:
         """Cancel every pull; returns when they have undone their work or after ``seconds``."""
@@ -49,9 +50,9 @@ class Puller:
         with anyio.move_on_after(seconds):
             await self._flights.wait_idle()
 
-    async def _pull(self, reference: Reference, repository: Repository) -> Record:
+    async def _pull(self, reference: Reference, who: Credentials) -> Record:
         try:
-            return await self._fetch(reference, repository)
+            return await self._fetch(reference, await self._client.repository(reference, who))
         except (CorruptData, LimitExceeded, Unsupported) as exc:
             raise ImagePullFailed(f"{reference}: {exc}") from exc
 

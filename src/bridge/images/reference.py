@@ -69,13 +69,22 @@ def parse(text: str) -> Reference:
 
 def _split_domain(rest: str) -> tuple[str, str]:
     """The host and the path: the first component is a host when it looks like one (a dot, a port, localhost, capitals)."""
-    first, slash, others = rest.partition("/")
-    is_host = bool(slash) and ("." in first or ":" in first or first == "localhost" or first != first.lower())
-    domain, path = (first, others) if is_host else (DEFAULT_DOMAIN, rest)
+    first, _, others = rest.partition("/")
+    domain, path = (first, others) if _names_host(rest) else (DEFAULT_DOMAIN, rest)
     domain = _ALIASES.get(domain, domain)
     if domain == DEFAULT_DOMAIN and "/" not in path.partition(":")[0]:
         path = f"library/{path}"
     return domain, path
+
+
+def _names_host(rest: str) -> bool:
+    first, slash, _ = rest.partition("/")
+    return bool(slash) and ("." in first or ":" in first or first == "localhost" or first != first.lower())
+
+
+def is_short(text: str) -> bool:
+    """Whether ``text`` is a name without a registry (``busybox:1``, ``team/tool``), and no image id."""
+    return not is_id(text) and not _names_host(text)
 
 
 def is_id(text: str) -> bool:

@@ -35,10 +35,14 @@ class Registry:
 
     ``mirrors`` are base URLs (``http://127.0.0.1:5000``) tried in order before the registry itself; plain http in a URL is
     taken at its word. ``insecure``: the registry's and its mirrors' certificates are not checked, and plain http is tried when TLS fails.
+    ``authorities`` are PEM files trusted besides the system's, ``client`` a PEM certificate with its key. ``blocked``: nothing is pulled.
     """
 
     mirrors: Sequence[str] = ()
     insecure: bool = False
+    authorities: Sequence[Path] = ()
+    client: tuple[Path, Path] | None = None
+    blocked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +69,19 @@ class ImageSettings:
     ``parallel`` bounds the layers that are fetched and unpacked at once, over all pulls. A transfer fails when nothing arrives for
     ``idle_seconds`` or when fewer than ``floor_bytes`` a second arrive over ``floor_seconds``. ``linger`` is how long a pull goes
     on after its last caller left. ``measure_seconds`` is the pause between two measurements of writable layers.
+    For registries not in ``registries``, containerd's ``hosts_dirs`` are looked at, then ``registries_conf`` (see routing).
+    ``certificate_dirs`` hold a directory a host, ``auth_files`` stored credentials; a credential helper gets ``helper_seconds``.
+    An answer that asks to come back later (429, 503) is obeyed up to ``patience`` seconds a request.
     """
 
     root: Path
     registries: Mapping[str, Registry] = field(default_factory=dict)
+    hosts_dirs: Sequence[Path] = ()
+    registries_conf: Path | None = None
+    certificate_dirs: Sequence[Path] = ()
+    auth_files: Sequence[Path] = ()
+    helper_seconds: float = 10.0
+    patience: float = 30.0
     limits: Limits = field(default_factory=Limits)
     platform: Platform = field(default_factory=host)
     pinned: Sequence[str] = ()

@@ -18,7 +18,7 @@ import anyio.to_thread
 
 from bridge import log
 from bridge.aio import Supervisor
-from bridge.errors import CorruptData, InUse, InvalidRequest
+from bridge.errors import CorruptData, ImagePullFailed, InUse, InvalidRequest, RegistryUnavailable
 from bridge.host.database import Database
 from bridge.images import disk, ownership, reference, schema
 from bridge.images.assemble import Assembler
@@ -27,6 +27,7 @@ from bridge.images.disk import Directories
 from bridge.images.importing import Importer
 from bridge.images.layers import LayerStore
 from bridge.images.settings import ImageSettings
+from bridge.images.short_names import ShortNames
 from bridge.images.snapshots import Snapshots
 from bridge.images.unpack import Unpacker
 from bridge.images.volumes import Volumes
@@ -57,6 +58,7 @@ class ImageStore:
         self.id_mapping_fault = ""
         self.snapshots = Snapshots(directories, self._catalogue, self._layers)
         self._volumes = Volumes(directories, self._catalogue)
+        self._short_names = ShortNames(settings.registries_conf)
 
     @classmethod
     @asynccontextmanager
@@ -73,6 +75,7 @@ class ImageStore:
             store = cls(settings, supervisor, database, directories)
             await store._recover()
             store.id_mapping_fault = await ownership.fault(directories)
+            await store._short_names.load()
             supervisor.spawn("images: measure", lambda: store.snapshots.measure_for_ever(settings.measure_seconds))
             try:
                 yield store
@@ -113,8 +116,14 @@ class ImageStore:
 
     async def pull(self, text: str, auth: RegistryAuth | None = None) -> Image:
         """See the port."""
-        wanted = reference.parse(text)
-        return self._image(await (await self._open_puller()).pull(wanted, auth))
+        puller = await self._open_puller()
+        names = await self._short_names.candidates(text)
+        for name in names[:-1]:
+            try:
+                return self._image(await puller.pull(reference.parse(name), auth))
+            except (ImagePullFailed, RegistryUnavailable) as exc:
+                _logger.info("%s is not to be had as %s: %s", text, name, exc)
+        return self._image(await puller.pull(reference.parse(names[-1]), auth))
 
     async def remove(self, text: str) -> None:
         """See the port. Removing the last name of an image removes it; by id, all its names go."""
@@ -197,9 +206,11 @@ class ImageStore:
         if prefix is not None and reference.is_id(text):
             record = images.get(f"sha256:{prefix}")
             return None if record is None else (record, None)
-        named = self._named(text, prefix)
-        if named is not None or prefix is None:
-            return named
+        for meaning in self._short_names.meanings(text):
+            if (named := self._named(meaning, prefix)) is not None:
+                return named
+        if prefix is None:
+            return None
         matches = [record for image, record in images.items() if image.startswith(f"sha256:{prefix}")]
         if len(matches) > 1:
             raise InvalidRequest(f"{text!r} is the beginning of {len(matches)} image ids", field="image")

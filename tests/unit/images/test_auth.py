@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-from pathlib import Path
 
 import pytest
 
-from bridge.errors import ConfigError, ImagePullFailed, InvalidRequest
+from bridge.errors import ImagePullFailed, InvalidRequest
 from bridge.images import endpoints
 from bridge.images.auth import Challenge, Credentials, credentials, parse_challenges, parse_token, token_request
-from bridge.images.settings import ImageSettings, Registry
 from bridge.ports.images import RegistryAuth
 
 
@@ -61,31 +59,6 @@ def test_token_answers() -> None:
     for bad in (b"", b"[]", b"{}", b'{"token":7}', b'{"token":"a\\r\\nX: y"}'):
         with pytest.raises(ImagePullFailed):
             parse_token(bad)
-
-
-def bases(domain: str, registry: Registry | None = None, plain: set[str] | None = None) -> list[str]:
-    settings = ImageSettings(Path("/x"), registries={domain: registry} if registry else {})
-    return [str(endpoint) for endpoint in endpoints.of(domain, Credentials("u", "p"), settings, plain or set())]
-
-
-def test_endpoints() -> None:
-    assert bases("docker.io") == ["https://registry-1.docker.io"]
-    assert bases("q.io") == ["https://q.io"]
-    assert bases("q.io", Registry(insecure=True)) == ["https://q.io", "http://q.io"]
-    assert bases("127.0.0.1:5000") == ["https://127.0.0.1:5000", "http://127.0.0.1:5000"]
-    assert bases("localhost", plain={"localhost"}) == ["http://localhost", "https://localhost"]
-    assert bases("q.io", Registry(mirrors=["http://m:5/p/", "n.io"])) == ["http://m:5/p", "https://n.io", "https://q.io"]
-    for bad in ("ftp://x", "http://", "http://u:p@x", "http://x/?q"):
-        with pytest.raises(ConfigError) as caught:
-            bases("q.io", Registry(mirrors=[bad]))
-        assert "u:p" not in str(caught.value)
-
-
-def test_credentials_go_to_the_registry_only() -> None:
-    settings = ImageSettings(Path("/x"), registries={"q.io": Registry(mirrors=["http://m"])})
-    mirror, own = endpoints.of("q.io", Credentials("u", "p"), settings, set())
-    assert not mirror.credentials
-    assert own.credentials.username == "u"
 
 
 def test_loopback() -> None:
