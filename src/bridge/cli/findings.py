@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,14 +36,23 @@ class Finding:
     mend: str = ""
 
 
+def output_of(argv: Sequence[str]) -> str:
+    """What a program writes to stdout, "" when it is absent, fails or takes longer than 10 s."""
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=True)
+        return done.stdout.decode(errors="replace")
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The host as the checks see it. Files are read below ``root``."""
+    """The host as the checks see it. Files are read below ``root``; ``say`` gives a program's output, "" when it fails."""
 
     root: Path = Path("/")
     release: str = field(default_factory=platform.release)
     find: Callable[[str], str | None] = shutil.which
     is_root: bool = field(default_factory=lambda: os.geteuid() == 0)
+    say: Callable[[Sequence[str]], str] = output_of
 
     def path(self, name: str | Path) -> Path:
         """``name``, an absolute path of the host, below ``root``."""
