@@ -138,6 +138,8 @@ class Security(Table):
     on refuses to start without."""
     selinux_categories: Categories = 1024
     """Categories that the pair of each pod is drawn from. Why: as many as the usual policies have; enough for 523 776 pods."""
+    selinux_relabel_timeout: Seconds = 600.0
+    """How long the labelling of one volume may take. Why: millions of files take minutes; a kubelet's retry joins the running work."""
 
     @field_validator("capabilities")
     @classmethod

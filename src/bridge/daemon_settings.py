@@ -77,6 +77,7 @@ def core(config: Config, host: Host) -> CoreSettings:
         concurrent_creates=config.server.concurrent_creates,
         selinux=host.selinux,
         selinux_categories=config.security.selinux_categories,
+        relabel_timeout=config.security.selinux_relabel_timeout,
         additional_devices=tuple(_device(text) for text in runtime.additional_devices),
         device_ownership=runtime.device_ownership_from_security_context,
     )

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from bridge.core import selinux
-from bridge.core.model import ContainerSecurity, NamespaceMode, NamespaceOptions, SandboxSecurity, SELinuxOptions
+from bridge.core.model import ContainerSecurity, MountRequest, NamespaceMode, NamespaceOptions, SandboxSecurity, SELinuxOptions
+from bridge.core.relabel import SKIP_ANNOTATION
 from bridge.core.services import Services
-from bridge.errors import InvalidRequest, LimitExceeded, NetworkFailed
+from bridge.errors import InvalidRequest, LimitExceeded, NetworkFailed, TimedOut
 from bridge.host import syscalls
 from bridge.host.selinux import ATTRIBUTE, Contexts
 from tests.component.conftest import PRIVATE_PID, World, container, pod
@@ -140,3 +141,53 @@ async def test_without_selinux_options_are_checked_and_nothing_is_labelled(world
     assert (made.selinux_process, made.selinux_mount) == ("", "")
     with pytest.raises(InvalidRequest, match=r"selinux_options\.level"):
         await core.sandboxes.run(pod("other", security=wants(SELinuxOptions(level="1"))), "")
+
+
+async def test_a_volume_is_relabelled_when_it_asks_for_it(labelled: World, core: Services, tmp_path: Path) -> None:
+    asked, other = tmp_path / "asked", tmp_path / "other"
+    for path in (asked, other):
+        path.mkdir()
+        (path / "file").write_text("x")
+    mounts = (MountRequest("/a", str(asked), selinux_relabel=True), MountRequest("/b", str(other)))
+    made = await core.sandboxes.run(pod(), "")
+    await core.containers.create(made.id, container(mounts=mounts))
+    assert os.getxattr(asked / "file", ATTRIBUTE) == made.selinux_mount.encode() + b"\0"
+    assert ATTRIBUTE not in os.listxattr(other / "file")
+
+
+async def test_relabelling_is_refused_where_the_host_needs_its_labels(labelled: World, core: Services, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/usr")
+    made = await core.sandboxes.run(pod(), "")
+    for path in ("/etc", "/usr/../home", str(tmp_path / "link")):
+        with pytest.raises(InvalidRequest, match=r"^config\.mounts\[0\]\.selinux_relabel: /\S* belongs to the host"):
+            await core.containers.create(made.id, container(mounts=(MountRequest("/a", path, selinux_relabel=True),)))
+    assert ATTRIBUTE not in os.listxattr("/etc")
+
+
+async def test_an_unconfined_container_and_a_host_without_selinux_relabel_nothing(labelled: World, core: Services, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    wanted = (MountRequest("/a", str(tmp_path / "data"), selinux_relabel=True),)
+    spc = await core.sandboxes.run(pod(security=wants(SELinuxOptions(type="spc_t"))), "")
+    await core.containers.create(spc.id, container(mounts=wanted))
+    assert ATTRIBUTE not in os.listxattr(tmp_path / "data")
+
+
+async def test_a_relabelling_that_takes_too_long_names_its_field(labelled: World, core: Services, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    made = await core.sandboxes.run(pod(), "")
+    labelled.settings["relabel_timeout"] = 0.001
+    async with labelled.started() as slow:
+        await slow.recovery.run()
+        wanted = (MountRequest("/a", str(tmp_path / "data"), selinux_relabel=True),)
+        with pytest.raises(TimedOut, match=r"^config\.mounts\[0\]\.selinux_relabel: .* within 0\.001 s"):
+            await slow.containers.create(made.id, container(mounts=wanted))
+
+
+async def test_a_pod_may_have_volumes_trusted_that_are_labelled_right_at_their_top(labelled: World, core: Services, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    made = await core.sandboxes.run(pod(annotations={SKIP_ANNOTATION: "true"}), "")
+    wanted = (MountRequest("/a", str(tmp_path / "data"), selinux_relabel=True),)
+    await core.containers.create(made.id, container("one", mounts=wanted))
+    (tmp_path / "data/new").write_text("x")
+    await core.containers.create(made.id, container("two", mounts=wanted))
+    assert ATTRIBUTE not in os.listxattr(tmp_path / "data/new")

@@ -37,7 +37,7 @@ from bridge.core.model import ContainerConfig, NamespaceMode
 from bridge.core.settings import CoreSettings
 from bridge.core.spec_inputs import Volume
 from bridge.core.store import Store
-from bridge.errors import IllegalTransition, InvalidRequest, NotFound, Unsupported
+from bridge.errors import IllegalTransition, InvalidRequest, NotFound
 from bridge.host import files, rootfs
 from bridge.host.lookups import Lookups
 from bridge.ports.handlers import Handlers

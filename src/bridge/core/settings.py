@@ -19,7 +19,8 @@ class CoreSettings:
     a missing one is made a directory if ``create_missing_volumes``, unless it is one of ``never_created_volumes``.
     ``exec_answer_limit`` bounds both output streams of an ExecSync together: what one message can carry.
     ``concurrent_creates`` bounds the pods and containers that are being made at once.
-    ``selinux`` is None where no labels are given; ``selinux_categories`` is the number of categories that pods' pairs are drawn from.
+    ``selinux`` is None where no labels are given; ``selinux_categories`` is the number of categories that pods' pairs are drawn
+    from, ``relabel_timeout`` bounds the labelling of one volume.
     ``additional_devices`` are every container's; with ``device_ownership`` devices that it asks for belong to its user.
     """
 
@@ -40,6 +41,7 @@ class CoreSettings:
     concurrent_creates: int = 16
     selinux: Contexts | None = None
     selinux_categories: int = 1024
+    relabel_timeout: float = 600.0
     additional_devices: tuple[DeviceRequest, ...] = ()
     device_ownership: bool = False
 

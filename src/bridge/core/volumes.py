@@ -15,7 +15,7 @@ import posixpath
 import stat
 from pathlib import Path
 
-from bridge.core import image_volumes
+from bridge.core import image_volumes, mount_places, relabel
 from bridge.core.entities import Container
 from bridge.core.making import Making
 from bridge.core.model import ContainerConfig, MountPropagation, MountRequest
@@ -40,6 +40,7 @@ _NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM})
 
 def check(config: ContainerConfig) -> None:
     """Refuse what the request alone shows to be wrong, before anything is touched. Raises InvalidRequest, Unsupported."""
+    mount_places.check(config)
     for index, mount in enumerate(config.mounts):
         field = f"config.mounts[{index}]"
         access(mount, field)
@@ -83,10 +84,13 @@ async def _volume(index: int, request: MountRequest, making: Making) -> Volume:
 async def _host_volume(index: int, request: MountRequest, making: Making) -> Volume:
     field = f"config.mounts[{index}]"
     copied = request.recursive_read_only and making.facts.mount_copies
-    found = await look_at(request.host_path, making, f"{field}.host_path", keep=copied or request.propagation in _SPREADING)
+    keep = copied or request.propagation in _SPREADING or request.selinux_relabel or mount_places.is_special(request.container_path)
+    found = await look_at(request.host_path, making, f"{field}.host_path", keep=keep)
     try:
+        await mount_places.check_source(request.container_path, found, f"{field}.container_path")
         await _check_propagation(found, request, field)
-        # Here a source may be relabelled for SELinux, or be copied by the pod's user namespace.
+        await relabel.volume(found, index, making)
+        # Here a source may be copied by the pod's user namespace.
         if not request.recursive_read_only:
             return Volume(found.path, host_options(request, field), resolved=found.path)
         if copied:
