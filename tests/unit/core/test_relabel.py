@@ -8,7 +8,7 @@ from bridge.core.relabel import is_the_hosts
 @pytest.mark.parametrize(
     "path",
     [
-        *("/", "//", "/.", "/etc", "/etc/", "/usr", "/usr/share/x", "/home", "/home/someone", "/root", "/var", "/var/lib", "/var/log"),
+        *("/", "//", "/.", "/etc", "/etc/", "/usr", "/usr/share/x", "/home", "/home/u1", "/root", "/var", "/var/lib", "/var/log"),
         *("/proc", "/proc/1", "/sys/fs", "/dev/shm", "/boot/efi", "/lib/modules", "/tmp", "/x/../etc", "/var/./lib/", "/run", "/etc/pki"),
     ],
 )
@@ -18,7 +18,7 @@ def test_the_hosts_own(path: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/var/lib/kubelet/pods/x/volumes/y", "/var/lib/x", "/srv/data", "/home/someone/data", "/etcetera", "/usrlocal", "/mnt/disk", "/opt/x"],
+    ["/var/lib/kubelet/pods/x/volumes/y", "/var/lib/x", "/srv/data", "/home/u1/data", "/etcetera", "/usrlocal", "/mnt/disk", "/opt/x"],
 )
 def test_what_may_be_labelled(path: str) -> None:
     assert not is_the_hosts(path)
