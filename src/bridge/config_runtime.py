@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from bridge.config_types import MIB, AbsolutePath, Bytes, DevicePath, Seconds, Table
+from bridge.config_types import MIB, AbsolutePath, Bytes, DevicePath, PidsLimit, Seconds, Table
 
 
 class Handler(Table):
@@ -70,6 +70,14 @@ class Runtime(Table):
     shm_size: Bytes = 64 * MIB
     """Size of a pod's /dev/shm, which counts as its memory. Why: what every other runtime gives; a pod that needs more mounts an
     emptyDir of medium Memory there."""
+    pids_limit: PidsLimit = -1
+    """Processes and threads of a container, -1 for no limit. Why: none, as the kubelet limits each pod by its own podPidsLimit."""
+    blockio_config_file: AbsolutePath | None = None
+    """TOML or JSON file with the classes that the annotations `blockio.resources.beta.kubernetes.io/…` name; read at start.
+    Why: unset, as weights and throttles belong to the disks of one host."""
+    missing_resource_classes: Literal["refuse", "ignore"] = "refuse"
+    """What becomes of a container whose pod names a class of block I/O or RDT that this host lacks.
+    Why: without the class it would run with more or less than it was promised."""
     exec_output_limit: Bytes = 16 * MIB
     """Output kept of each stream of an ExecSync; the rest is dropped. Why: the kubelet takes no larger message."""
     exec_drain_timeout: Seconds = 1.0

@@ -39,12 +39,19 @@ def _device(text: str) -> str:
     return text
 
 
+def _not_zero(number: int) -> int:
+    if number == 0:
+        raise ValueError("must be above 0, or -1 for none: nothing could run")
+    return number
+
+
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 DevicePath = Annotated[str, AfterValidator(_device)]
 RunPath = Annotated[Path, Below("run_dir")]
 StatePath = Annotated[Path, Below("state_dir")]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False), Unit("seconds")]
 Bytes = Annotated[int, Field(ge=1), Unit("bytes")]
+PidsLimit = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
 Count = Annotated[int, Field(ge=1)]
 Mode = Annotated[int, Field(ge=0, le=0o777), Unit("mode")]
 

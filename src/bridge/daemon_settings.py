@@ -15,6 +15,7 @@ from bridge.core.settings import CoreSettings
 from bridge.core.spec import HostFacts, SpecSettings
 from bridge.errors import ConfigError
 from bridge.handlers import HandlerSettings
+from bridge.host import blockio
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.host.selinux import Contexts, Mode
 from bridge.images.settings import ImageSettings, Limits, Registry
@@ -105,9 +106,12 @@ def _device(text: str) -> DeviceRequest:
 
 
 def spec(config: Config, host: Host) -> SpecSettings:
-    """For the OCI spec. Raises ConfigError for an unreadable seccomp profile."""
+    """For the OCI spec. Raises ConfigError for an unreadable seccomp profile or file of block I/O classes."""
     return SpecSettings(
         cgroup_driver=str(cgroup_driver(config, host.facts)),
+        pids_limit=max(config.runtime.pids_limit, 0),
+        blockio_classes=blockio.load(config.runtime.blockio_config_file) if config.runtime.blockio_config_file else {},
+        refuse_missing_classes=config.runtime.missing_resource_classes == "refuse",
         seccomp_profile=_seccomp(config.security.seccomp_profile),
         seccomp_when_unset=ProfileType(config.security.seccomp_when_unset),
         seccomp_profile_root=config.security.seccomp_profile_root,

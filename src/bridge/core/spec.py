@@ -12,6 +12,7 @@ from typing import Any
 
 from bridge.core import (
     pod_namespaces,
+    resource_classes,
     seccomp,
     security,
     selinux,
@@ -65,6 +66,7 @@ def build_container(inputs: ContainerInputs, facts: HostFacts, settings: SpecSet
         "cgroupsPath": _cgroup(inputs.sandbox, settings, settings.cgroup_prefix, inputs.container_id),
         "resources": spec_resources.build(config.resources, inputs.devices, request.privileged, facts, settings),
     }
+    _add_classes(inputs, facts, settings, linux)
     if masked:
         linux["maskedPaths"] = masked
     if readonly:
@@ -87,6 +89,13 @@ def build_container(inputs: ContainerInputs, facts: HostFacts, settings: SpecSet
         "annotations": spec_annotations.for_container(inputs, settings),
         "linux": linux,
     }
+
+
+def _add_classes(inputs: ContainerInputs, facts: HostFacts, settings: SpecSettings, linux: dict[str, Any]) -> None:
+    if block_io := resource_classes.block_io(inputs, settings):
+        linux["resources"]["blockIO"] = block_io
+    if rdt := resource_classes.rdt(inputs, facts, settings):
+        linux["intelRdt"] = rdt
 
 
 def build_sandbox(

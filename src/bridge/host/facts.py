@@ -81,7 +81,7 @@ class HostFacts:
     (amd64); ``oom_score_adj`` is the server's own, the lowest it can give unless ``can_lower_oom_score``;
     ``hugepage_sizes`` ("2MB", "1GB") are those whose cgroup limit can be set; ``hostname`` is the node's; ``nofile`` is the server's own
     RLIMIT_NOFILE (soft, hard), None where it is unlimited or unknown. ``cpus`` and ``memory_nodes`` are those present, ``controllers``
-    those of cgroup v2; empty where unknown. ``mount_copies`` tells that
+    those of cgroup v2; empty where unknown. ``resctrl`` says whether RDT classes can be used. ``mount_copies`` tells that
     bridge.host.mount_copies works here.
     """
 
@@ -100,6 +100,7 @@ class HostFacts:
     cpus: frozenset[int] = frozenset()
     memory_nodes: frozenset[int] = frozenset()
     controllers: frozenset[str] = frozenset()
+    resctrl: bool = False
     mount_copies: bool = False
 
 
@@ -125,6 +126,7 @@ def gather(root: Path = Path("/"), machine: str = "") -> HostFacts:
         cpus=_numbers(root / "sys/devices/system/cpu/present"),
         memory_nodes=_numbers(root / "sys/devices/system/node/online"),
         controllers=frozenset(_read(cgroup / "cgroup.controllers").split()),
+        resctrl=(root / "sys/fs/resctrl/schemata").exists(),
         mount_copies=root == Path("/") and mount_copies.available(),
     )
 
