@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import socket
 import time
 from pathlib import Path
 
@@ -71,7 +71,9 @@ async def test_a_pod_with_its_containers_and_its_network(kubelet: Kubelet) -> No
     address = (await kubelet.pod_status(pod)).network
     assert address is not None
     before = await _pod(kubelet, pod)
-    subprocess.run(["ping", "-c", "3", "-i", "0.2", "-s", "1000", address.ip], check=True, stdout=subprocess.DEVNULL)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(10):
+            sender.sendto(b"x" * 1000, (address.ip, 9))
     after = await _pod(kubelet, pod)
     assert [each.attributes.id for each in after.containers if each.attributes] == [one, two]
     assert after.network is not None
@@ -79,8 +81,8 @@ async def test_a_pod_with_its_containers_and_its_network(kubelet: Kubelet) -> No
     assert after.network.default_interface is not None
     assert before.network.default_interface is not None
     assert after.network.default_interface.name == "eth0"
-    assert value(after.network.default_interface.rx_bytes) >= value(before.network.default_interface.rx_bytes) + 3000
-    assert value(after.network.default_interface.tx_bytes) >= value(before.network.default_interface.tx_bytes) + 3000
+    assert value(after.network.default_interface.rx_bytes) >= value(before.network.default_interface.rx_bytes) + 10_000
+    assert value(after.network.default_interface.tx_bytes) > value(before.network.default_interface.tx_bytes)  # nobody listens, it says
     assert after.process is not None
     assert value(after.process.process_count) >= 2
     assert after.memory is not None
