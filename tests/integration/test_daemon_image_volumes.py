@@ -26,7 +26,7 @@ HOST_TO_CONTAINER, BIDIRECTIONAL = pb.MountPropagation.PROPAGATION_HOST_TO_CONTA
 
 async def import_volumes(cri: CriClient, path: Path) -> dict[str, pb.Image]:
     """Import the images that the tests mount; by name."""
-    upper = tar([Entry("data/.wh.gone"), Entry("data/new", b"new"), Entry("opaque/.wh..wh..opq"), Entry("opaque/new", b"")])
+    upper = tar([Entry("data/.wh.gone"), Entry("data/new", b"new", uid=7, gid=8), Entry("opaque/.wh..wh..opq"), Entry("opaque/new", b"")])
     lower = tar([
         directory("data"), Entry("data/file", b"content"), Entry("data/gone", b""), directory("opaque"), Entry("opaque/old", b""),
         directory("etc"), Entry("etc/passwd", b"of the image"), symlink("out", "/etc"), symlink("up", "../../../../../../etc"),
@@ -135,6 +135,21 @@ async def test_a_privileged_container_can_not_write_to_what_others_share(kubelet
         await kubelet.exec(container, f"mount -o remount,bind,rw {top}; mount -o remount,rw {top}")
         assert "Read-only file system" in await fails(kubelet, container, f"echo changed > {place}/file")
     assert await kubelet.output(container, "cat /part/file") == "content"
+
+
+async def test_owners_are_those_that_the_pods_user_namespace_sees(kubelet: Kubelet, images: dict[str, pb.Image]) -> None:
+    ids = [pb.IdMapping(host_id=200000, container_id=0, length=65536)]
+    options = namespaces()
+    options.userns_options = pb.UserNamespace(mode=pb.NamespaceMode.POD, uids=ids, gids=ids)
+    pod = await kubelet.run(options=options)
+    places = [volume("/all", MODELS), volume("/part", MODELS, "data"), volume("/file", MODELS, "data/file"), volume("/none", EMPTY)]
+    container = await kubelet.started(pod, options=options, mounts=places)
+    assert await kubelet.output(container, "cat /proc/self/uid_map | tr -s ' '") == "0 200000 65536"
+    seen = await kubelet.output(container, "stat -c %u:%g /all /all/data /all/etc/group /part /part/file /part/new /file /none")
+    assert seen.split() == [*["0:0"] * 5, "7:8", *["0:0"] * 2]
+    assert "Read-only file system" in await fails(kubelet, container, "echo > /part/file")
+    left = [each.target for each in mounts.below(mounts.read_mountinfo(), kubelet.node.root / "run") if container in each.target]
+    assert sorted(Path(each).name for each in left) == ["0", "1", "2", "3", "rootfs"], "no view stays"
 
 
 async def test_a_pull_for_an_unknown_handler(kubelet: Kubelet) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bridge.core import pod_namespaces
 from bridge.core.entities import Container
 from bridge.core.making import Making
 from bridge.core.model import ContainerConfig, MountPropagation, MountRequest
@@ -56,8 +57,14 @@ async def mount(making: Making, index: int, options: tuple[str, ...]) -> Volume:
     assert request.image is not None
     making.undo.push("unmount the image volume", lambda: mounts.unmount(target))
     try:
-        image, label = making.container.mount_images[index], making.labels.mount
-        await making.images.mount_volume(making.container.id, image, target, request.image_sub_path, label=label)
+        await making.images.mount_volume(
+            making.container.id,
+            making.container.mount_images[index],
+            target,
+            request.image_sub_path,
+            label=making.labels.mount,
+            user_namespace=pod_namespaces.pin(making.sandbox),
+        )
     except BridgeError as exc:
         name = request.image.user_specified_image or request.image.image
         part = f"sub-path {request.image_sub_path!r} of " if request.image_sub_path else ""

@@ -166,9 +166,11 @@ class ImageStore:
         await self.snapshots.remove(container_id, target)
         await self._volumes.release(container_id)
 
-    async def mount_volume(self, container_id: str, image_id: str, target: Path, sub_path: str = "", *, label: str = "") -> None:
+    async def mount_volume(
+        self, container_id: str, image_id: str, target: Path, sub_path: str = "", *, label: str = "", user_namespace: Path | None = None
+    ) -> None:
         """See the port."""
-        await self._volumes.mount(container_id, image_id, target, sub_path, label)
+        await self._volumes.mount(container_id, image_id, target, sub_path, label=label, user_namespace=user_namespace)
 
     async def remount_rootfs(self, container_id: str, target: Path) -> Rootfs:
         """See the port."""

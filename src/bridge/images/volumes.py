@@ -7,6 +7,7 @@ and every container of the node would see what is written there. An overlay with
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ import anyio
 
 from bridge.errors import InvalidRequest, NotFound
 from bridge.host import mount_copies, mounts, rootfs
+from bridge.images import ownership
 from bridge.images.catalogue import Catalogue
-from bridge.images.disk import Directories, blocking
+from bridge.images.disk import Directories, blocking, remove_tree
 
 _FEWEST = 2
 _ABSENT = {errno.ENOENT, errno.ENOTDIR}
@@ -31,28 +33,43 @@ class Volumes:
         self._directories = directories
         self._catalogue = catalogue
 
-    async def mount(self, container: str, image: str, target: Path, sub_path: str, label: str) -> None:
+    async def mount(
+        self, container: str, image: str, target: Path, sub_path: str, *, label: str = "", user_namespace: Path | None = None
+    ) -> None:
         """Mount ``image``, or what is at ``sub_path`` in it, read-only at ``target``. See ``bridge.ports.images``."""
         await self._catalogue.add_hold(container, image)
         if not sub_path:
-            await self._mount_whole(image, target, label)
+            await self._mount_whole(image, target, label, user_namespace)
             return
         # A copy of the part is attached and the whole goes again: an overlay lives as long as any mount of it.
         whole = target.with_name(f"{target.name}.whole")
         try:
-            await self._mount_whole(image, whole, label)
+            await self._mount_whole(image, whole, label, user_namespace)
             await _attach_part(whole, sub_path, target)
         finally:
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + _UNDO_SECONDS):
                 await mounts.unmount_and(whole, lambda: _remove_directory(whole))
 
-    async def _mount_whole(self, image: str, target: Path, label: str) -> None:
+    async def _mount_whole(self, image: str, target: Path, label: str, user_namespace: Path | None) -> None:
         record = self._catalogue.images.get(image)
         if record is None:
             raise NotFound(f"image {image} is not in the store")
-        lowers = [self._directories.files(layer.id) for layer in reversed(record.layers)]
-        padding = self._directories.empty[: max(0, _FEWEST - len(lowers))]
-        await mounts.mount_overlay([*lowers, *padding], None, None, target, prepare=lambda: _prepare(target, padding), context=label)
+        layers = [self._directories.files(layer.id) for layer in reversed(record.layers)]
+        padding = self._directories.empty[: max(0, _FEWEST - len(layers))]
+        prepare = functools.partial(_prepare, target, padding)
+        if user_namespace is None:
+            await mounts.mount_overlay([*layers, *padding], None, None, target, prepare=prepare, context=label)
+            return
+        home = target.with_name(f"{target.name}.home")
+        await blocking(_make_directory, home.parent)
+        try:
+            source = self._directories.layers if layers else padding[0].parent
+            async with ownership.pinned(user_namespace) as namespace, ownership.view(source, home, namespace) as seen:
+                lowers = [*map(seen, layers), *padding] if layers else [*map(seen, padding)]
+                await mounts.mount_overlay(lowers, None, None, target, prepare=prepare, context=label)
+        finally:
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + _UNDO_SECONDS):
+                await remove_tree(home)
 
     async def release(self, container: str) -> None:
         """Let go of the images of a container's volumes; none is success, and then nothing is written."""
@@ -63,8 +80,12 @@ class Volumes:
 def _prepare(target: Path, padding: Sequence[Path]) -> bool:
     for path in padding:
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
-    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_directory(target)
     return not os.path.ismount(target)
+
+
+def _make_directory(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 async def _attach_part(whole: Path, sub_path: str, target: Path) -> None:

@@ -112,9 +112,12 @@ class Images(Protocol):
         """Unmount and delete the writable layer, and let go of the images of its volumes; absent is success."""
         ...
 
-    async def mount_volume(self, container_id: str, image_id: str, target: Path, sub_path: str = "", *, label: str = "") -> None:
+    async def mount_volume(
+        self, container_id: str, image_id: str, target: Path, sub_path: str = "", *, label: str = "", user_namespace: Path | None = None
+    ) -> None:
         """Mount an image's files read-only at ``target``, which is made: all of them, or what lies at ``sub_path`` inside.
 
+        ``label`` and ``user_namespace`` are as with ``mount_rootfs``.
         The image can't be removed before ``remove_rootfs`` of the container. Raises NotFound when the image is gone or has no such
         path, InvalidRequest for a path that is neither a directory nor a file, HostError; then nothing is mounted.
         """

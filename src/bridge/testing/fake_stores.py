@@ -151,7 +151,9 @@ class FakeImages:
         self.mounted.discard(container_id)
         self.volumes.pop(container_id, None)
 
-    async def mount_volume(self, container_id: str, image_id: str, target: Path, sub_path: str = "", *, label: str = "") -> None:
+    async def mount_volume(
+        self, container_id: str, image_id: str, target: Path, sub_path: str = "", *, label: str = "", user_namespace: Path | None = None
+    ) -> None:
         """An empty directory; the sub-path "absent" does not exist."""
         self.volumes.setdefault(container_id, set()).add(target)
         await self.faults.passing("mount_volume", HostError("mount failed"))
