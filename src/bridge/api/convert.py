@@ -85,8 +85,11 @@ def pod_sandbox(sandbox: Sandbox) -> pb.PodSandbox:
 
 
 def pod_sandbox_status(sandbox: Sandbox) -> pb.PodSandboxStatus:
-    """A sandbox's status. A pod in the host's network has no addresses of its own: the kubelet knows the node's."""
-    first, *others = sandbox.ips or ("",)
+    """A sandbox's status. A pod in the host's network has no addresses of its own: the kubelet knows the node's.
+
+    Nor has one that was taken off the network: another pod may have them by now.
+    """
+    first, *others = (sandbox.ips if sandbox.attachment is not None else ()) or ("",)
     return pb.PodSandboxStatus(
         id=sandbox.id,
         metadata=pod_metadata(sandbox.config),

@@ -33,6 +33,7 @@ SANDBOX = Sandbox(
     created_at=17,
     boot_id="b",
     ips=("10.1.2.3", "fd00::3"),
+    attachment={"network": "pods", "data": {}},
 )
 CONTAINER = Container(
     id="c" * 64,
@@ -96,6 +97,12 @@ def test_pod_status() -> None:
 
 def test_a_pod_in_the_hosts_network_has_no_address_of_its_own() -> None:
     assert convert.pod_sandbox_status(replace(SANDBOX, ips=())).network == pb.PodSandboxNetworkStatus(ip="", additional_ips=[])
+
+
+def test_a_pod_that_was_taken_off_the_network_has_no_address_any_more() -> None:
+    stopped = replace(SANDBOX, state=SandboxState.STOPPED, attachment=None)
+    assert convert.pod_sandbox_status(stopped).network == pb.PodSandboxNetworkStatus()
+    assert convert.pod_sandbox_status(replace(SANDBOX, state=SandboxState.STOPPED)).network == convert.pod_sandbox_status(SANDBOX).network
 
 
 def test_container_in_a_list() -> None:
