@@ -73,6 +73,7 @@ def _cni(host: Host, config: Config) -> Iterator[Finding]:
             continue
         yield Finding("network", "CNI configuration", State.OK, f"{config.network.conf_dir / name}: {', '.join(types)}")
         yield from _cni_plugins(host, config, types)
+        yield _host_ports(directory / name, types, config)
         return
     where = config.network.conf_dir
     mend = f"install a network add-on, or write {where}/10-bridge.conflist as docs/operations.md shows"
@@ -104,6 +105,19 @@ def _cni_plugins(host: Host, config: Config, types: list[str]) -> Iterator[Findi
         found = host.executable("iptables") or host.executable("nft")
         bad = "portmap and firewall need iptables or nft"
         yield finding("network", "iptables", ok=found is not None, good=str(found), bad=bad, mend="apt-get install iptables", required=True)
+
+
+def _host_ports(path: Path, types: list[str], config: Config) -> Finding:
+    plugins = json.loads(path.read_text())
+    taken = any((item.get("capabilities") or {}).get("portMappings") for item in plugins.get("plugins", [plugins]))
+    return finding(
+        "network",
+        "host ports",
+        ok=taken or not set(config.network.host_port_plugins).isdisjoint(types),
+        good="mapped by the network's plugins",
+        bad="no plugin has the capability portMappings: pods that ask for host ports are refused",
+        mend=f'add {{"type": "portmap", "capabilities": {{"portMappings": true}}}} to {config.network.conf_dir / path.name}',
+    )
 
 
 def _space(host: Host, config: Config) -> Iterator[Finding]:

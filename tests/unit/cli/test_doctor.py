@@ -45,7 +45,11 @@ def host_v2(root: Path) -> Host:
     write(root, "proc/swaps", "Filename\tType\n")
     for name in ("usr/bin/runc", "usr/bin/crun", "usr/bin/catatonit", "opt/cni/bin/bridge", "opt/cni/bin/host-local"):
         write(root, name, executable=True)
-    conf = {"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "bridge", "ipam": {"type": "host-local"}}]}
+    conf = {
+        "cniVersion": "1.0.0",
+        "name": "n",
+        "plugins": [{"type": "bridge", "ipam": {"type": "host-local"}, "capabilities": {"portMappings": True}}],
+    }
     write(root, "etc/cni/net.d/10-bridge.conflist", json.dumps(conf))
     return Host(root, "6.18.1-generic", lambda name: f"/usr/bin/{name}" if (root / "usr/bin" / name).exists() else None, is_root=True)
 
@@ -139,6 +143,19 @@ def test_cni_without_configuration_and_with_a_missing_plugin(tmp_path: Path) -> 
     assert named(setup(host), "CNI plugin host-local").state is State.MISSING
     (tmp_path / "etc/cni/net.d/10-bridge.conflist").unlink()
     assert named(setup(host), "CNI configuration").state is State.MISSING
+
+
+def test_host_ports_that_no_plugin_maps(tmp_path: Path) -> None:
+    host = host_v2(tmp_path)
+    path = "etc/cni/net.d/10-bridge.conflist"
+    for plugin, state in (
+        ({"type": "bridge"}, State.ADVICE),
+        ({"type": "portmap", "capabilities": {"portMappings": False}}, State.ADVICE),
+        ({"type": "portmap", "capabilities": {"portMappings": True}}, State.OK),
+        ({"type": "cilium-cni"}, State.OK),
+    ):
+        write(tmp_path, path, json.dumps({"plugins": [plugin]}))
+        assert named(setup(host), "host ports").state is state, plugin
 
 
 @pytest.mark.parametrize("text", ["not json", "[]", '{"plugins": [{}]}', '{"plugins": 3}'])
