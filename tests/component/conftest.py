@@ -61,6 +61,8 @@ class World:
     network: FakeNetwork
     images: FakeImages
     boot_id: str = "boot-1"
+    host: dict[str, Any] = dataclasses.field(default_factory=dict)
+    spec_settings: spec.SpecSettings = spec.SpecSettings()
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -73,14 +75,14 @@ class World:
             run_dir=self.run_dir, pause_rootfs=self.root, pause_argv=("/pause",), boot_id=self.boot_id, kill_timeout=2.0, exec_drain=0.2
         )
         settings = dataclasses.replace(settings, **self.settings)
-        host = facts.gather()
+        host = dataclasses.replace(facts.gather(), **self.host)
         database = await Database.open(self.root / "state.db", MIGRATIONS)
         try:
             async with Supervisor() as supervisor:
                 store = Store(database)
                 await store.load()
                 ports = Ports(FakeHandlers(self.backend), self.network, self.images)
-                yield assemble(store, ports, settings, host, spec.SpecSettings(), supervisor)
+                yield assemble(store, ports, settings, host, self.spec_settings, supervisor)
         finally:
             await database.close()
 

@@ -111,7 +111,8 @@ class DaemonNode:
         return int(_aside(_monitor_pid, self.monitor_socket))
 
     def _config(self) -> str:
-        lines = ["[server]", f"state_dir = {toml_value(self.root / 'state')}", f"run_dir = {toml_value(self.root / 'run')}"]
+        lines = ["[security]", f"seccomp_profile_root = {toml_value(self.root / 'seccomp')}"]
+        lines += ["[server]", f"state_dir = {toml_value(self.root / 'state')}", f"run_dir = {toml_value(self.root / 'run')}"]
         lines += ['log_level = "debug"', "shutdown_timeout = 5.0", "[network]", f"conf_dir = {toml_value(self.root / 'cni')}"]
         lines += [f"bin_dirs = {toml_value([self.cni_bin])}", "[runtime]", f"default_handler = {toml_value(next(iter(self.handlers)))}"]
         lines += [*self.runtime, self._lines[0]]

@@ -86,15 +86,16 @@ async def privileged_pod(kubelet: Kubelet) -> str:
 
 async def test_users_and_their_groups(kubelet: Kubelet, images: None) -> None:
     pod = await kubelet.run()
-    image = {"image": pb.ImageSpec(image=USERS)}
-    for index, (security, uid, gid, groups) in enumerate((
+    image: dict[str, Any] = {"image": pb.ImageSpec(image=USERS)}
+    cases: list[tuple[dict[str, Any], int, int, list[int]]] = [
         ({}, 1000, 1001, [1001, 29, 44]),
         ({"supplemental_groups": [7, 44]}, 1000, 1001, [1001, 29, 44, 7]),
         ({"supplemental_groups": [7], "supplemental_groups_policy": STRICT}, 1000, 1001, [1001, 7]),
         ({"run_as_user": number(1000), "run_as_group": number(44), "supplemental_groups_policy": MERGE}, 1000, 44, [44, 29]),
         ({"run_as_username": "root"}, 0, 0, [0]),
         ({"run_as_user": number(0), "run_as_group": number(29), "supplemental_groups_policy": STRICT}, 0, 29, [29]),
-    )):  # fmt: skip
+    ]
+    for index, (security, uid, gid, groups) in enumerate(cases):
         container = await kubelet.started(pod, name=f"c{index}", **image, **secured(**security))
         for pid in ("1", "self"):  # an exec is the same user in the same groups
             status = await own_status(kubelet, container, pid)
@@ -164,11 +165,12 @@ async def test_the_pods_own_process_runs_as_asked(kubelet: Kubelet) -> None:
     assert (set(status["Uid"].split()), set(status["Gid"].split())) == ({"12"}, {"34"})
     assert sorted(map(int, status["Groups"].split())) == [34, 56, 78]
     assert (status["Seccomp"], status["NoNewPrivs"], int(status["CapBnd"], 16)) == ("2", "1", 0)
-    for field, security in (
+    refusals: list[tuple[str, dict[str, Any]]] = [
         ("run_as_group", {"run_as_group": number(1)}),
         ("run_as_user", {"run_as_user": number(1 << 32)}),
         ("supplemental_groups[0]", {"supplemental_groups": [-1]}),
-    ):
+    ]
+    for field, security in refusals:
         wrong = kubelet.pod_config()
         assert wrong.linux is not None
         wrong.linux.security_context = pb.LinuxSandboxSecurityContext(namespace_options=shared, **security)
@@ -182,14 +184,15 @@ async def test_capabilities(kubelet: Kubelet, images: None) -> None:
     pod = await kubelet.run()
     held = gather().capabilities
     default = frozenset(DEFAULT_CAPABILITIES) & held
-    for index, (change, wanted) in enumerate((
+    cases: list[tuple[pb.Capability | None, frozenset[str]]] = [
         (None, default),
         (capabilities(add=["NET_ADMIN"], drop=["CAP_CHOWN", "kill"]), (default | {"CAP_NET_ADMIN"}) - {"CAP_CHOWN", "CAP_KILL"}),
         (capabilities(drop=["ALL"]), frozenset()),
-        (capabilities(add=["CAP_NET_BIND_SERVICE"], drop=["ALL"]), {"CAP_NET_BIND_SERVICE"}),
+        (capabilities(add=["CAP_NET_BIND_SERVICE"], drop=["ALL"]), frozenset({"CAP_NET_BIND_SERVICE"})),
         (capabilities(add=["ALL"]), held),
         (capabilities(add=["all"], drop=["SYS_ADMIN"]), held - {"CAP_SYS_ADMIN"}),
-    )):  # fmt: skip
+    ]
+    for index, (change, wanted) in enumerate(cases):
         container = await kubelet.started(pod, name=f"c{index}", **secured(capabilities=change))
         for pid in ("1", "self"):
             status = await own_status(kubelet, container, pid)
@@ -197,7 +200,7 @@ async def test_capabilities(kubelet: Kubelet, images: None) -> None:
             assert found == {f"{mask(wanted):016x}"}, (change, pid)
             assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0  # CVE-2022-24769
     only = capabilities(drop=["ALL"], ambient=["NET_BIND_SERVICE"])
-    user = {"image": pb.ImageSpec(image=USERS)}
+    user: dict[str, Any] = {"image": pb.ImageSpec(image=USERS)}
     container = await kubelet.started(pod, name="ambient", **user, **secured(capabilities=only))
     for pid in ("1", "self"):
         status = await own_status(kubelet, container, pid)
