@@ -62,7 +62,7 @@ class World:
     images: FakeImages
     boot_id: str = "boot-1"
     host: dict[str, Any] = dataclasses.field(default_factory=dict)
-    spec_settings: spec.SpecSettings = spec.SpecSettings()
+    spec_settings: spec.SpecSettings = dataclasses.field(default_factory=spec.SpecSettings)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
