@@ -106,16 +106,3 @@ async def test_what_a_pod_needs_to_be_a_pod(kubelet: Kubelet) -> None:
         assert caught.value.code is Status.INVALID_ARGUMENT
     with pytest.raises(CriError, match=r"config\.metadata: is missing"):
         await kubelet.run(config=kubelet.pod_config(metadata=None))
-    with pytest.raises(CriError, match=r"config\.log_directory: 'logs' is not an absolute path"):
-        await kubelet.run(config=kubelet.pod_config(log_directory="logs"))
-
-
-async def test_a_log_directory_is_made_with_the_first_log(kubelet: Kubelet, tmp_path: Path) -> None:
-    directory = tmp_path / "pods" / "web"
-    pod = await kubelet.run(config=kubelet.pod_config(log_directory=f"{tmp_path}/other/../pods/web"))
-    container = await kubelet.create(pod, "echo hello", log_path="app/0.log")
-    assert (await kubelet.status(container)).log_path == str(directory / "app/0.log")
-    await kubelet.start(container)
-    await kubelet.exited(container)
-    assert (directory / "app/0.log").read_text().endswith(" stdout F hello\n")
-    assert [path.stat().st_mode & 0o777 for path in (directory, directory / "app", directory / "app/0.log")] == [0o755, 0o755, 0o640]
