@@ -132,6 +132,56 @@ async def test_an_image_of_many_layers_and_owners(kubelet: Kubelet, node: Daemon
     assert caught.value.code is Status.INVALID_ARGUMENT
 
 
+async def test_volumes_with_owners_of_their_own(kubelet: Kubelet, node: DaemonNode, tmp_path: Path) -> None:
+    await import_many(node)
+    tmp_path.chmod(0o700)
+    data, plain, file = tmp_path / "data", tmp_path / "plain", tmp_path / "file"
+    for directory in (data, data / "inner", plain):
+        directory.mkdir()
+    file.write_text("from the host")
+    os.chown(data, 0, 0)
+    os.chown(data / "inner", 1234, 5678)
+    other = [pb.IdMapping(host_id=UID + 50, container_id=0, length=1), pb.IdMapping(host_id=UID + 70, container_id=1234, length=1)]
+    groups = [pb.IdMapping(host_id=GID + 50, container_id=0, length=1), pb.IdMapping(host_id=GID + 70, container_id=5678, length=1)]
+    mounts = [
+        pb.Mount(container_path="/data", host_path=str(data), uid_mappings=UIDS, gid_mappings=GIDS),
+        pb.Mount(container_path="/ro", host_path=str(data), readonly=True, uid_mappings=UIDS, gid_mappings=GIDS),
+        pb.Mount(container_path="/rro", host_path=str(data), readonly=True, recursive_read_only=True, uid_mappings=UIDS, gid_mappings=GIDS),
+        pb.Mount(container_path="/file", host_path=str(file), uid_mappings=UIDS, gid_mappings=GIDS),
+        pb.Mount(container_path="/other", host_path=str(data), uid_mappings=other, gid_mappings=groups),
+        pb.Mount(container_path="/plain", host_path=str(plain)),
+        pb.Mount(container_path="/image", image=pb.ImageSpec(image=MANY), readonly=True),
+        pb.Mount(
+            container_path="/part",
+            image=pb.ImageSpec(image=MANY),
+            image_sub_path="srv/app/file",
+            readonly=True,
+            uid_mappings=UIDS,
+            gid_mappings=GIDS,
+        ),
+    ]
+    pod = await kubelet.run(options=mapped())
+    container = await kubelet.started(pod, options=mapped(), mounts=mounts)
+    out = kubelet.output
+    seen = await out(container, "stat -c %u:%g /data /data/inner /ro /rro /file /other /other/inner /plain /image /image/srv/app /part")
+    assert seen.split() == [
+        *("0:0", "1234:5678", "0:0", "0:0", "0:0"),
+        *("50:50", "70:70", "65534:65534", "0:0", "1234:5678", "1234:5678"),
+    ]
+    await out(container, "touch /data/new && chown 7:8 /data/new && echo changed > /file && mkdir /data/inner/deep")
+    assert [owner(path) for path in (data / "new", data / "inner/deep", file)] == [(7, 8), (0, 0), (0, 0)]
+    assert file.read_text() == "changed\n"
+    for denied in ("/ro", "/rro", "/plain", "/image", "/image/srv/app"):
+        assert (await kubelet.exec(container, f"touch {denied}/x")).exit_code != 0, denied
+    assert await out(container, "cat /part") == "x"
+    volume = pb.Mount(container_path="/p", host_path="/proc", uid_mappings=UIDS, gid_mappings=GIDS)
+    with pytest.raises(CriError, match=r"config\.mounts\[0\]\.uid_mappings: the file system of /proc") as caught:
+        await kubelet.create(pod, name="no", options=mapped(), mounts=[volume])
+    assert caught.value.code is Status.UNIMPLEMENTED
+    unmapped = await kubelet.started(await kubelet.run(), mounts=mounts[4:5])
+    assert await out(unmapped, "stat -c %u:%g /other/inner") == f"{UID + 70}:{GID + 70}", "in a pod of the node's ids, too"
+
+
 async def test_privileged_in_a_user_namespace_is_no_root_of_the_host(kubelet: Kubelet) -> None:
     config = kubelet.pod_config(options=mapped())
     assert config.linux is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bridge.core import pod_namespaces
+from bridge.core import id_mapped
 from bridge.core.entities import Container
 from bridge.core.making import Making
 from bridge.core.model import ContainerConfig, MountPropagation, MountRequest
@@ -57,14 +57,15 @@ async def mount(making: Making, index: int, options: tuple[str, ...]) -> Volume:
     assert request.image is not None
     making.undo.push("unmount the image volume", lambda: mounts.unmount(target))
     try:
-        await making.images.mount_volume(
-            making.container.id,
-            making.container.mount_images[index],
-            target,
-            request.image_sub_path,
-            label=making.labels.mount,
-            user_namespace=pod_namespaces.pin(making.sandbox),
-        )
+        async with id_mapped.namespace(request, making) as namespace:
+            await making.images.mount_volume(
+                making.container.id,
+                making.container.mount_images[index],
+                target,
+                request.image_sub_path,
+                label=making.labels.mount,
+                user_namespace=namespace,
+            )
     except BridgeError as exc:
         name = request.image.user_specified_image or request.image.image
         part = f"sub-path {request.image_sub_path!r} of " if request.image_sub_path else ""

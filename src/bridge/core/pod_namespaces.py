@@ -107,8 +107,13 @@ def pin(sandbox: Sandbox) -> Path | None:
 
 
 def id_maps(user: UserNamespace) -> IdMaps:
-    """As the kernel takes them."""
-    return IdMaps(_ranges(user.uids), _ranges(user.gids))
+    """Its mappings as the kernel takes them."""
+    return maps(user.uids, user.gids)
+
+
+def maps(uids: Sequence[IDMapping], gids: Sequence[IDMapping]) -> IdMaps:
+    """Mappings as the kernel takes them."""
+    return IdMaps(_ranges(uids), _ranges(gids))
 
 
 def _ranges(mappings: Sequence[IDMapping]) -> tuple[IdRange, ...]:

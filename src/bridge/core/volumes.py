@@ -15,7 +15,7 @@ import posixpath
 import stat
 from pathlib import Path
 
-from bridge.core import image_volumes, mount_places, relabel
+from bridge.core import id_mapped, image_volumes, mount_places, relabel
 from bridge.core.entities import Container
 from bridge.core.making import Making
 from bridge.core.model import ContainerConfig, MountPropagation, MountRequest
@@ -35,6 +35,7 @@ _SPREADING = {MountPropagation.HOST_TO_CONTAINER: ("shared:", "master:"), MountP
 _PASSED_OPTIONS = frozenset({"nodev", "noexec", "nosuid", "noatime", "nodiratime", "relatime", "strictatime"})
 """Flags of one mount point that every runtime knows; none can reach the file system's own options (KEP-5855 names the first three)."""
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS})
+_NO_MAPPING = frozenset({errno.EINVAL, errno.EPERM})  # not its kind; shown by another mapping already
 _NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM})
 
 
@@ -45,8 +46,7 @@ def check(config: ContainerConfig) -> None:
         field = f"config.mounts[{index}]"
         access(mount, field)
         extra_options(mount, field)
-        if mount.uid_mappings or mount.gid_mappings:
-            raise Unsupported(f"{field}.uid_mappings: id-mapped mounts are not supported")
+        id_mapped.check(mount, field)
         if mount.image is not None:
             image_volumes.check(mount, field)
             continue
@@ -71,7 +71,7 @@ def volumes_dir(bundle: Path) -> Path:
 async def unmount(container: Container, bundle: Path) -> None:
     """Unmount what was prepared, once nothing runs in the container: it would keep a volume's device busy. Idempotent. Raises HostError."""
     await image_volumes.unmount(container, bundle)
-    if any(request.recursive_read_only for request in container.config.mounts):
+    if any(request.recursive_read_only or id_mapped.asked(request) for request in container.config.mounts):
         await mounts.unmount_each(volumes_dir(bundle))
 
 
@@ -83,26 +83,37 @@ async def _volume(index: int, request: MountRequest, making: Making) -> Volume:
 
 async def _host_volume(index: int, request: MountRequest, making: Making) -> Volume:
     field = f"config.mounts[{index}]"
-    copied = request.recursive_read_only and making.facts.mount_copies
+    _check_ability(request, making, field)
+    copied = making.facts.mount_copies and (request.recursive_read_only or id_mapped.asked(request))
     keep = copied or request.propagation in _SPREADING or request.selinux_relabel or mount_places.is_special(request.container_path)
     found = await look_at(request.host_path, making, f"{field}.host_path", keep=keep)
     try:
         await mount_places.check_source(request.container_path, found, f"{field}.container_path")
         await _check_propagation(found, request, field)
         await relabel.volume(found, index, making)
-        # Here a source may be copied by the pod's user namespace.
-        if not request.recursive_read_only:
-            return Volume(found.path, host_options(request, field), resolved=found.path)
-        if copied:
-            source = await copy(found, index, making, read_only=True)
-            return Volume(str(source), ("rbind", "rprivate", "ro", *request.mount_options), resolved=found.path)
+        source = str(await _copied(found, index, request, making)) if copied else found.path
     finally:
         if found.fd is not None:
             os.close(found.fd)
-    if not making.features.has(Ability.RECURSIVE_READ_ONLY):
+    if not copied:
+        return Volume(source, host_options(request, field), resolved=source)
+    return Volume(source, ("rbind", "rprivate", "ro" if request.readonly else "rw", *request.mount_options), resolved=found.path)
+
+
+def _check_ability(request: MountRequest, making: Making, field: str) -> None:
+    """Refuse what neither this kernel nor the handler can do. Raises RROUnsupported, Unsupported."""
+    if making.facts.mount_copies:
+        return
+    if id_mapped.asked(request):
+        raise Unsupported(f"{field}.uid_mappings: {request.container_path} can't be given other owners, which needs Linux 5.12")
+    if request.recursive_read_only and not making.features.has(Ability.RECURSIVE_READ_ONLY):
         why = f"neither this kernel nor handler {making.sandbox.handler!r} can mount {request.container_path} recursively read-only"
         raise RROUnsupported(f"{field}.recursive_read_only: {why}")
-    return Volume(found.path, host_options(request, field), resolved=found.path)
+
+
+async def _copied(found: Found, index: int, request: MountRequest, making: Making) -> Path:
+    async with id_mapped.namespace(request, making) as path, id_mapped.opened(path) as namespace:
+        return await copy(found, index, making, read_only=request.recursive_read_only, user_namespace=namespace)
 
 
 async def look_at(path: str, making: Making, field: str, *, keep: bool = False) -> Found:
@@ -125,9 +136,11 @@ async def look_at(path: str, making: Making, field: str, *, keep: bool = False) 
 
 
 async def copy(found: Found, index: int, making: Making, *, read_only: bool = False, user_namespace: int | None = None) -> Path:
-    """A private, recursive copy of the mount at ``found`` (looked at with ``keep``), attached in the bundle. Raises HostError.
+    """A private, recursive copy of the mount at ``found`` (looked at with ``keep``), attached in the bundle.
 
-    It goes when the container has ended, or with the bundle.
+    ``user_namespace`` is a descriptor of that by whose mapping its owners are seen. Raises HostError, Unsupported (no such mapping).
+
+    The copy goes when the container has ended, or with the bundle.
     """
     assert found.fd is not None
     target = volumes_dir(making.bundle) / str(index)
@@ -135,6 +148,9 @@ async def copy(found: Found, index: int, making: Making, *, read_only: bool = Fa
     try:
         await mount_copies.attach(found.fd, target, read_only=read_only, user_namespace=user_namespace)
     except HostError as exc:
+        if user_namespace is not None and exc.errno in _NO_MAPPING:
+            why = f"the file system of {found.path}, or of a mount below it, can't show other owners ({exc.message})"
+            raise Unsupported(f"config.mounts[{index}].uid_mappings: {why}") from exc
         raise HostError(f"config.mounts[{index}]: can't copy the mount at {found.path}: {exc.message}", errno=exc.errno) from exc
     return target
 

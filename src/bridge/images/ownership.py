@@ -42,7 +42,7 @@ async def view(source: Path, home: Path, user_namespace: int) -> AsyncIterator[C
 
 
 def _make(home: Path, source: Path, target: Path) -> None:
-    home.mkdir(mode=0o700, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     source.mkdir(mode=0o755, exist_ok=True)
     target.mkdir(mode=0o700, exist_ok=True)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from bridge.core.model import ContainerSecurity, IDMapping, MountPropagation, MountRequest, NamespaceMode, NamespaceOptions
+from bridge.core.model import ContainerSecurity, MountPropagation, MountRequest, NamespaceMode, NamespaceOptions
 from bridge.core.spec import build_container
-from bridge.errors import InvalidRequest, Unsupported
+from bridge.errors import InvalidRequest
 from tests.unit.core.spec_cases import FACTS, SETTINGS, config, inputs, sandbox
 
 STANDARD = [
@@ -142,8 +142,3 @@ def test_refusals_name_the_field(request_: MountRequest, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         _mounts(request_)
     assert caught.value.field == field
-
-
-def test_what_is_not_served_yet_says_so() -> None:
-    with pytest.raises(Unsupported, match=r"config.mounts\[0\]"):
-        _mounts(MountRequest("/a", "/vol", uid_mappings=(IDMapping(0, 0, 1),)))
