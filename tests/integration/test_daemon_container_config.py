@@ -25,6 +25,7 @@ pytestmark = pytest.mark.root
 
 CREATED, RUNNING, EXITED = (pb.ContainerState[f"CONTAINER_{name}"] for name in ("CREATED", "RUNNING", "EXITED"))
 NAMED, SILENT = "localhost/named:1", "localhost/silent:1"
+USERS = {name: f"localhost/user-{number}:1" for number, name in enumerate(("nobody:wheel", "1234:5", "1234", "ghost", ":5"))}
 SIGNALS = {"SIGNONSENSE": "localhost/nonsense:1", "37": "localhost/number:1"}
 
 
@@ -37,6 +38,8 @@ async def images(kubelet: Kubelet, node: DaemonNode) -> None:
     with Layout(path) as layout:
         layout.image(NAMED, [layer], config={"Entrypoint": ["echo", "entry"], "Cmd": ["cmd"], "User": "daemon", "WorkingDir": "/var"})
         layout.image(SILENT, [layer])
+        for name, image in USERS.items():
+            layout.image(image, [layer], config={"User": name})
         for name, image in SIGNALS.items():
             layout.image(image, [layer], config={"StopSignal": name})
     await kubelet.cri.admin.import_image(admin.ImportImageRequest(path=str(path)))
@@ -62,6 +65,11 @@ async def test_what_the_image_and_the_request_say_to_run(kubelet: Kubelet, image
         await kubelet.started(pod, command, name, args=args, image=pb.ImageSpec(image=NAMED))
         lines = await kubelet.log(pod, name, until=lambda found, wanted=says: len(found) == len(wanted.split("\n")))
         assert lines == [f"stdout F {line}" for line in says.split("\n")]
+    for name, identity in (("nobody:wheel", "65534 10"), ("1234:5", "1234 5"), ("1234", "1234 0"), (":5", "0 5")):
+        container = await kubelet.create(pod, name=f"user-{name.replace(':', '-')}", image=pb.ImageSpec(image=USERS[name]))
+        await kubelet.start(container)
+        assert await kubelet.output(container, "echo $(id -u) $(id -g)") == identity, name
+    await refused(kubelet, pod, "ghost", image=pb.ImageSpec(image=USERS["ghost"]))
     await refused(kubelet, pod, "config.command", command=[], image=pb.ImageSpec(image=SILENT))
     await refused(kubelet, pod, "config.command", command=["", "x"])
     await refused(kubelet, pod, "config.command", command=["a\0b"])

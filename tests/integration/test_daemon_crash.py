@@ -16,7 +16,7 @@ from bridge._proto.runtime import v1 as pb
 from bridge.client import CriError, connect
 from tests.integration import pod_cgroups
 from tests.integration.daemon_fixtures import own_node
-from tests.integration.daemon_node import DaemonNode, Kubelet, log_lines, namespaces, processes
+from tests.integration.daemon_node import IMAGE, DaemonNode, Kubelet, log_lines, namespaces, processes
 
 __all__ = ["own_node"]
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
@@ -99,7 +99,8 @@ class Worker:
         self, kubelet: Kubelet, pod: str, command: str, name: str, options: pb.NamespaceOption, metadata: pb.ContainerMetadata
     ) -> str:
         kubelet.configs = self.configs
-        return await kubelet.create(pod, command, name, options=options, metadata=metadata)
+        mount = pb.Mount(container_path="/image", readonly=True, image=pb.ImageSpec(image=IMAGE), image_sub_path=self.finished % 2 * "etc")
+        return await kubelet.create(pod, command, name, options=options, metadata=metadata, mounts=[mount])
 
     async def exec(self, container: str) -> None:
         async with connect(self.node.socket, wait=30) as cri:
@@ -148,6 +149,7 @@ async def test_killed_at_any_moment(own_node: DaemonNode) -> None:
         kubelet = Kubelet(node, cri, "runc")
         assert await kubelet.run("runc-0"), "no name is held"
         await kubelet.clean()
+        await cri.image.remove_image(pb.RemoveImageRequest(image=pb.ImageSpec(image=IMAGE)))  # no image is held either
     for line in node.server_log.splitlines():
         assert "Traceback" not in line, node.server_log[-6000:]
 

@@ -1,6 +1,8 @@
 """Image volumes on the real daemon, as a kubelet asks for them: seen from inside containers, in status, and when images are removed."""
 
+import os
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -183,7 +185,13 @@ async def test_the_image_stays_and_the_mount_goes_also_over_a_crash(own_node: Da
             image=images[MODELS].id, image_ref=images[MODELS].id, user_specified_image="models:1"
         )
         await refused_in_use(cri, images[MODELS].id, container)
-        await kubelet.stop(container, 0)
+        pid = (await kubelet.info(container))["pid"]
+    own_node.kill()
+    os.kill(pid, signal.SIGKILL)  # its exit is seen by the next server
+    await own_node.restart()
+    async with connect(own_node.socket) as cri:
+        kubelet.cri = cri
+        assert (await kubelet.exited(container)).exit_code == 137
         with anyio.fail_after(5):
             while [each for each in mounts.below(mounts.read_mountinfo(), own_node.root / "run") if "image-volumes" in each.target]:
                 await anyio.sleep(0.02)  # no event tells of a mount that is gone

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from bridge.aio import Supervisor
 from bridge.errors import BridgeError, ImagePullFailed, RegistryUnavailable
+from bridge.host import mounts
 from bridge.images.manifest import Platform
 from bridge.images.settings import ImageSettings, Limits, Registry
 from bridge.images.store import ImageStore
@@ -230,7 +231,12 @@ async def test_bearer_tokens_and_credentials_that_stay_secret(front: Proxy, tmp_
 
     front.fault = guarded
     async with opened(tmp_path / "s") as store:
-        await store.pull(f"{front.host}/t/gzip:v1", RegistryAuth(username="u", password="password"))
+        image = await store.pull(f"{front.host}/t/gzip:v1", RegistryAuth(username="u", password="password"))
+        for name in (f"{front.host}/t/gzip:v1", *image.repo_digests, image.id):  # once it is here, no one asks for credentials
+            assert store.find(name) == image
+        await store.mount_volume("c", image.id, tmp_path / "volume")
+        assert os.listdir(tmp_path / "volume")
+        await mounts.unmount(tmp_path / "volume")
         for auth in (None, RegistryAuth(username="u", password="hunter2")):
             with pytest.raises(ImagePullFailed, match="401") as caught:
                 await store.pull(f"{front.host}/t/gzip:v1", auth)
