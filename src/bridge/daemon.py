@@ -125,6 +125,7 @@ async def running(config: Config) -> AsyncIterator[Daemon]:
 async def _prepare(config: Config, stack: AsyncExitStack) -> Host:
     for directory in (config.server.state_dir, config.server.run_dir):
         await files.make_dir(directory, 0o711)
+    await files.make_dir(config.server.run_dir / "runtimes", 0o700)
     stack.push(await run_sync(_lock, config.server.state_dir / "lock"))
     root = config.server.run_dir / "pause"
     binary = await staticroot.make(root, config.runtime.pause_binaries)

@@ -113,7 +113,9 @@ class SandboxRunner:
         directory = self.settings.sandbox_dir(sandbox.id)
         undo.push("remove the pod directory", lambda: files.remove_tree(directory))
         with trace.span("namespaces"):
-            await files.make_dir(directory, 0o711)
+            # Nobody else gets through to what is mounted below: a host user could run an image's set-user-id program (CVE-2021-41103).
+            root = pod_namespaces.root_ids(sandbox.config)
+            await files.make_dir(directory, 0o700 if root is None else 0o710, group=None if root is None else root[1])
             undo.push("remove the namespaces", lambda: namespaces.remove(directory / "ns"))
             user = pod_namespaces.user_namespace(sandbox.config)
             pins = await namespaces.create(

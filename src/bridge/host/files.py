@@ -20,9 +20,9 @@ from bridge.host.selinux import with_context
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-async def make_dir(path: Path, mode: int = 0o700) -> None:
-    """Make ``path`` and its parents. Raises HostError."""
-    await anyio.to_thread.run_sync(_make_dir, path, mode)
+async def make_dir(path: Path, mode: int = 0o700, *, group: int | None = None) -> None:
+    """Make ``path``, of ``group`` if one is given, and its parents (0711) unless they are there. Raises HostError."""
+    await anyio.to_thread.run_sync(_make_dir, path, mode, group)
 
 
 async def write_files(directory: Path, contents: Mapping[str, str], *, mode: int = 0o644, owner: tuple[int, int] | None = None) -> None:
@@ -67,9 +67,13 @@ async def make_mount_point(path: Path, *, directory: bool) -> None:
     await anyio.to_thread.run_sync(make)
 
 
-def _make_dir(path: Path, mode: int) -> None:
+def _make_dir(path: Path, mode: int, group: int | None = None) -> None:
     try:
-        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        if not path.parent.exists():
+            _make_dir(path.parent, 0o711)
+        path.mkdir(mode=mode, exist_ok=True)
+        if group is not None:
+            os.chown(path, -1, group)
     except OSError as exc:
         raise HostError(f"can't make directory {path}: {exc.strerror}", errno=exc.errno) from exc
 
