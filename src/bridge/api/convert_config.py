@@ -71,9 +71,11 @@ def _port_mapping(value: pb.PortMapping, field: str) -> PortMapping:
         raise InvalidRequest(f"{value.host_port} is not between 0 and 65535", field=f"{field}.host_port")
     if value.host_ip:
         try:
-            ipaddress.ip_address(value.host_ip)
+            zone = getattr(ipaddress.ip_address(value.host_ip), "scope_id", None)
         except ValueError as exc:
             raise InvalidRequest(f"{value.host_ip!r} is not an IP address", field=f"{field}.host_ip") from exc
+        if zone is not None:
+            raise InvalidRequest(f"{value.host_ip!r} names an interface, which no plugin can map", field=f"{field}.host_ip")
     return PortMapping(value.container_port, value.host_port, protocol, value.host_ip)
 
 

@@ -266,6 +266,9 @@ POD_REFUSALS: list[tuple[str, Change]] = [
     ("config.port_mappings[0].container_port", lambda c: c.port_mappings.append(pb.PortMapping())),
     ("config.port_mappings[0].host_port", lambda c: c.port_mappings.append(pb.PortMapping(container_port=1, host_port=65536))),
     ("config.port_mappings[0].host_ip", lambda c: c.port_mappings.append(pb.PortMapping(container_port=1, host_ip="localhost"))),
+    ("config.port_mappings[0].host_ip", lambda c: c.port_mappings.append(pb.PortMapping(container_port=1, host_ip="fe80::1%eth0"))),
+    ("config.port_mappings[0].container_port", lambda c: c.port_mappings.append(pb.PortMapping(container_port=65536))),
+    ("config.port_mappings[0].host_port", lambda c: c.port_mappings.append(pb.PortMapping(container_port=1, host_port=-1))),
     ("config.port_mappings[0].protocol", lambda c: c.port_mappings.append(pb.PortMapping(container_port=1, protocol=pb.Protocol(9)))),
     ("config.linux.security_context.run_as_group", lambda c: setattr(_security(c), "run_as_group", pb.Int64Value(value=1))),
     ("config.linux.security_context.run_as_user", lambda c: setattr(_security(c), "run_as_user", pb.Int64Value(value=-1))),
@@ -357,7 +360,7 @@ CONTAINER_REFUSALS: list[tuple[str, Change]] = [
 ]
 
 
-@pytest.mark.parametrize(("field", "change"), POD_REFUSALS, ids=[field for field, _ in POD_REFUSALS])
+@pytest.mark.parametrize(("field", "change"), POD_REFUSALS, ids=[f"{i} {field}" for i, (field, _) in enumerate(POD_REFUSALS)])
 def test_pods_that_are_refused(field: str, change: Change) -> None:
     config = pod()
     change(config)
