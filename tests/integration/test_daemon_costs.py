@@ -108,6 +108,9 @@ async def test_costs(counted_node: tuple[DaemonNode, Path], spawned: list[str]) 
         assert (spawns, [_verb(call) for call in calls]) == ([], ["exec"]), "ExecSync is one"
         await _read(kubelet.cri, pod, container)
         assert server.taken() == ([], []), "reads run nothing"
+        limits = pb.LinuxContainerResources(cpu_shares=333, memory_limit_in_bytes=64 << 20)
+        await kubelet.cri.runtime.update_container_resources(pb.UpdateContainerResourcesRequest(container_id=container, linux=limits))
+        assert [_verb(call) for call in server.taken()[1]] == ["update"], "UpdateContainerResources is one"
         await kubelet.stop(container, 0)
         with anyio.fail_after(5):
             while (server.node.root / "run/runtimes/counted" / container).exists():
@@ -124,7 +127,7 @@ async def test_costs(counted_node: tuple[DaemonNode, Path], spawned: list[str]) 
 
 def _verb(call: str) -> str:
     words = call.split()
-    return next(word for word in words if word in ("run", "exec", "delete", "kill", "state", "create", "start", "list"))
+    return next(word for word in words if word in ("run", "exec", "delete", "kill", "state", "create", "start", "list", "update"))
 
 
 async def _read(cri: CriClient, pod: str, container: str) -> None:
@@ -136,6 +139,10 @@ async def _read(cri: CriClient, pod: str, container: str) -> None:
     await runtime.version()
     await runtime.list_pod_sandbox()
     await runtime.list_containers()
+    await runtime.container_stats(pb.ContainerStatsRequest(container_id=container))
+    await runtime.list_container_stats(pb.ListContainerStatsRequest())
+    await runtime.pod_sandbox_stats(pb.PodSandboxStatsRequest(pod_sandbox_id=pod))
+    await runtime.list_pod_sandbox_stats(pb.ListPodSandboxStatsRequest())
     await cri.image.list_images()
     await cri.image.image_fs_info()
     await cri.image.image_status(pb.ImageStatusRequest(image=pb.ImageSpec(image="localhost/busybox:latest"), verbose=True))

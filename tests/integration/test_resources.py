@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
 from bridge._proto.runtime import v1 as pb
-from bridge.client import CriError
-from bridge.host import cgroup_limits, cgroups, facts
+from bridge.client import CriError, connect
+from bridge.host import blockio, cgroup_limits, cgroups, facts
 from tests.integration.daemon_fixtures import handler, kubelet, node
-from tests.integration.daemon_node import Kubelet
+from tests.integration.daemon_node import Kubelet, daemon_node
 from tests.integration.limit_files import Limits
 
 __all__ = ["handler", "kubelet", "node"]
@@ -242,3 +243,49 @@ async def test_the_cgroup_of_a_container_is_read_only_inside(kubelet: Kubelet) -
     answer = await kubelet.exec(container, ["mkdir", f"{hierarchies[0][1]}/x"])
     assert answer.exit_code != 0
     assert b"Read-only" in answer.stderr
+
+
+def _classes(root: Path) -> tuple[str, str]:
+    """Runtime options of a node with classes of block I/O and a limit of processes."""
+    (root / "classes.toml").write_text('[[Classes.slow]]\nDevices = ["/dev/vd*"]\nThrottleReadBps = "5M"\nThrottleWriteIOPS = 50\n')
+    return f'pids_limit = 40\nblockio_config_file = "{root}/classes.toml"', ""
+
+
+async def test_the_operators_limits_and_classes(crun_hierarchy: None) -> None:
+    disks = blockio.block_devices("/dev/vd*")
+    with daemon_node(prepare=_classes) as node:
+        async with connect(node.socket) as cri:
+            for name in node.handlers:
+                await _of_the_operator(Kubelet(node, cri, name), disks)
+
+
+async def _of_the_operator(kubelet: Kubelet, disks: list[tuple[int, int]]) -> None:
+    config = kubelet.pod_config()
+    config.annotations = {"blockio.resources.beta.kubernetes.io/container.slow": "slow"}
+    pod = await kubelet.run(config=config)
+    container = await kubelet.started(pod, name="plain")
+    found = await limits_of(kubelet, container)
+    assert found.pids == 40
+    assert [line for line in _throttles(found) if line] == []
+    await update(kubelet, container, cpu_shares=300)
+    assert found.pids == 40
+    slow = await limits_of(kubelet, await kubelet.started(pod, name="slow"))
+    assert {f"{major}:{minor}" for major, minor in disks} == {line.split()[0] for line in _throttles(slow)}
+    assert all("5000000" in line for line in _throttles(slow))
+    config = kubelet.pod_config()
+    config.annotations = {
+        "blockio.resources.beta.kubernetes.io/container.one": "absent",
+        "rdt.resources.beta.kubernetes.io/container.two": "gold",
+    }
+    pod = await kubelet.run(config=config)
+    with pytest.raises(CriError, match=r"annotations\[blockio.*absent.*slow"):
+        await kubelet.create(pod, name="one")
+    if not facts.gather().resctrl:
+        with pytest.raises(CriError, match=r"annotations\[rdt.*resctrl"):
+            await kubelet.create(pod, name="two")
+    await kubelet.clean()
+
+
+def _throttles(found: Limits) -> list[str]:
+    """A line for each device whose reads are throttled."""
+    return found.text("io", "io.max").splitlines() if V2 else found.text("blkio", "blkio.throttle.read_bps_device").splitlines()
