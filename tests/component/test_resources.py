@@ -116,6 +116,20 @@ async def test_what_is_refused_changes_nothing(core: Services, world: World) -> 
     assert (core.store.container(ident), world.backend.containers[ident].updates) == (before, [])
 
 
+async def test_hugepages_of_a_running_container_stay(core: Services, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core.resources, "_facts", dataclasses.replace(facts.gather(), hugepage_sizes=("1GB", "2MB")))
+    ident = await made(core, start=False)
+    given = (("1GB", 0), ("2MB", 4 * MIB))
+    await core.resources.update_container(ident, Resources(hugepage_limits=given))
+    assert in_force(core, ident).hugepage_limits == given
+    await core.containers.start(ident)
+    await core.resources.update_container(ident, Resources(hugepage_limits=given, cpu_shares=100))  # a kubelet tells them each time
+    with pytest.raises(Unsupported, match=r"linux\.hugepage_limits\[1\]"):
+        await core.resources.update_container(ident, Resources(hugepage_limits=(("1GB", 0), ("2MB", 8 * MIB))))
+    assert in_force(core, ident).hugepage_limits == given
+    assert world.backend.containers[ident].updates[-1] == {"cpu": {"shares": 100}}
+
+
 async def test_a_handler_without_the_ability_is_asked_nothing(core: Services, world: World) -> None:
     ident = await made(core)
     abilities = {**world.backend.features.abilities, Ability.UPDATE: Feature(Support.UNSUPPORTED)}

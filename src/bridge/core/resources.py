@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import anyio
 from anyio.to_thread import run_sync
@@ -93,7 +95,7 @@ class ResourceService:
             undo.commit()
         _logger.info("resources changed: %s", forth)
 
-    async def _set_back(self, ident: str, entry: LiveContainer, back: dict[str, object]) -> None:
+    async def _set_back(self, ident: str, entry: LiveContainer, back: Mapping[str, Any]) -> None:
         container = self._store.containers.get(ident)
         if back and container is not None and container.state in _CHANGEABLE:
             await entry.handle.update(back)
@@ -137,10 +139,11 @@ class ResourceService:
             undo.commit()
 
 
-def _refuse_hugepages(change: Resources, forth: dict[str, object]) -> None:
-    if "hugepageLimits" in forth:
-        index = next(index for index, (_, limit) in enumerate(change.hugepage_limits) if limit)
-        raise Unsupported(f"{_UPDATE}.hugepage_limits[{index}]: runtimes can't change it while the container runs")
+def _refuse_hugepages(change: Resources, forth: Mapping[str, Any]) -> None:
+    changed = {page["pageSize"] for page in forth.get("hugepageLimits", ())}
+    for index, (size, _) in enumerate(change.hugepage_limits):
+        if size in changed:
+            raise Unsupported(f"{_UPDATE}.hugepage_limits[{index}]: runtimes can't change it while the container runs")
 
 
 def _merged(current: Resources | None, change: Resources | None, facts: HostFacts, field: str) -> Resources | None:
