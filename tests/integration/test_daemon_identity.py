@@ -85,6 +85,9 @@ async def privileged_pod(kubelet: Kubelet) -> str:
 
 
 async def test_users_and_their_groups(kubelet: Kubelet, images: None) -> None:
+    features = (await kubelet.cri.runtime.status(pb.StatusRequest())).features
+    assert features is not None
+    assert features.supplemental_groups_policy
     pod = await kubelet.run()
     image: dict[str, Any] = {"image": pb.ImageSpec(image=USERS)}
     cases: list[tuple[dict[str, Any], int, int, list[int]]] = [
@@ -126,6 +129,23 @@ async def test_a_user_that_the_image_does_not_know(kubelet: Kubelet, node: Daemo
     assert not (bundles / container).exists()
     known = await kubelet.started(pod, name="known", image=pb.ImageSpec(image=USERS))
     assert await kubelet.output(known, "id -un; echo $HOME; grep -c ' /etc/passwd ' /proc/mounts || true") == "app\n/home/app\n0"
+
+
+async def test_generated_files_belong_to_root_in_a_user_namespace_too(kubelet: Kubelet, images: None) -> None:
+    one = [pb.IdMapping(host_id=200000, container_id=0, length=65536)]
+    user_namespace = pb.UserNamespace(mode=pb.NamespaceMode.POD, uids=one, gids=one)
+    options = pb.NamespaceOption(pid=pb.NamespaceMode.CONTAINER, userns_options=user_namespace)
+    pod = await kubelet.run(options=options)
+    who = secured(namespace_options=options, run_as_user=number(4321), run_as_group=number(77))
+    container = await kubelet.started(pod, image=pb.ImageSpec(image=USERS), **who)
+    assert await kubelet.output(container, "id -un; id -gn; stat -c '%a %u %g' /etc/passwd /etc/group") == "4321\n77\n644 0 0\n644 0 0"
+    beyond: list[tuple[str, dict[str, Any]]] = [
+        ("run_as_user", {"run_as_user": number(65536)}),
+        ("run_as_group", {"run_as_user": number(1), "run_as_group": number(70000)}),
+        ("supplemental_groups", {"supplemental_groups": [1, 70000]}),
+    ]
+    for field, ids in beyond:
+        await refused(kubelet, pod, f"config.linux.security_context.{field}", **secured(namespace_options=options, **ids))
 
 
 async def test_home_brings_no_line_of_its_own_cve_2022_4318(kubelet: Kubelet, images: None) -> None:

@@ -49,6 +49,17 @@ def test_everyday_calls_are_allowed(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        *("futex_waitv", "process_mrelease", "cachestat", "fchmodat2", "map_shadow_stack", "futex_wake", "statmount", "listmount"),
+        *("lsm_get_self_attr", "lsm_list_modules", "mseal", "uretprobe", "setxattrat", "file_getattr", "uprobe"),
+    ],
+)
+def test_unprivileged_calls_of_linux_5_16_to_6_18_are_allowed(name: str) -> None:
+    assert answer(DEFAULT, name) == ALLOW
+
+
+@pytest.mark.parametrize(
     "name", ["mount", "umount2", "unshare", "setns", "bpf", "init_module", "reboot", "settimeofday", "pidfd_getfd", "open_by_handle_at"]
 )
 def test_privileged_calls_answer_eperm(name: str) -> None:
@@ -103,6 +114,11 @@ def test_architectures() -> None:
     assert DEFAULT["architectures"] == ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
     assert default_profile("amd64", (), native_only=True)["architectures"] == ["SCMP_ARCH_X86_64"]
     assert default_profile("arm64", ())["architectures"] == ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]
+    assert default_profile("s390x", ())["architectures"] == ["SCMP_ARCH_S390X", "SCMP_ARCH_S390"]
+    assert default_profile("ppc64le", ())["architectures"] == ["SCMP_ARCH_PPC64LE"]
+    assert default_profile("riscv64", ())["architectures"] == ["SCMP_ARCH_RISCV64"]
+    for architecture, own in (("ppc64le", "swapcontext"), ("riscv64", "riscv_hwprobe"), ("arm64", "set_tls"), ("386", "modify_ldt")):
+        assert answer(default_profile(architecture, ()), own) == ALLOW
     assert "architectures" not in default_profile("unheard-of", ())
     assert answer(default_profile("arm64", ()), "arch_prctl") == errno.ENOSYS
     assert answer(default_profile("s390x", ()), "s390_pci_mmio_read") == ALLOW
