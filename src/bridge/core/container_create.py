@@ -25,6 +25,7 @@ from bridge.core import (
     stop_signal,
     trace,
     volumes,
+    working_directory,
 )
 from bridge.core.confinement import Confiner
 from bridge.core.container_io import container_io, log_path
@@ -71,6 +72,7 @@ class ContainerCreator:
                 root = await self._rootfs(making)
             with trace.span("volumes"):
                 prepared = await volumes.prepare(making)
+                await working_directory.prepare(making, root)
             with trace.span("spec"):
                 who = await accounts.identify(config, image.config, root, making.bundle, making.labels.mount)
                 inputs = await self._inputs(making, root, who, prepared)

@@ -77,11 +77,11 @@ def _mount(destination: str, kind: str, source: str, *options: str) -> Mount:
 
 
 def _requested(index: int, request: MountRequest, volume: Volume) -> Mount:
-    mount = _mount(_destination(request.container_path, f"config.mounts[{index}]"), "bind", volume.source, *volume.options)
+    mount = _mount(destination(request.container_path, f"config.mounts[{index}]"), "bind", volume.source, *volume.options)
     return {**mount, **volume.extra}
 
 
-def _destination(path: str, field: str) -> str:
+def destination(path: str, field: str) -> str:
     """Absolute and normal: the kubelet allows a relative mountPath, and ".." ends at the root."""
     if not path or "\0" in path:
         raise InvalidRequest("is empty or holds a NUL byte", field=f"{field}.container_path")

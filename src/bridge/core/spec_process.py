@@ -97,14 +97,24 @@ def pairs(entries: Iterable[str]) -> Iterable[tuple[str, str]]:
 def working_dir(config: ContainerConfig, image: ImageConfig) -> str:
     """The absolute working directory. One below a process's descriptors could reach the host (CVE-2024-21626)."""
     path = config.working_dir or image.working_dir or "/"
-    field = "config.working_dir" if config.working_dir else "image working_dir"
+    field = working_dir_field(config)
     if not path.startswith("/") and not config.working_dir:
         path = "/" + path
     if not path.startswith("/") or "\0" in path:
         raise InvalidRequest(f"{path!r} is not an absolute path", field=field)
+    check_working_dir(path, field)
+    return path
+
+
+def working_dir_field(config: ContainerConfig) -> str:
+    """Who named the working directory."""
+    return "config.working_dir" if config.working_dir else "image working_dir"
+
+
+def check_working_dir(path: str, field: str) -> None:
+    """Raises InvalidRequest when ``path`` lies among a process's descriptors."""
     if _DESCRIPTOR_PATH.match(path):
         raise InvalidRequest(f"{path!r} lies among a process's descriptors", field=field)
-    return path
 
 
 def _no_nul(values: Iterable[str], field: str) -> None:
