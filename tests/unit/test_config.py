@@ -46,6 +46,30 @@ def test_capabilities_lose_their_prefix() -> None:
     assert Config.model_validate({"security": {"capabilities": ["cap_chown", "KILL"]}}).security.capabilities == ["CHOWN", "KILL"]
 
 
+def test_additional_devices_are_taken_apart() -> None:
+    texts = ["/dev/fuse", "/dev/sdc:/dev/xvdc", "/dev/sdd:r", "/dev/sde:/dev/e:rw"]
+    requests = [
+        settings_of._device(text) for text in Config.model_validate({"runtime": {"additional_devices": texts}}).runtime.additional_devices
+    ]
+    assert [(one.host_path, one.container_path, one.permissions) for one in requests] == [
+        ("/dev/fuse", "/dev/fuse", "rwm"),
+        ("/dev/sdc", "/dev/xvdc", "rwm"),
+        ("/dev/sdd", "/dev/sdd", "r"),
+        ("/dev/sde", "/dev/e", "rw"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "dev/fuse", "/dev/a:b", "/dev/a:/dev/b:x", "/dev/a:/dev/b:rw:", "/dev/a::rw"])
+def test_a_wrong_additional_device_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError, match="must be HOST"):
+        Config.model_validate({"runtime": {"additional_devices": [text]}})
+
+
+def test_an_empty_annotation_pattern_is_refused() -> None:
+    with pytest.raises(ValidationError, match="allowed_annotations"):
+        Config.model_validate({"runtime": {"handlers": {"runc": {"allowed_annotations": [""]}}}})
+
+
 def test_configuration_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Config().server.log_level = "debug"

@@ -13,6 +13,7 @@ from bridge.errors import HostError, MonitorGone, NotFound
 from bridge.handlers import HandlerSettings, open_handlers
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.plugins import Plugins, RuntimePlugin, hookimpl
+from bridge.ports.handlers import HandlerPolicy
 from bridge.ports.host import HostContext, Monitor, RuntimeTimeouts
 from bridge.ports.runtime import RuntimeFeatures, SandboxKind
 
@@ -121,6 +122,34 @@ async def test_timeouts_of_a_handler_override_the_hosts(fake: FakePlugin, plugin
         assert fake.contexts["slow"].timeouts.start == 240.0
         assert fake.contexts["good"].timeouts == CONTEXT.timeouts
         assert fake.contexts["good"].adjust_spec({"a": 1}, {}, {}) == {"a": 1}
+
+
+async def test_policies_come_from_settings_and_base_specs_are_read_again(fake: FakePlugin, plugins: Plugins, tmp_path: Path) -> None:
+    base = tmp_path / "base.json"
+    base.write_text('{"hostname": "one"}')
+    settings = [
+        HandlerSettings("good", "fake", allowed_annotations=("run.oci.*",)),
+        HandlerSettings("based", "fake", base_spec=base),
+        HandlerSettings("absent", "fake", base_spec=tmp_path / "absent.json"),
+        HandlerSettings("wrong", "fake", base_spec=tmp_path / "wrong.json"),
+    ]
+    (tmp_path / "wrong.json").write_text('{"mounts": 1}')
+    async with open_handlers(plugins, settings, default="good", context=CONTEXT) as handlers:
+        assert handlers.policy("") == handlers.policy("good") == HandlerPolicy(("run.oci.*",))
+        assert handlers.policy("based").base_spec == {"hostname": "one"}
+        assert handlers.policy("not configured") == HandlerPolicy()
+        reasons = {state.name: state.disabled_reason for state in handlers.states()}
+        assert reasons["absent"] == f"base_spec: {tmp_path}/absent.json does not exist or is empty"
+        assert reasons["wrong"].startswith(f"base_spec: {tmp_path}/wrong.json: mounts: must be a list")
+        base.write_text('{"hostname": "two"}')
+        (tmp_path / "wrong.json").write_text("{}")
+        await handlers.reprobe()
+        assert handlers.policy("based").base_spec == {"hostname": "two"}
+        assert isinstance(handlers.backend("wrong"), Backend)
+        base.write_text("{")
+        await handlers.reprobe()
+        assert handlers.policy("based").base_spec == {"hostname": "two"}, "what works goes on"
+        assert isinstance(handlers.backend("based"), Backend)
 
 
 async def test_an_error_of_the_caller_passes_unwrapped_and_closes_all(fake: FakePlugin, plugins: Plugins) -> None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from bridge.cli import doctor_kernel, doctor_security, doctor_setup
+from bridge.cli import doctor_additions, doctor_kernel, doctor_security, doctor_setup
 from bridge.cli.findings import Finding, Host, State
 from bridge.cli.output import as_json, table
 from bridge.config_files import load
@@ -29,6 +29,7 @@ def examine(host: Host, arguments: argparse.Namespace) -> Sequence[Finding]:
     """All findings, the gravest first, each area together."""
     config = load(arguments.config)
     found = [*doctor_kernel.check(host), *doctor_setup.check(host, config), *doctor_security.check(host, config)]
+    found += doctor_additions.check(host, config)
     gravity = [State.MISSING, State.ADVICE, State.OK]
     return sorted(found, key=lambda one: gravity.index(one.state))  # stable: an area stays together
 

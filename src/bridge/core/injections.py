@@ -15,6 +15,7 @@ from bridge import log
 from bridge.core import base_spec, cdi, cdi_edits, hooks
 from bridge.core.cdi import CdiDevices
 from bridge.core.hooks import PRECREATE, Hook, HookFiles
+from bridge.core.spec_annotations import withheld
 from bridge.core.spec_devices import in_user_namespace
 from bridge.core.spec_inputs import ContainerInputs
 from bridge.core.spec_process import DEFAULT_PATH
@@ -54,9 +55,13 @@ class Injections:
 
     async def apply(self, spec: Spec, inputs: ContainerInputs) -> Spec:
         """``spec`` with all that is added to it. Raises InvalidRequest, Unsupported (a CDI device), HostError (a precreate hook)."""
-        base = self.handlers.policy(inputs.sandbox.handler).base_spec
-        if base is not None:
-            spec = base_spec.lay_over(base, spec, inputs.config.security)
+        policy = self.handlers.policy(inputs.sandbox.handler)
+        barred = withheld(inputs.config.annotations, policy.allowed_annotations)
+        if barred:
+            option = f"runtime.handlers.{inputs.sandbox.handler}.allowed_annotations"
+            _logger.warning("%s doesn't allow the annotations %s: the runtime is not told of them", option, ", ".join(sorted(barred)))
+        if policy.base_spec is not None:
+            spec = base_spec.lay_over(policy.base_spec, spec, inputs.config.security)
         wanted = cdi.requested(inputs.config)
         if wanted:
             spec = await self._devices(spec, inputs, wanted)

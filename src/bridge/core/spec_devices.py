@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bridge.core import pod_namespaces
 from bridge.core.entities import Sandbox
-from bridge.core.model import NamespaceMode
 from bridge.core.spec_inputs import DeviceNode
 
 
 def in_user_namespace(sandbox: Sandbox) -> bool:
     """Whether the pod has a user namespace of its own."""
-    user = sandbox.config.security.namespaces.user
-    return user is not None and user.mode is NamespaceMode.POD
+    return pod_namespaces.user_namespace(sandbox.config) is not None
 
 
 def nodes(devices: Iterable[DeviceNode], sandbox: Sandbox) -> list[dict[str, Any]]:
