@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
 import pytest
 
 from bridge.errors import AlreadyExists, HostError, IllegalTransition, InUse, InvalidRequest, NotFound
+from bridge.host import syscalls
 from bridge.monitor.client import LaunchFailed, MonitorClient, TaskInfo
 from bridge.ports.runtime import ContainerIO, ExitStatus
 from tests.integration.monitor_node import Node, gone, node, until
@@ -205,9 +207,23 @@ async def test_descriptors_return_to_their_number_after_many_launches(node: Node
         assert children == ""
 
 
-async def test_a_full_log_disk_does_not_stop_the_container(node: Node) -> None:
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a file system of one page, which a file fills."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    syscalls.mount("tmpfs", disk, "tmpfs", 0, "size=4k")
+    try:
+        (disk / "filling").write_bytes(bytes(4096))
+        yield disk
+    finally:
+        syscalls.umount(disk, syscalls.MNT_DETACH)
+
+
+@pytest.mark.root
+async def test_a_full_log_disk_does_not_stop_the_container(node: Node, full_disk: Path) -> None:
     async with node.connect() as client:
-        io = ContainerIO(log_path=Path("/dev/full"))
+        io = ContainerIO(log_path=full_disk / "log")
         await client.launch("c", node.detach("c", "echo x; exit 3"), cwd=node.root, pid_file=node.pid_file("c"), io=io, timeout=10)
         assert (await client.wait("c")).code == 3
         assert (await client.tasks())[0].lost_bytes > 0
