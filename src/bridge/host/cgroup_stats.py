@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bridge.errors import HostError
-from bridge.host.cgroup_paths import UNIFIED, CgroupLayout, CgroupMount
+from bridge.host.cgroup_paths import UNIFIED, CgroupLayout
 from bridge.host.cgroups import layout
 
 _UNLIMITED = 1 << 62
@@ -83,18 +83,20 @@ class CgroupStats:
 def read(cgroup: str, *, on: CgroupLayout | None = None) -> CgroupStats:
     """What ``cgroup`` (a path from the hierarchies' root) uses now. Raises HostError when a file can't be read."""
     hierarchies = on or layout()
-    mounts = hierarchies.mounts
+    directories: dict[str, str | None] = {}  # a node has hundreds of cgroups, and finding a path takes longer than reading it
 
     def text(controller: str, name: str) -> str:
-        mount = mounts.get(controller)
-        return "" if mount is None else _text(mount, cgroup, name)
+        if controller not in directories:
+            mount = hierarchies.mounts.get(controller)
+            directories[controller] = None if mount is None else str(mount.directory(cgroup))
+        directory = directories[controller]
+        return "" if directory is None else _text(f"{directory}/{name}")
 
     parse = from_v2 if hierarchies.is_v2 else from_v1
     return parse(text, time.time_ns())
 
 
-def _text(mount: CgroupMount, cgroup: str, name: str) -> str:
-    path = os.path.join(mount.directory(cgroup), name)
+def _text(path: str) -> str:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
