@@ -14,12 +14,12 @@ from anyio.to_thread import run_sync
 from grpclib.const import Status
 
 from bridge._proto.runtime import v1 as pb
-from bridge.client import CriError
+from bridge.client import CriError, connect
 from bridge.host import namespaces as host_namespaces
-from tests.integration.daemon_fixtures import handler, kubelet, node
+from tests.integration.daemon_fixtures import handler, kubelet, node, own_node
 from tests.integration.daemon_node import LINKS_IMAGE, DaemonNode, Kubelet, namespaces
 
-__all__ = ["handler", "kubelet", "node"]
+__all__ = ["handler", "kubelet", "node", "own_node"]
 pytestmark = pytest.mark.root
 
 NODE = pb.NamespaceMode.NODE
@@ -234,4 +234,28 @@ async def test_host_ports_in_the_hosts_network_are_declarations(kubelet: Kubelet
     pod = await kubelet.run(config=kubelet.pod_config(port_mappings=mapping, options=options))
     await kubelet.started(pod, f"exec httpd -f -p 127.0.0.1:{port} -h /etc", options=options)
     assert await reached("127.0.0.1", port)
+    assert f"dport {port}" not in rules()
+
+
+async def test_host_ports_outlive_the_server(own_node: DaemonNode) -> None:
+    node, port = own_node, free_ports(1)[0]
+    mapping = [pb.PortMapping(container_port=WEB_PORT, host_port=port)]
+    async with connect(node.socket) as cri:
+        kubelet = Kubelet(node, cri, "runc")
+        config = kubelet.pod_config(port_mappings=mapping)
+        pod = await kubelet.run(config=config)
+        await kubelet.started(pod, f"exec httpd -f -p {WEB_PORT} -h /etc")
+    node.kill()
+    assert await reached("127.0.0.1", port), "nobody serves it but the kernel"
+    await node.restart()
+    async with connect(node.socket) as cri:
+        kubelet = Kubelet(node, cri, "runc")
+        assert await kubelet.run(config=config) == pod, "the retry of the request is the pod that has it"
+        other = kubelet.pod_config(port_mappings=mapping)
+        with pytest.raises(CriError, match=f"tcp port {port} .*{pod[:13]}"):
+            await kubelet.run(config=other)
+        await kubelet.remove_pod(pod)
+        assert refused("127.0.0.1", port)
+        await kubelet.run(config=other)
+        await kubelet.clean()
     assert f"dport {port}" not in rules()

@@ -6,7 +6,9 @@ program in the container is an ELF file of 132 bytes that exits at once, made he
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import platform
 import shutil
 import struct
@@ -95,7 +97,8 @@ async def trial(cli: OciCli, bundle: Path, *, seccomp: bool, timeout: float, use
     program = exit_program(platform.machine())
     if program is None:
         return f"claimed, not tried: there is no trial program for {platform.machine()}"
-    name = f"cri-bridge-trial-{cli.settings.handler}"
+    # The same in each trial of this server, which so ends what a killed one left, but not the trial of another server here.
+    name = f"cri-bridge-trial-{cli.settings.handler}-{hashlib.sha256(os.fsencode(cli.settings.root)).hexdigest()[:8]}"
     systemd = cli.settings.systemd_cgroup
     path = f"system.slice:cri-bridge:{name}" if systemd else f"/{name}"
     await _clear(bundle)
