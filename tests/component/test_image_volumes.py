@@ -40,17 +40,31 @@ async def test_a_volume_is_let_go_with_its_container(world: World, core: Service
     assert world.leftovers() == []
 
 
-async def test_an_exit_unmounts_it_and_keeps_the_image(world: World, core: Services) -> None:
+async def test_a_start_unmounts_it_and_keeps_the_image(world: World, core: Services) -> None:
     one = await made(core, with_volume())
     (target,) = world.images.volumes[one.id]
     await files.mount_tmpfs(target, size=1 << 20)
     await core.containers.start(one.id)
+    assert not os.path.ismount(target), "the container has a mount of its own"
     await core.containers.stop(one.id, 10)
-    with anyio.fail_after(5):
-        while os.path.ismount(target):
-            await anyio.sleep(0.01)  # no event tells of a mount that is gone
     assert one.id in world.images.volumes
     await core.sandboxes.remove(one.sandbox_id)
+    assert world.leftovers() == []
+
+
+async def test_what_a_crash_left_mounted_goes_with_the_exit(world: World) -> None:
+    async with world.started() as core:
+        one = await made(core, with_volume())
+        await core.containers.start(one.id)
+        (target,) = world.images.volumes[one.id]
+        await files.mount_tmpfs(target, size=1 << 20)
+    async with world.started() as core:
+        await core.recovery.run()
+        await core.containers.stop(one.id, 10)
+        with anyio.fail_after(5):
+            while os.path.ismount(target):
+                await anyio.sleep(0.01)  # no event tells of a mount that is gone
+        await core.sandboxes.remove(one.sandbox_id)
     assert world.leftovers() == []
 
 

@@ -6,7 +6,6 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import anyio
 import pytest
 from anyio.to_thread import run_sync
 from grpclib.const import Status
@@ -151,7 +150,7 @@ async def test_owners_are_those_that_the_pods_user_namespace_sees(kubelet: Kubel
     assert seen.split() == [*["0:0"] * 5, "7:8", *["0:0"] * 2]
     assert "Read-only file system" in await fails(kubelet, container, "echo > /part/file")
     left = [each.target for each in mounts.below(mounts.read_mountinfo(), kubelet.node.root / "run") if container in each.target]
-    assert sorted(Path(each).name for each in left) == ["0", "1", "2", "3", "rootfs"], "no view stays"
+    assert [Path(each).name for each in left] == ["rootfs"], "neither a view stays, nor what the container has mounts of its own for"
 
 
 async def test_a_pull_for_an_unknown_handler(kubelet: Kubelet) -> None:
@@ -192,9 +191,6 @@ async def test_the_image_stays_and_the_mount_goes_also_over_a_crash(own_node: Da
     async with connect(own_node.socket) as cri:
         kubelet.cri = cri
         assert (await kubelet.exited(container)).exit_code == 137
-        with anyio.fail_after(5):
-            while [each for each in mounts.below(mounts.read_mountinfo(), own_node.root / "run") if "image-volumes" in each.target]:
-                await anyio.sleep(0.02)  # no event tells of a mount that is gone
         await refused_in_use(cri, MODELS, container)
         await kubelet.remove(container)
         await cri.image.remove_image(pb.RemoveImageRequest(image=pb.ImageSpec(image=MODELS)))

@@ -133,6 +133,7 @@ class ContainerService:
                 async with entry.changing:
                     pid = await self._launch(ident, entry)
             self.watch(ident)
+            await volumes.let_go(container, self.bundle(container))  # the container has mounts of its own by now
             _logger.info("container %s runs, pid %d", name, pid)
 
     async def _launch(self, ident: str, entry: LiveContainer) -> int:
@@ -149,10 +150,8 @@ class ContainerService:
         return pid
 
     async def _start_failed(self, ident: str, entry: LiveContainer, exc: BridgeError) -> None:
-        code, reason = start_failure(exc)
-        await self._store.apply_container(
-            ident, "start-failed", exit_code=code, reason=reason, message=str(exc), finished_at=time.time_ns()
-        )
+        (code, reason), now = start_failure(exc), time.time_ns()
+        await self._store.apply_container(ident, "start-failed", exit_code=code, reason=reason, message=str(exc), finished_at=now)
         entry.exited.set()
         self._supervisor.spawn(f"release {ident}", lambda: self._release(ident, entry))
 
@@ -191,11 +190,11 @@ class ContainerService:
 
     async def _unmount(self, container: Container) -> None:
         # Nothing runs in it any more. The last unmount of an overlay writes its files to the disk: not RemoveContainer's time.
+        await volumes.let_go(container, self.bundle(container))
         try:
             await mounts.unmount(self.bundle(container) / "rootfs")
-            await volumes.unmount(container, self.bundle(container))
         except BridgeError as exc:
-            _logger.warning("container %s: its file systems stay mounted until it is removed: %s", container.id[:13], exc)
+            _logger.warning("container %s: its root filesystem stays mounted until it is removed: %s", container.id[:13], exc)
 
     async def record_exit(self, ident: str, status: ExitStatus) -> None:
         """Put an exit into the store, with the reason a kubelet expects."""

@@ -15,6 +15,7 @@ import posixpath
 import stat
 from pathlib import Path
 
+from bridge import log
 from bridge.core import id_mapped, image_volumes, mount_places, relabel
 from bridge.core.entities import Container
 from bridge.core.making import Making
@@ -25,6 +26,7 @@ from bridge.host import files, mount_copies, mounts
 from bridge.host.lookups import Found
 from bridge.ports.runtime import Ability
 
+_logger = log.get("core.volumes")
 _PROPAGATION = {
     MountPropagation.PRIVATE: "rprivate",
     MountPropagation.HOST_TO_CONTAINER: "rslave",
@@ -68,11 +70,18 @@ def volumes_dir(bundle: Path) -> Path:
     return bundle / "volumes"
 
 
-async def unmount(container: Container, bundle: Path) -> None:
-    """Unmount what was prepared, once nothing runs in the container: it would keep a volume's device busy. Idempotent. Raises HostError."""
-    await image_volumes.unmount(container, bundle)
-    if any(request.recursive_read_only or id_mapped.asked(request) for request in container.config.mounts):
-        await mounts.unmount_each(volumes_dir(bundle))
+async def let_go(container: Container, bundle: Path) -> None:
+    """Unmount what was prepared, as soon as the container runs and has mounts of its own, or nothing runs in it any more. Idempotent.
+
+    Left mounted it would keep a volume's device busy, and the host could not remove a directory that is a mount point in such a copy.
+    What fails is logged, and done again when the container is removed.
+    """
+    try:
+        await image_volumes.unmount(container, bundle)
+        if any(request.recursive_read_only or id_mapped.asked(request) for request in container.config.mounts):
+            await mounts.unmount_each(volumes_dir(bundle))
+    except HostError as exc:
+        _logger.warning("container %s: its volumes stay mounted until it is removed: %s", container.id[:13], exc)
 
 
 async def _volume(index: int, request: MountRequest, making: Making) -> Volume:
