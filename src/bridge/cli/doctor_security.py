@@ -17,7 +17,8 @@ from pathlib import Path
 from bridge.cli.advisories import Advisory, of, parse
 from bridge.cli.findings import Finding, Host, State, finding
 from bridge.config import Config
-from bridge.host import selinux
+from bridge.core.apparmor import DEFAULT_PROFILE, UNCONFINED
+from bridge.host import apparmor, selinux
 
 _PROGRAM = re.compile(r"^(\w+) version (\S+)", re.MULTILINE)
 
@@ -25,6 +26,7 @@ _PROGRAM = re.compile(r"^(\w+) version (\S+)", re.MULTILINE)
 def check(host: Host, config: Config) -> Iterator[Finding]:
     """Every finding about security."""
     yield _selinux(host, config)
+    yield _apparmor(host, config.security.apparmor_profile)
     seen: set[Path] = set()
     for handler in config.runtime.handlers.values():
         wanted = handler.options.get("path")
@@ -52,6 +54,29 @@ def _selinux(host: Host, config: Config) -> Finding:
         bad=f"{mode}, but the policy has no contexts for containers",
         mend="dnf install container-selinux, or apt-get install selinux-policy-default",
         required=wanted == "on",
+    )
+
+
+def _apparmor(host: Host, wanted: str) -> Finding:
+    if not apparmor.enabled(host.root):
+        return Finding("security", "AppArmor", State.OK, "not enabled on this host")
+    if wanted in ("", UNCONFINED):
+        mend = "remove security.apparmor_profile from the configuration"
+        return Finding("security", "AppArmor", State.ADVICE, "enabled, but containers get no profile by default", mend)
+    if wanted in apparmor.loaded_now(host.root):
+        return Finding("security", "AppArmor", State.OK, f"enabled; containers run under {wanted}")
+    built_in = wanted == DEFAULT_PROFILE
+    return finding(
+        "security",
+        "AppArmor",
+        ok=built_in and apparmor.parser(host.root) is not None,
+        good=f"enabled; {wanted} is loaded when it is first needed",
+        bad="enabled, but without apparmor_parser the default profile can't be loaded: who asks for it is refused"
+        if built_in
+        else f"security.apparmor_profile: {wanted} is not loaded: who asks for the default is refused",
+        mend="apt-get install apparmor, or zypper install apparmor-parser"
+        if built_in
+        else "apparmor_parser -r its file in /etc/apparmor.d",
     )
 
 

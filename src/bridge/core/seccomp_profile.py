@@ -35,6 +35,7 @@ _FLAGS = frozenset(f"SECCOMP_FILTER_FLAG_{name}" for name in ("TSYNC", "LOG", "S
 _NAME = re.compile(r"[a-z_][a-z0-9_]*")
 _ARCHITECTURE = re.compile(r"SCMP_ARCH_[A-Z0-9_]+")
 _KINDS: Mapping[type, str] = {list: "a list", dict: "an object", str: "text"}
+_NOTIFY = "SCMP_ACT_NOTIFY"
 _MAX_ERRNO = 4095
 _MAX_ARGUMENT = 5
 
@@ -47,6 +48,8 @@ def resolve(profile: Mapping[str, Any], architecture: str, capabilities: Collect
     kernels and other architectures.
     """
     resolved: dict[str, Any] = {"defaultAction": _action(profile.get("defaultAction"), "defaultAction", field)}
+    if resolved["defaultAction"] == _NOTIFY:
+        raise _wrong("defaultAction", f"can't be {_NOTIFY}: the runtime's own calls would wait for an answer", field)
     code = _error_number(profile, "defaultErrnoRet", "defaultErrno", "defaultErrnoRet", field)
     if code is not None:
         resolved["defaultErrnoRet"] = code
@@ -64,6 +67,8 @@ def resolve(profile: Mapping[str, Any], architecture: str, capabilities: Collect
     resolved["syscalls"] = [
         _rule(rule, f"syscalls[{index}]", field) for index, rule in enumerate(rules) if _applies(rule, architecture, held, index, field)
     ]
+    if "listenerPath" not in resolved and any(rule["action"] == _NOTIFY for rule in resolved["syscalls"]):
+        raise _wrong("listenerPath", f"is missing: nobody would answer the rules with {_NOTIFY}", field)
     return resolved
 
 

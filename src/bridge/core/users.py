@@ -17,6 +17,7 @@ MAX_ID = 2**31 - 1
 """Highest uid or gid taken: Kubernetes allows no more, and beyond it the kernel's own casts begin (CVE-2024-40635)."""
 
 _LONGEST_ID = 11
+_NO_HOME = "/"  # of an account without one, as with runc and crun
 _CONTEXT = "config.linux.security_context"
 
 
@@ -43,7 +44,7 @@ def resolve(request: ContainerSecurity, image_user: str, passwd: bytes, group: b
     extra = [checked_id(value, f"{_CONTEXT}.supplemental_groups[{index}]") for index, value in enumerate(request.supplemental_groups)]
     members = list(_memberships(account.name, group)) if request.supplemental_groups_policy is GroupsPolicy.MERGE else []
     groups = tuple(dict.fromkeys([gid, *members, *extra]))
-    return User(uid=account.uid, gid=gid, additional_gids=groups), account.home or _default_home(account.uid)
+    return User(uid=account.uid, gid=gid, additional_gids=groups), account.home or _NO_HOME
 
 
 def knows_uid(uid: int, passwd: bytes) -> bool:
@@ -54,10 +55,6 @@ def knows_uid(uid: int, passwd: bytes) -> bool:
 def knows_gid(gid: int, group: bytes) -> bool:
     """Whether a group has this gid."""
     return any(known == gid for _, known, _ in _groups(group))
-
-
-def _default_home(uid: int) -> str:
-    return "/root" if uid == 0 else "/"
 
 
 def _asked(request: ContainerSecurity, image_user: str) -> tuple[str, str, str]:

@@ -15,6 +15,7 @@ from bridge.errors import Denied, HostError, Unsupported
 from bridge.host import process
 
 _PROFILES = Path("sys/kernel/security/apparmor/profiles")
+_SWITCH = Path("sys/module/apparmor/parameters/enabled")
 _POLICY = Path("etc/apparmor.d")
 _PARSERS = tuple(Path(directory, "apparmor_parser") for directory in ("sbin", "usr/sbin", "usr/local/sbin", "usr/bin"))
 _LOAD_SECONDS = 30.0
@@ -22,11 +23,23 @@ _LOAD_SECONDS = 30.0
 
 async def loaded(root: Path = Path("/")) -> frozenset[str]:
     """Names of the profiles that the kernel holds. Raises HostError, Denied."""
-    return await run_sync(_loaded, root)
+    return await run_sync(loaded_now, root)
 
 
-def _loaded(root: Path) -> frozenset[str]:
-    """A line is "name (mode)"; a name may hold spaces and parentheses itself."""
+def enabled(root: Path = Path("/")) -> bool:
+    """Whether it is on, with its files mounted: without securityfs neither runtimes nor we can tell profiles. Blocking."""
+    try:
+        on = (root / _SWITCH).read_text().startswith("Y")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as exc:
+        raise HostError(f"can't read /{_SWITCH}: {exc.strerror}", errno=exc.errno) from exc
+    return on and (root / _PROFILES).parent.is_dir()
+
+
+def loaded_now(root: Path = Path("/")) -> frozenset[str]:
+    """As ``loaded``. Blocking."""
+    # A line is "name (mode)"; a name may hold spaces and parentheses itself.
     try:
         text = (root / _PROFILES).read_text("utf-8", "surrogateescape")
     except PermissionError as exc:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bridge.errors import HostError
-from bridge.host import cpu_lists, mount_copies
+from bridge.host import apparmor, cpu_lists, mount_copies
 
 CAPABILITIES: tuple[str, ...] = (
     "CAP_CHOWN",
@@ -113,7 +113,7 @@ def gather(root: Path = Path("/"), machine: str = "") -> HostFacts:
     return HostFacts(
         capabilities=permitted,
         seccomp=(root / "proc/sys/kernel/seccomp/actions_avail").exists(),
-        apparmor=_apparmor(root),
+        apparmor=apparmor.enabled(root),
         selinux=(root / "sys/fs/selinux/enforce").exists(),
         architecture=_GO_ARCHITECTURES.get(machine or platform.machine(), machine or platform.machine()),
         cgroup_v2=v2,
@@ -137,12 +137,6 @@ def _numbers(path: Path) -> frozenset[int]:
         return cpu_lists.parse(text)
     except ValueError as exc:
         raise HostError(f"{path} says {text!r}: {exc}") from exc
-
-
-def _apparmor(root: Path) -> bool:
-    """Enabled, and its files mounted: without securityfs neither runtimes nor we can tell profiles (as in nested containers)."""
-    enabled = _read(root / "sys/module/apparmor/parameters/enabled").startswith("Y")
-    return enabled and (root / "sys/kernel/security/apparmor").is_dir()
 
 
 def _nofile(limits: str) -> tuple[int, int] | None:

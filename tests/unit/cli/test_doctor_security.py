@@ -12,6 +12,7 @@ from bridge.cli import advisories, doctor_security
 from bridge.cli.advisories import ADVISORIES, parse
 from bridge.cli.findings import Finding, Host, State, output_of
 from bridge.config import Config
+from tests.unit.host.test_apparmor import tree as apparmor_tree
 from tests.unit.selinux_trees import tree
 
 NOVEMBER = {"CVE-2025-31133", "CVE-2025-52565", "CVE-2025-52881"}
@@ -34,6 +35,27 @@ def host(root: Path, said: Mapping[str, str], *, installed: Sequence[str] = ("ru
 
 def findings(where: Host, config: Config | None = None) -> dict[str, Finding]:
     return {one.name: one for one in doctor_security.check(where, config or Config())}
+
+
+@pytest.mark.parametrize(
+    ("loaded", "parser", "wanted", "state", "words"),
+    [
+        (None, None, "cri-bridge-default", State.OK, "not enabled"),
+        ("x (enforce)\ncri-bridge-default (enforce)\n", None, "cri-bridge-default", State.OK, "run under cri-bridge-default"),
+        ("x (enforce)\n", "exit 0", "cri-bridge-default", State.OK, "loaded when it is first needed"),
+        ("x (enforce)\n", None, "cri-bridge-default", State.ADVICE, "without apparmor_parser"),
+        ("x (enforce)\n", "exit 0", "corporate", State.ADVICE, "corporate is not loaded"),
+        ("corporate (enforce)\n", None, "corporate", State.OK, "run under corporate"),
+        ("x (enforce)\n", "exit 0", "unconfined", State.ADVICE, "no profile by default"),
+    ],
+)
+def test_apparmor(tmp_path: Path, loaded: str | None, parser: str | None, wanted: str, state: State, words: str) -> None:
+    if loaded is not None:
+        apparmor_tree(tmp_path, loaded, parser)
+    config = Config.model_validate({"security": {"apparmor_profile": wanted}})
+    found = findings(host(tmp_path, {}), config)["AppArmor"]
+    assert (found.state, words in found.detail) == (state, True), found
+    assert bool(found.mend) == (state is not State.OK)
 
 
 def ids(program: str, version: str) -> set[str]:
@@ -189,7 +211,11 @@ def test_one_binary_of_two_handlers_is_judged_once_and_disabled_ones_not_at_all(
     said = {"/usr/bin/runc --version": "runc version 1.5.0\n", "/usr/bin/crun --version": "crun version 1.0\n"}
     handlers = {"again": {"plugin": "runc", "options": {"path": "/usr/bin/runc"}}, "crun": {"enabled": False}}
     config = Config.model_validate({"runtime": {"handlers": handlers}})
-    found = [one for one in doctor_security.check(host(tmp_path, said, installed=["runc", "crun"]), config) if one.name != "SELinux"]
+    found = [
+        one
+        for one in doctor_security.check(host(tmp_path, said, installed=["runc", "crun"]), config)
+        if one.name not in ("SELinux", "AppArmor")
+    ]
     assert [(one.name, one.state, one.detail) for one in found] == [("runc", State.OK, "1.5.0: no published hole is known")]
 
 

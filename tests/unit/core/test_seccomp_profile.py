@@ -90,6 +90,8 @@ def _rule(**changes: object) -> dict[str, Any]:
         (_with(flags=["SECCOMP_FILTER_FLAG_TSYNC", "LOG"]), r"flags\[1\]"),
         (_with(listenerPath=["/x"]), "listenerPath"),
         (_with(archMap=["amd64"]), r"archMap\[0\]"),
+        (_with(defaultAction="SCMP_ACT_NOTIFY"), "defaultAction"),
+        (_with(_rule(action="SCMP_ACT_NOTIFY")), "listenerPath"),
         (_with("mount"), r"syscalls\[1\]"),
         (_with(_rule(action="SCMP_ACT_ERNO")), r"syscalls\[1\].action"),
         (_with(_rule(names=["mount", 5])), r"syscalls\[1\].names"),

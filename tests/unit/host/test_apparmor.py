@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bridge.errors import HostError, Unsupported
-from bridge.host.apparmor import has_policy_file, load, loaded, own_label
+from bridge.host.apparmor import enabled, has_policy_file, load, loaded, own_label
 
 PROFILES = """/usr/sbin/ntpd (enforce)
 cri-bridge-default (enforce)
@@ -17,8 +17,10 @@ k8s-apparmor-example-deny-write (kill)
 
 
 def tree(root: Path, profiles: str | None = PROFILES, parser: str | None = "cat > {root}/got; echo $@ >> {root}/got") -> Path:
-    securityfs = root / "sys/kernel/security/apparmor"
+    securityfs, switch = root / "sys/kernel/security/apparmor", root / "sys/module/apparmor/parameters/enabled"
     securityfs.mkdir(parents=True)
+    switch.parent.mkdir(parents=True)
+    switch.write_text("Y\n")
     if profiles is not None:
         (securityfs / "profiles").write_text(profiles)
     if parser is not None:
@@ -32,6 +34,13 @@ def tree(root: Path, profiles: str | None = PROFILES, parser: str | None = "cat 
 async def test_loaded_profiles(tmp_path: Path) -> None:
     expected = {"/usr/sbin/ntpd", "cri-bridge-default", "snap.firefox (a b)", "k8s-apparmor-example-deny-write"}
     assert await loaded(tree(tmp_path)) == expected
+
+
+def test_enabled(tmp_path: Path) -> None:
+    assert not enabled(tmp_path)
+    assert enabled(tree(tmp_path))
+    (tmp_path / "sys/module/apparmor/parameters/enabled").write_text("N\n")
+    assert not enabled(tmp_path)
 
 
 async def test_securityfs_is_not_mounted(tmp_path: Path) -> None:
