@@ -96,7 +96,6 @@ async def test_nothing_of_the_servers_can_be_written_or_its_secrets_read_by_othe
     }
     assert {name: mode for name, mode in modes.items() if name not in ("pause",)} == {
         "cri-bridge.sock": "0o660",
-        "cri-bridge.sock.lock": "0o600",
         "monitor.sock": "0o600",
         "monitor.sock.lock": "0o600",
         "monitor.log": "0o640",

@@ -73,6 +73,21 @@ async def test_a_cancelled_attach_detaches(node: Node) -> None:
         assert (await client.tasks())[0].exit is None
 
 
+async def test_cve_2025_64329_attaches_that_are_left_hold_nothing(node: Node) -> None:
+    """containerd kept something of every attach that was cut off, until it had no memory left."""
+    async with node.connect() as client:
+        await node.run(client, "c", "exec sleep 60", stdin=True)
+        before = node.fds(client)
+        for _ in range(20):
+            mine, theirs = socket.socketpair()
+            with anyio.move_on_after(0.01):
+                await client.attach("c", stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=None)
+            theirs.close()
+            mine.close()
+        await until(lambda: node.fds(client) == before)
+        assert [task.id for task in await client.tasks()] == ["c"]
+
+
 async def test_attach_refuses_files(node: Node) -> None:
     async with node.connect() as client:
         await node.run(client, "c", "exec sleep 60")

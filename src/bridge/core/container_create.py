@@ -18,6 +18,7 @@ from bridge.core import (
     device_nodes,
     image_volumes,
     limits,
+    mount_places,
     pod_namespaces,
     selinux,
     spec,
@@ -104,6 +105,7 @@ class ContainerCreator:
         images, namespace = self.images, pod_namespaces.pin(making.sandbox)
         mounted = await images.mount_rootfs(ident, making.image.id, target, label=making.labels.mount, user_namespace=namespace)
         await rootfs.check_mount_points(mounted.path)
+        await mount_places.check_links(making.config, mounted.path)
         return mounted.path
 
     async def _backend(self, making: Making, oci: Mapping[str, Any]) -> ContainerHandle:

@@ -9,10 +9,13 @@ CVE-2025-52881).
 from __future__ import annotations
 
 import posixpath
+from pathlib import Path
+
+from anyio.to_thread import run_sync
 
 from bridge.core.model import ContainerConfig
 from bridge.errors import InvalidRequest
-from bridge.host import mounts
+from bridge.host import mounts, rootfs
 from bridge.host.lookups import Found
 
 _WITHIN_PROC = frozenset(
@@ -26,13 +29,36 @@ _KINDS = {"/dev": ("devtmpfs",), "/proc": ("proc",)}
 def check(config: ContainerConfig) -> None:
     """Refuse volumes in places where the request alone shows that they can't be. Raises InvalidRequest naming the field."""
     for index, mount in enumerate(config.mounts):
-        place, field = _normal(mount.container_path), f"config.mounts[{index}].container_path"
-        if place.startswith("/proc/") and place not in _WITHIN_PROC:
-            raise InvalidRequest(f"{place} lies in /proc, where the runtime itself writes: nothing may be mounted there", field=field)
+        place, field = _normal(mount.container_path), _field(index)
+        _outside_proc(place, place, field)
         if place in _KINDS and mount.image is not None:
             raise InvalidRequest(f"an image can't take the place of {place}", field=field)
         if place == "/dev/pts" and config.tty:
             raise InvalidRequest("a terminal (config.tty) needs the container's own /dev/pts", field=field)
+
+
+async def check_links(config: ContainerConfig, root: Path) -> None:
+    """The same for places that links of the image at ``root`` lead to. Raises InvalidRequest naming the field."""
+    if not config.mounts:
+        return
+    for index, (place, leads_to) in enumerate(await run_sync(_leading, config, root)):
+        _outside_proc(place, leads_to, _field(index))
+        if leads_to != place and leads_to in (*_KINDS, "/dev/pts"):
+            raise InvalidRequest(f"{place} is a link to {leads_to} in the image", field=_field(index))
+
+
+def _leading(config: ContainerConfig, root: Path) -> list[tuple[str, str]]:
+    places = [_normal(mount.container_path) for mount in config.mounts]
+    return [(place, rootfs.resolve(root, place)) for place in places]
+
+
+def _outside_proc(place: str, leads_to: str, field: str) -> None:
+    if leads_to.startswith("/proc/") and leads_to not in _WITHIN_PROC:
+        raise InvalidRequest(f"{place} lies in /proc, where the runtime itself writes: nothing may be mounted there", field=field)
+
+
+def _field(index: int) -> str:
+    return f"config.mounts[{index}].container_path"
 
 
 def is_special(container_path: str) -> bool:

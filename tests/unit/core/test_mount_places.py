@@ -78,3 +78,38 @@ async def test_the_hosts_own_is_let_in(place: str) -> None:
 async def test_elsewhere_anything_goes(data: Found) -> None:
     assert not mount_places.is_special("/data")
     await mount_places.check_source("/data", data, FIELD)
+
+
+@pytest.mark.parametrize(
+    ("links", "path"),
+    [
+        ({"p": "/proc"}, "/p/self/attr/exec"),
+        ({"p": "proc/sys"}, "/p/kernel"),
+        ({"a": "b", "b": "../../proc/./x/.."}, "/a/self"),
+        ({"d": "/dev"}, "/d"),
+        ({"d": "/proc"}, "/d"),
+        ({"d": "/dev/pts"}, "/d/"),
+    ],
+)
+async def test_cve_2019_16884_a_link_of_the_image_doesn_t_lead_a_volume_there(tmp_path: Path, links: dict[str, str], path: str) -> None:
+    for name in ("proc", "dev"):
+        (tmp_path / name).mkdir()
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    with pytest.raises(InvalidRequest) as refused:
+        await mount_places.check_links(at(path), tmp_path)
+    assert refused.value.field == FIELD
+
+
+@pytest.mark.parametrize("path", ["/data", "/d/x", "/etc/hosts", "/up/../up/x", "/proc/cpuinfo", "/dev"])
+async def test_links_to_elsewhere_are_the_images_own_matter(tmp_path: Path, path: str) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "d").symlink_to("/var/data")
+    (tmp_path / "up").symlink_to("../../../..")
+    await mount_places.check_links(at(path), tmp_path)
+
+
+async def test_links_without_end_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop/x")
+    with pytest.raises(InvalidRequest, match="without end"):
+        await mount_places.check_links(at("/loop/x"), tmp_path)
