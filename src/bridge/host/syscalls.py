@@ -66,6 +66,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 _OPEN_HOW = struct.Struct("=QQQ")
+_OPEN_TRIES = 1000
 
 _PIDFD_INFO_EXIT = 1 << 3
 # struct pidfd_info, 64 bytes in its first version (include/uapi/linux/pidfd.h): mask, cgroupid, pid, tgid, ppid,
@@ -123,9 +124,16 @@ def set_parent_death_signal(signal: int) -> None:
 
 
 def openat2(dir_fd: int, path: str | os.PathLike[str], flags: int, resolve: int) -> int:
-    """openat2(2) (Linux ≥ 5.6): open ``path`` relative to ``dir_fd`` under the RESOLVE_* rules; close-on-exec is set."""
+    """openat2(2) (Linux ≥ 5.6): open ``path`` relative to ``dir_fd`` under the RESOLVE_* rules; close-on-exec is set.
+
+    A ".." can't be judged while something is renamed or mounted anywhere on the host; the kernel then says EAGAIN and is asked again.
+    """
     how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, 0, resolve)
-    return _check(_libc.syscall(_SYS_OPENAT2, dir_fd, _path(path), how, len(how)), "openat2", path)
+    for _ in range(_OPEN_TRIES):
+        fd = int(_libc.syscall(_SYS_OPENAT2, dir_fd, _path(path), how, len(how)))
+        if fd != -1 or ctypes.get_errno() != errno.EAGAIN:
+            break
+    return _check(fd, "openat2", path)
 
 
 def open_tree(dir_fd: int, path: str | os.PathLike[str], *, recursive: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,26 @@ async def test_a_file_is_no_mount_point_either(tmp_path: Path) -> None:
     (tmp_path / "sys").write_text("")
     with pytest.raises(InvalidRequest, match="/sys must be a directory"):
         await check_mount_points(tmp_path)
+
+
+def test_a_root_can_be_read_while_the_host_renames_and_mounts(root: Path) -> None:
+    """The kernel can't judge a ".." meanwhile, and says so; it is to be asked again."""
+    (root / "a/b").mkdir(parents=True)
+    (root / "a/b/file").write_bytes(b"x")
+    end = threading.Event()
+
+    def rename() -> None:
+        one, two = root.parent / "one", root.parent / "two"
+        one.mkdir()
+        while not end.is_set():
+            one.rename(two)
+            two.rename(one)
+
+    thread = threading.Thread(target=rename)
+    thread.start()
+    try:
+        for _ in range(300):
+            assert read_file(root, "/a/../a/b/../b/../../a/b/file", 10) == b"x"
+    finally:
+        end.set()
+        thread.join()
