@@ -119,7 +119,8 @@ async def test_a_command_that_cannot_run(kubelet: Kubelet, argv: list[str], code
 
 async def test_a_start_error_is_told(kubelet: Kubelet) -> None:
     pod = await kubelet.run()
-    container = await kubelet.create(pod, working_dir="/bin/sh/impossible")
+    mount = pb.Mount(container_path="/file", host_path="/etc/passwd", readonly=True)  # what lies in a volume, only the runtime sees
+    container = await kubelet.create(pod, working_dir="/file/impossible", mounts=[mount])
     with pytest.raises(CriError):
         await kubelet.start(container)
     status = await kubelet.status(container)
