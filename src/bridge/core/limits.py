@@ -39,12 +39,15 @@ def build(wanted: Resources, facts: HostFacts, field: str = RESOURCES) -> dict[s
 
 
 def _memory(wanted: Resources, facts: HostFacts, field: str) -> dict[str, int]:
-    """Limit, and memory+swap where it is accounted: as asked, else equal to the limit, so that a limit is a limit."""
+    """Limit, and memory+swap where it is accounted: as asked, else equal to the limit, so that a limit is a limit.
+
+    A kubelet on cgroup v2 speaks of swap in ``unified`` alone, which wins: nothing else is said or reported then.
+    """
     for name in ("memory_limit_in_bytes", "memory_swap_limit_in_bytes"):
         if getattr(wanted, name) < -1:
             raise InvalidRequest("is below -1", field=f"{field}.{name}")
     limit = wanted.memory_limit_in_bytes
-    swap = wanted.memory_swap_limit_in_bytes or limit
+    swap = wanted.memory_swap_limit_in_bytes or (0 if "memory.swap.max" in wanted.unified else limit)
     if swap > 0 and limit <= 0:
         raise InvalidRequest("needs memory_limit_in_bytes: it counts memory and swap together", field=f"{field}.memory_swap_limit_in_bytes")
     if 0 < swap < limit:

@@ -54,6 +54,12 @@ def test_swap_as_kubelets_ask_for_it(limit: int, swap: int, memory: dict[str, in
     assert built(memory_limit_in_bytes=limit, memory_swap_limit_in_bytes=swap).get("memory") == memory
 
 
+def test_a_kubelet_on_v2_speaks_of_swap_in_unified_alone() -> None:
+    parts = built(memory_limit_in_bytes=64, unified={"memory.swap.max": "36"})
+    assert parts == {"memory": {"limit": 64}, "unified": {"memory.swap.max": "36"}}
+    assert limits.in_force(parts, 0).memory_swap_limit_in_bytes == 0
+
+
 def test_without_swap_accounting_there_is_no_swap_limit_and_none_is_reported() -> None:
     bare = facts(swap_accounting=False)
     parts = built(bare, memory_limit_in_bytes=64, memory_swap_limit_in_bytes=100)
