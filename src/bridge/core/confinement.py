@@ -96,8 +96,9 @@ def _default_text(name: str, root: Path) -> str:
 def _read_profile(root: Path, reference: str) -> Mapping[str, Any]:
     """A seccomp profile by its name below ``root`` or by its whole path there, as a kubelet sends it. Blocking."""
     field = f"{_CONTEXT}.seccomp.localhost_ref"
+    name = _below(root, reference, field)
     try:
-        text = rootfs.read_beneath(root, _below(root, reference, field), _MAX_PROFILE)
+        text = rootfs.read_beneath(root, name, _MAX_PROFILE)
     except BridgeError as exc:
         raise InvalidRequest(exc.message, field=field) from exc
     if text is None:
