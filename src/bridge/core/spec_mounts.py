@@ -82,7 +82,10 @@ def _requested(index: int, request: MountRequest, volume: Volume) -> Mount:
 
 
 def destination(path: str, field: str) -> str:
-    """Absolute and normal: the kubelet allows a relative mountPath, and ".." ends at the root."""
+    """Where config.mounts[i].container_path is: absolute and normal. Raises InvalidRequest.
+
+    The kubelet allows a relative mountPath, and ".." ends at the root.
+    """
     if not path or "\0" in path:
         raise InvalidRequest("is empty or holds a NUL byte", field=f"{field}.container_path")
     normal = posixpath.normpath("/" + path.lstrip("/"))

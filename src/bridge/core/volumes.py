@@ -21,6 +21,7 @@ from bridge.core.entities import Container
 from bridge.core.making import Making
 from bridge.core.model import ContainerConfig, MountPropagation, MountRequest
 from bridge.core.spec_inputs import Volume
+from bridge.core.spec_mounts import destination
 from bridge.errors import Denied, HostError, InvalidRequest, RROUnsupported, TimedOut, Unsupported
 from bridge.host import files, mount_copies, mounts
 from bridge.host.lookups import Found
@@ -46,6 +47,7 @@ def check(config: ContainerConfig) -> None:
     mount_places.check(config)
     for index, mount in enumerate(config.mounts):
         field = f"config.mounts[{index}]"
+        destination(mount.container_path, field)
         access(mount, field)
         extra_options(mount, field)
         id_mapped.check(mount, field)
