@@ -187,11 +187,25 @@ async def test_recursive_read_only_has_rules(kubelet: Kubelet, tmp_path: Path) -
         assert f"config.mounts[0].recursive_read_only: {word}" in str(refused.value)
 
 
-async def test_a_created_container_gives_its_copies_back(kubelet: Kubelet, tmp_path: Path) -> None:
+async def test_what_never_ran_gives_its_copies_back(kubelet: Kubelet, tmp_path: Path) -> None:
+    """A kubelet keeps a container that could not be started for a while, and unmounts its volumes meanwhile."""
+
+    def mounted() -> list[str]:
+        return [each.target for each in mounts.read_mountinfo() if f"{pod}/containers" in each.target]
+
     pod = await kubelet.run()
-    container = await kubelet.create(pod, mounts=[pb.Mount("/rro", str(tmp_path), readonly=True, recursive_read_only=True)])
+    wanted = [pb.Mount(container_path="/rro", host_path=str(tmp_path), readonly=True, recursive_read_only=True)]
+    container = await kubelet.create(pod, mounts=wanted)
+    assert any("/volumes/" in each for each in mounted())
     await kubelet.remove(container)
-    assert not [each for each in mounts.read_mountinfo() if pod in each.target and "/volumes/" in each.target]
+    assert not mounted()
+    container = await kubelet.create(pod, ["/absent"], mounts=wanted)
+    with pytest.raises(CriError, match="absent"):
+        await kubelet.start(container)
+    with anyio.fail_after(10):
+        while mounted():
+            await anyio.sleep(0.01)
+    assert (await kubelet.status(container)).state is pb.ContainerState.CONTAINER_EXITED
 
 
 def stuck_processes() -> list[str]:

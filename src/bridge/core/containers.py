@@ -151,9 +151,10 @@ class ContainerService:
 
     async def _start_failed(self, ident: str, entry: LiveContainer, exc: BridgeError) -> None:
         (code, reason), now = start_failure(exc), time.time_ns()
-        await self._store.apply_container(ident, "start-failed", exit_code=code, reason=reason, message=str(exc), finished_at=now)
+        left = await self._store.apply_container(ident, "start-failed", exit_code=code, reason=reason, message=str(exc), finished_at=now)
         entry.exited.set()
         self._supervisor.spawn(f"release {ident}", lambda: self._release(ident, entry))
+        self._supervisor.spawn(f"unmount {ident}", lambda: self._unmount(left))
 
     def adopt(self, ident: str, handle: ContainerHandle, process: Mapping[str, Any], *, running: bool) -> None:
         """Take over a container from before the server's restart."""
