@@ -47,7 +47,7 @@ async def identify(config: ContainerConfig, image: ImageConfig, root: Path, bund
     user, home = users.resolve(config.security, image.user, passwd, group)
     generated = {}
     if passwd and not users.knows_uid(user.uid, passwd):
-        new_home = _home(config, image)
+        new_home = home_of(config, image)
         generated["passwd"] = with_line(passwd, f"{user.uid}:x:{user.uid}:{user.gid}:{user.uid} user:{new_home}:/sbin/nologin")
     if group and not users.knows_gid(user.gid, group):
         generated["group"] = with_line(group, f"{user.gid}:x:{user.gid}:")
@@ -73,7 +73,7 @@ def covered(config: ContainerConfig, name: str) -> bool:
     return bool(places & {"/etc", f"/etc/{name}"})
 
 
-def _home(config: ContainerConfig, image: ImageConfig) -> str:
+def home_of(config: ContainerConfig, image: ImageConfig) -> str:
     """HOME where request or image set it, else the working directory; what can't stand in a line of passwd counts as unset."""
     given = [value for key, value in spec_process.pairs(image.env) if key == "HOME"]
     given += [value for key, value in config.envs if key == "HOME"]

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from bridge.core.accounts import Identity, identify, with_line
+from bridge.core.accounts import Identity, home_of, identify, with_line
 from bridge.core.model import ContainerConfig, ContainerSecurity, MountRequest
 from bridge.core.users import knows_gid, knows_uid, resolve
 from tests.unit.core.spec_cases import config, image
@@ -147,6 +149,23 @@ async def test_owner_and_mode_are_the_images(root: Path) -> None:
     who = await _identify(root, _as(4321))
     found = Path(who.mounts[0]["source"]).stat()
     assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (17, 18, 0o640)
+
+
+@given(passwd=st.binary(min_size=1, max_size=200), home=st.text(max_size=40), directory=st.text(max_size=40))
+@settings(deadline=None, max_examples=60)
+def test_whatever_is_asked_one_line_is_added_and_it_is_ours_cve_2022_4318(passwd: bytes, home: str, directory: str) -> None:
+    wanted = _as(4321, working_dir="/" + directory.replace("\0", ""), envs=(("HOME", home),))
+    entry = f"4321:x:4321:0:4321 user:{home_of(wanted, image().config)}:/sbin/nologin"
+    content = with_line(passwd, entry)
+    assert content.startswith(passwd)
+    added = content.removeprefix(passwd).lstrip(b"\n")
+    assert added.count(b"\n") == 1
+    assert added.endswith(b"\n")
+    assert added.split(b":")[:4] == [b"4321", b"x", b"4321", b"0"]
+    assert added.count(b":") == 6
+    user, found = resolve(ContainerSecurity(run_as_user=4321), "", added, b"")
+    assert user.uid == 4321
+    assert found.startswith("/")
 
 
 def test_lines_are_added_to_whatever_is_there() -> None:
