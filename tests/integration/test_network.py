@@ -8,10 +8,11 @@ import os
 import shlex
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -50,7 +51,7 @@ def sweep(bridge: str) -> None:
     subprocess.run(["ip", "link", "delete", bridge], check=False, stderr=subprocess.DEVNULL)
 
 
-NewSite = Callable[[], AbstractAsyncContextManager["Site"]]
+NewSite = Callable[..., AbstractAsyncContextManager["Site"]]
 
 
 @dataclass
@@ -66,9 +67,9 @@ class Site:
         pins = await namespaces.create(self.root / name, net=True, ipc=False, uts=False, hostname="", sysctls={})
         return pins["net"]
 
-    def plan(self, name: str, netns: Path, ports: tuple[PortMapping, ...] = ()) -> Attachment:
-        request = PodNetworkRequest(sandbox_id=self.ident(name), name=name, namespace="test", uid=name, netns=netns, port_mappings=ports)
-        return self.cni.plan(request)
+    def plan(self, name: str, netns: Path, ports: tuple[PortMapping, ...] = (), **more: Any) -> Attachment:
+        facts = {"sandbox_id": self.ident(name), "name": name, "namespace": "test", "uid": name, "netns": netns, "port_mappings": ports}
+        return self.cni.plan(PodNetworkRequest(**{**facts, **more}))
 
     def ident(self, name: str) -> str:
         return f"{self.bridge}-{name}"
@@ -105,14 +106,14 @@ def clean_host(octet: int) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def open_site(tmp_path: Path, clean_host: str, octet: int) -> AsyncIterator[Site]:
+async def open_site(tmp_path: Path, clean_host: str, octet: int, *more: Mapping[str, Any]) -> AsyncIterator[Site]:
     ranges = [[{"subnet": f"10.{octet}.0.0/24"}], [{"subnet": f"fd00:{octet}::/64"}]]
     ipam = {"type": "host-local", "dataDir": str(tmp_path / "leases"), "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}
     bridge = {"type": "bridge", "bridge": clean_host, "isGateway": True, "ipMasq": True, "hairpinMode": True, "ipam": ipam}
     portmap = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
     conf_dir = tmp_path / "conf"
     conf_dir.mkdir()
-    (conf_dir / "10-test.conflist").write_text(json.dumps({"cniVersion": "1.0.0", "name": clean_host, "plugins": [bridge, portmap]}))
+    (conf_dir / "10-test.conflist").write_text(json.dumps({"cniVersion": "1.0.0", "name": clean_host, "plugins": [bridge, portmap, *more]}))
     async with Supervisor() as supervisor, Cni.open(CniSettings(conf_dir=conf_dir, bin_dirs=(BIN_DIR,)), supervisor) as cni:
         assert cni.status().ready, cni.status().message
         site = Site(tmp_path, cni, clean_host, octet)
@@ -193,6 +194,19 @@ async def test_a_host_port_reaches_the_pod_and_is_gone_after_del(new_site: NewSi
         assert site.rules() == []
         with pytest.raises(OSError, match=r"refused|timed out"):
             await anyio.to_thread.run_sync(functools.partial(socket.create_connection, (gateway, 18080), timeout=2))
+
+
+async def test_bandwidth_annotations_shape_the_pods_traffic(new_site: NewSite) -> None:
+    async with new_site({"type": "bandwidth", "capabilities": {"bandwidth": True}}) as site:
+        annotations = {"kubernetes.io/ingress-bandwidth": "10M", "kubernetes.io/egress-bandwidth": "2M"}
+        attachment = site.plan("slow", await site.namespace("slow"), annotations=annotations)
+        network = await site.cni.add(attachment)
+        [veth] = site.ports()
+        assert "tbf" in output("tc", "qdisc", "show", "dev", veth)
+        assert "rate 10Mbit" in output("tc", "qdisc", "show", "dev", veth)
+        assert "rate 2Mbit" in output("tc", "qdisc", "show")
+        await site.cni.delete(network.attachment)
+        assert "rate 2Mbit" not in output("tc", "qdisc", "show")
 
 
 async def test_check_notices_a_missing_interface(new_site: NewSite) -> None:
