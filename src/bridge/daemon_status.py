@@ -6,8 +6,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 
 from bridge import __version__, log
 from bridge.api.admin import Collected
@@ -16,6 +16,7 @@ from bridge.core.entities import Container
 from bridge.core.services import Ports
 from bridge.core.store import Change, Store
 from bridge.errors import LimitExceeded
+from bridge.host.lookups import Statistics
 from bridge.images.store import ImageStore
 from bridge.monitor.link import MonitorLink
 from bridge.plugins import Plugins
@@ -43,6 +44,7 @@ class NodeDetails:
     config: Config
     ports: Ports
     link: MonitorLink
+    lookups: Callable[[], Statistics]
     selinux: Mapping[str, object] = field(default_factory=dict)
 
     def health(self) -> tuple[str, str]:
@@ -55,7 +57,7 @@ class NodeDetails:
         return "", ""
 
     def info(self) -> Mapping[str, str]:
-        """Verbose Status: version, configuration, handlers with what the probe found or why they are disabled, the network, SELinux."""
+        """Verbose Status: version, configuration, handlers (what the probe found, why they are disabled), network, SELinux, looks at paths."""
         handlers = {
             state.name: {
                 "plugin": state.plugin,
@@ -74,6 +76,7 @@ class NodeDetails:
             "handlers": json.dumps({"default": self.ports.handlers.default, "handlers": handlers}),
             "network": json.dumps({"ready": network.ready, "reason": network.reason, "message": network.message}),
             "selinux": json.dumps(self.selinux),
+            "lookups": json.dumps(asdict(self.lookups())),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
@@ -245,6 +246,8 @@ async def test_a_volume_that_does_not_answer(kubelet: Kubelet, node: DaemonNode,
         assert f"config.mounts[1].host_path: {dead.target} did not answer within {VOLUME_TIMEOUT:g} s" in str(failure)
         await create()  # known by now, and at once
         assert "an earlier look at it is still stuck" in str(failures[1])
+        info = (await kubelet.cri.runtime.status(pb.StatusRequest(verbose=True))).info
+        assert json.loads(info["lookups"])["stuck"] == [str(dead.target)]
         dead.answers.set()
         while any("lookup_child" in line for line in stuck_processes()):
             await anyio.sleep(0.01)

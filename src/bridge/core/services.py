@@ -55,6 +55,7 @@ class Services:
     recovery: Recovery
     traces: Traces
     ports: Ports
+    lookups: Lookups
 
     async def settle(self) -> None:
         """Wait until no flight is in the air (the caller sets the deadline)."""
@@ -106,4 +107,4 @@ def assemble(
     resources = ResourceService(daemon, ports.handlers, containers, sandboxes, facts)
     stats = StatsService(daemon, containers, sandboxes, ports.images, spec_settings.cgroup_driver)
     execs = ExecService(store=store, live=live, settings=settings)
-    return Services(store, live, sandboxes, containers, execs, resources, stats, recovery, traces, ports)
+    return Services(store, live, sandboxes, containers, execs, resources, stats, recovery, traces, ports, lookups)

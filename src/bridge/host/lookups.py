@@ -48,11 +48,11 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """``stuck`` children were killed and have not ended; ``given_up`` counts all that outlived a kill by a second."""
+    """``stuck`` are the paths whose children were killed and have not ended; ``given_up`` counts all that outlived a kill by a second."""
 
     free: int
     busy: int
-    stuck: int
+    stuck: tuple[str, ...]
     given_up: int
 
 
@@ -71,8 +71,8 @@ class Lookups:
         self._idle_timer: asyncio.TimerHandle | None = None
 
     def statistics(self) -> Statistics:
-        """Counts, for Status and tests."""
-        return Statistics(len(self._free), len(self._busy), len(self._stuck()), self._given_up)
+        """What Status shows of them."""
+        return Statistics(len(self._free), len(self._busy), tuple(self._stuck()), self._given_up)
 
     async def look(self, path: str, *, timeout: float, make: bool = False, keep: bool = False) -> Found:
         """What is at the absolute ``path``; with ``make`` a directory (0755) is made of what is missing, ``keep`` asks for a descriptor.

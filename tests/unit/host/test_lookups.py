@@ -49,7 +49,7 @@ async def test_what_is_there(tmp_path: Path) -> None:
             assert found.fd is None
         assert (await paths.look(str(tmp_path / "link"), timeout=5)).path == str(tmp_path / "file")
         assert stat.S_ISCHR((await paths.look("/dev/null", timeout=5)).mode)
-        assert paths.statistics() == lookups.Statistics(free=1, busy=0, stuck=0, given_up=0)
+        assert paths.statistics() == lookups.Statistics(free=1, busy=0, stuck=(), given_up=0)
 
 
 async def test_a_descriptor_comes_along(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ async def test_a_look_that_takes_too_long(tmp_path: Path) -> None:
         with anyio.fail_after(5):
             await deaf.child.exited.wait()
         assert (await paths.look(str(tmp_path), timeout=5)).path == str(tmp_path)
-        assert paths.statistics() == lookups.Statistics(free=1, busy=0, stuck=0, given_up=0)
+        assert paths.statistics() == lookups.Statistics(free=1, busy=0, stuck=(), given_up=0)
 
 
 async def test_a_cancelled_look_leaves_nothing(tmp_path: Path) -> None:
