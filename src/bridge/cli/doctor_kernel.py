@@ -12,7 +12,7 @@ _FEATURES = (
     ((5, 6), "pidfds", True, "processes can't be held safely"),
     ((5, 12), "mount_setattr", False, "no recursive read-only mounts and no idmapped mounts"),
     ((5, 14), "cgroup.kill", False, "processes of a cgroup are killed one by one"),
-    ((5, 19), "idmapped overlay", False, "pods with user namespaces need a copy of their image"),
+    ((5, 19), "idmapped overlay", False, "no user namespaces for pods"),
     ((6, 15), "PIDFD_GET_INFO exit codes", False, "an exit while the monitor is down is reported as code 255, reason MonitorLost"),
 )
 _NAMESPACES = ("mnt", "net", "ipc", "uts", "pid", "cgroup", "user")
