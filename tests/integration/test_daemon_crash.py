@@ -65,6 +65,9 @@ class Worker:
     async def pod(self, name: str) -> None:
         pid = pb.NamespaceMode.POD if self.finished % 3 == 2 else pb.NamespaceMode.CONTAINER
         options = namespaces(pid=pid)
+        if self.finished % 4 == 1:
+            ids = [pb.IdMapping(host_id=100000, container_id=0, length=65536)]
+            options.userns_options = pb.UserNamespace(mode=pb.NamespaceMode.POD, uids=ids, gids=ids)
         config = Kubelet.pod_config(self.some(), name, options=options)
         pod = await self.ask(lambda kubelet: kubelet.run(config=config))
         self.configs = {pod: config}

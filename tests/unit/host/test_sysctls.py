@@ -82,3 +82,33 @@ def test_a_key_of_a_namespace_shared_with_the_host_is_refused(key: str, missing:
 )
 def test_keys_of_one_interface_wait_for_it(key: str, *, late: bool) -> None:
     assert check({key: "1"}, ALL)[0].names_interface is late
+
+
+@pytest.mark.parametrize("value", ["", "1\n2", "1\0", "1\r", "\N{LATIN SMALL LETTER E WITH ACUTE}", "1" * 1025])
+def test_a_value_is_one_short_line(value: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        check({"net.ipv4.ip_forward": value}, ALL)
+    assert caught.value.field == "config.linux.sysctls[net.ipv4.ip_forward]"
+
+
+def test_values_with_spaces_and_tabs_are_lists() -> None:
+    assert [item.value for item in check({"kernel.sem": "1 2\t3 4"}, ALL)] == ["1 2\t3 4"]
+
+
+def test_one_setting_in_two_notations_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"same setting as net\.ipv4\.ip_forward"):
+        check({"net.ipv4.ip_forward": "1", "net/ipv4/ip_forward": "0"}, ALL)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("kernel.shm_rmid_forced+kernel.core_pattern", "|/evil"), ("net.ipv4.ip_forward", "1\nkernel.core_pattern=|/evil")]
+)
+def test_cve_2022_0811_nothing_rides_on_a_sysctl(key: str, value: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        check({key: value}, ALL)
+    assert caught.value.field == f"config.linux.sysctls[{key}]"
+
+
+def test_cve_2022_0811_a_plus_separates_nothing() -> None:
+    (item,) = check({"kernel.shm_rmid_forced": "1+kernel.core_pattern=|/evil"}, ALL)
+    assert str(item.path) == "/proc/sys/kernel/shm_rmid_forced", "one file, whatever the value; the kernel then refuses what is no number"
