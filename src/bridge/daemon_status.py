@@ -57,7 +57,7 @@ class NodeDetails:
         return "", ""
 
     def info(self) -> Mapping[str, str]:
-        """Verbose Status: version, configuration, handlers (what the probe found, why they are disabled), network, SELinux, looks at paths."""
+        """Verbose Status: version, configuration, handlers (what the probe found, why one is disabled), network, SELinux, slow paths."""
         handlers = {
             state.name: {
                 "plugin": state.plugin,
