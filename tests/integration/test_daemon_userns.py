@@ -10,10 +10,11 @@ from pathlib import Path
 
 import anyio
 import pytest
+from grpclib.const import Status
 
 from bridge._proto.bridge.admin import v1 as admin
 from bridge._proto.runtime import v1 as pb
-from bridge.client import CriError, Status, connect
+from bridge.client import CriError, connect
 from bridge.testing.images import Entry, Layout, busybox_layer, tar
 from tests.integration.daemon_fixtures import handler, kubelet, node, own_node
 from tests.integration.daemon_node import DaemonNode, Kubelet
@@ -227,6 +228,7 @@ async def test_a_restart_takes_the_pod_over(own_node: DaemonNode) -> None:
             later = await again.started(pod, name="later", options=mapped(pid=POD))
             assert await again.output(later, "echo x > /dev/stdout; stat -c %u /bin/busybox") == "x\n0"
             namespaces = (await again.pod_status(pod)).linux.namespaces.options  # type: ignore[union-attr]
+            assert namespaces is not None
             assert namespaces.userns_options == mapped().userns_options
             await again.clean()
 

@@ -80,8 +80,9 @@ def test_the_nodes_user_namespace_needs_nothing() -> None:
     ],
 )
 def test_mappings_that_are_refused(kind: str, mappings: tuple[IDMapping, ...], field: str) -> None:
+    changes: dict[str, Any] = {kind: mappings}
     with pytest.raises(InvalidRequest) as caught:
-        check(pod(dataclasses.replace(MAPPED, **{kind: mappings})))
+        check(pod(dataclasses.replace(MAPPED, **changes)))
     assert caught.value.field == f"{USER}.{kind}{field}"
 
 
@@ -92,10 +93,11 @@ def test_the_widest_mapping() -> None:
 
 @pytest.mark.parametrize("kind", ["network", "pid", "ipc"])
 def test_a_user_namespace_with_a_namespace_of_the_node_is_refused(kind: str) -> None:
+    changes: dict[str, Any] = {kind: NODE}
     with pytest.raises(InvalidRequest) as caught:
-        check(pod(**{kind: NODE}))
+        check(pod(**changes))
     assert caught.value.field == f"{PREFIX}.{kind}"
-    check(pod(None, **{kind: NODE}))
+    check(pod(None, **changes))
 
 
 def test_what_handler_or_node_can_not_do() -> None:
