@@ -197,6 +197,35 @@ async def test_devices_of_a_privileged_pod(kubelet: Kubelet) -> None:
     assert await kubelet.output(container, "mknod /tmp/m c 1 5 && head -c 1 /tmp/m | od -An -tx1") == "00"
 
 
+async def test_devices_in_a_user_namespace(kubelet: Kubelet, node: DaemonNode) -> None:
+    """Nobody can make nodes there: runtimes bind-mount those of the same path, and we those of another."""
+    ids = [pb.IdMapping(host_id=100000, container_id=0, length=65536)]
+    options = namespaces()
+    options.userns_options = pb.UserNamespace(mode=pb.NamespaceMode.POD, uids=ids, gids=ids)
+    for name, minor in (("tape0", 90), ("tape1", 91)):
+        if not (node.root / name).exists():
+            os.mknod(node.root / name, stat.S_IFCHR, os.makedev(240, minor))
+            (node.root / name).chmod(0o666)
+    (node.root / "driver").mkdir(exist_ok=True)
+    (node.root / "driver" / "lib").write_text("a library")
+    mounts = [{"hostPath": str(node.root / "driver"), "containerPath": "/opt/driver", "options": ["ro", "rbind"]}]
+    _cdi(node, "mapped", {"deviceNodes": [{"path": "/dev/tape1", "hostPath": str(node.root / "tape1")}], "mounts": mounts})
+    devices = [pb.Device(container_path="/dev/tape0", host_path=str(node.root / "tape0"), permissions="r")]
+    devices.append(pb.Device(container_path="/dev/zero", host_path="/dev/zero", permissions="rw"))
+    pod = await kubelet.run(options=options)
+    container = await kubelet.started(pod, options=options, devices=devices, CDI_devices=[pb.CdiDevice(name="example.com/card=mapped")])
+    assert await kubelet.output(container, "stat -c %t:%T /dev/tape0 /dev/tape1 /dev/zero; cat /opt/driver/lib") == (
+        "f0:5a\nf0:5b\n1:5\na library"
+    )
+    for command, answer in (
+        ("cat /dev/tape0", b"No such device or address"),
+        ("echo x > /dev/tape0", b"not permitted"),
+        ("echo x > /dev/tape1", b"No such device or address"),
+    ):
+        assert answer in (await kubelet.exec(container, command)).stderr, command
+    assert await kubelet.output(container, "head -c 1 /dev/zero | od -An -tx1") == "00"
+
+
 async def test_hooks_of_each_stage(kubelet: Kubelet, node: DaemonNode) -> None:
     log, note = node.root / "hooks.log", str(node.root / "note")
     log.unlink(missing_ok=True)

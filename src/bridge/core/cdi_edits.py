@@ -123,8 +123,8 @@ def _rules(resources: Mapping[str, Any], nodes: Iterable[Mapping[str, Any]]) -> 
 def _mount(mount: Mapping[str, Any], id_mapped: bool) -> dict[str, Any]:
     options = list(mount.get("options", ()))
     entry: dict[str, Any] = {"destination": mount["containerPath"], "source": mount["hostPath"]}
-    if mount.get("type"):
-        entry["type"] = mount["type"]
+    if mount.get("type") or {"bind", "rbind"} & set(options):
+        entry["type"] = mount.get("type") or "bind"  # a dummy, but in user namespaces crun 1.8 fails without it
     if id_mapped and not {"idmap", "ridmap"} & set(options):
         if "rbind" in options:
             options.append("ridmap")

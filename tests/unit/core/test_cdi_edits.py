@@ -73,9 +73,9 @@ def test_mounts_replace_those_of_their_place_and_stand_behind_their_parents() ->
     assert edited(Edits(mounts=mounts))["mounts"] == [
         {"destination": "/proc"},
         {"destination": "/dev"},
-        {"destination": "/opt", "source": "/h", "options": ["rbind"]},
+        {"destination": "/opt", "source": "/h", "type": "bind", "options": ["rbind"]},
         {"destination": "/dev/shm", "source": "tmpfs", "type": "tmpfs"},
-        {"destination": "/opt/v/deep", "source": "/h/deep", "options": ["ro", "bind"]},
+        {"destination": "/opt/v/deep", "source": "/h/deep", "type": "bind", "options": ["ro", "bind"]},
     ]
 
 
