@@ -20,7 +20,14 @@ FIELD = "config.mounts[0]"
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"image_sub_path": ""}, {"image_sub_path": "./a//b/"}, {"recursive_read_only": True}, {"mount_options": ("noexec", "nodev")}],
+    [
+        {},
+        {"image_sub_path": ""},
+        {"image_sub_path": "./a//b/"},
+        {"recursive_read_only": True},
+        {"selinux_relabel": True},
+        {"mount_options": ("noexec", "nodev")},
+    ],  # fmt: skip
 )
 def test_what_may_be_asked_for(changes: dict[str, object]) -> None:
     volumes.check(config(mounts=(dataclasses.replace(GOOD, **changes),)))  # type: ignore[arg-type]
