@@ -73,7 +73,7 @@ class Runtime(Table):
     pids_limit: PidsLimit = -1
     """Processes and threads of a container, -1 for no limit. Why: none, as the kubelet limits each pod by its own podPidsLimit."""
     blockio_config_file: AbsolutePath | None = None
-    """TOML or JSON file with the classes that the annotations `blockio.resources.beta.kubernetes.io/…` name; read at start.
+    """TOML, YAML or JSON file with the classes that the annotations `blockio.resources.beta.kubernetes.io/…` name; read at start.
     Why: unset, as weights and throttles belong to the disks of one host."""
     missing_resource_classes: Literal["refuse", "ignore"] = "refuse"
     """What becomes of a container whose pod names a class of block I/O or RDT that this host lacks.

@@ -10,7 +10,7 @@ import pytest
 from bridge.core.entities import ContainerState
 from bridge.core.model import Resources
 from bridge.core.services import Services
-from bridge.errors import IllegalTransition, InvalidRequest, NotFound, RuntimeFailed, Unsupported
+from bridge.errors import IllegalTransition, InvalidRequest, NotFound, RuntimeFailed, Unavailable, Unsupported
 from bridge.host import facts
 from bridge.ports.runtime import Ability, Feature, Support
 from tests.component.conftest import World, container, pod
@@ -135,6 +135,19 @@ async def test_a_handler_without_the_ability_is_asked_nothing(core: Services, wo
     abilities = {**world.backend.features.abilities, Ability.UPDATE: Feature(Support.UNSUPPORTED)}
     world.backend.features = dataclasses.replace(world.backend.features, abilities=abilities)
     with pytest.raises(Unsupported, match="handler"):
+        await core.resources.update_container(ident, Resources(cpu_shares=200))
+
+
+async def test_a_handler_that_is_disabled_for_now_does_not_make_the_container_unknown(
+    core: Services, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ident = await made(core)
+
+    def disabled(name: str) -> None:
+        raise NotFound(f"runtime handler {name!r} is disabled")
+
+    monkeypatch.setattr(core.ports.handlers, "backend", disabled)
+    with pytest.raises(Unavailable, match="disabled"):
         await core.resources.update_container(ident, Resources(cpu_shares=200))
 
 

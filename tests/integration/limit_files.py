@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 from bridge.host import cgroups
 
 
 class Limits:
-    """The cgroup of process ``pid``."""
+    """The cgroup of process ``pid``, or one whose directories are known."""
 
-    def __init__(self, pid: int) -> None:
-        self._directories = cgroups.of_pid(pid)
+    def __init__(self, pid: int = 0) -> None:
+        self._directories = cgroups.of_pid(pid) if pid else {}
+
+    @classmethod
+    def of(cls, directories: Mapping[str, Path]) -> Self:
+        """By controller, "" for v2."""
+        found = cls()
+        found._directories = directories
+        return found
 
     def text(self, controller: str, name: str) -> str:
         """One file's text without its last newline."""

@@ -12,6 +12,8 @@ import pytest
 from bridge._proto.runtime import v1 as pb
 from bridge.client import CriError, connect
 from bridge.host import blockio, cgroup_limits, cgroups, facts
+from bridge.host.cgroup_paths import CgroupDriver
+from tests.integration import pod_cgroups
 from tests.integration.daemon_fixtures import handler, kubelet, node
 from tests.integration.daemon_node import Kubelet, daemon_node
 from tests.integration.limit_files import Limits
@@ -21,6 +23,7 @@ pytestmark = pytest.mark.root
 
 MIB = 1 << 20
 V2 = cgroups.is_v2()
+SYSTEMD = pod_cgroups.DRIVER is CgroupDriver.SYSTEMD
 
 
 def linux(**resources: Any) -> pb.LinuxContainerConfig:
@@ -192,7 +195,7 @@ async def test_what_is_refused_names_its_field(kubelet: Kubelet) -> None:
 
 
 async def test_a_cgroup_parent_that_cannot_be_one_names_the_field(kubelet: Kubelet) -> None:
-    for parent in ("/a/../../b", "/a\nb", "/" + "x" * 300, "/a:b", "/x.slice" if not V2 else "/no-slice"):
+    for parent in ("/a/../../b", "/a\nb", "/" + "x" * 300, "/a:b", "/no-slice" if SYSTEMD else "/x.slice"):
         config = kubelet.pod_config()
         assert config.linux is not None
         config.linux.cgroup_parent = parent
@@ -201,7 +204,7 @@ async def test_a_cgroup_parent_that_cannot_be_one_names_the_field(kubelet: Kubel
         assert caught.value.code.name == "INVALID_ARGUMENT"
 
 
-@pytest.mark.skipif(V2, reason="with systemd the slice is the kubelet's, whose limits it sets itself")
+@pytest.mark.skipif(SYSTEMD, reason="with systemd the slice is the kubelet's, whose limits it sets itself")
 async def test_a_pod_cgroup_that_the_server_made_has_the_pods_limits(kubelet: Kubelet) -> None:
     config = kubelet.pod_config()
     assert config.linux is not None
@@ -211,18 +214,13 @@ async def test_a_pod_cgroup_that_the_server_made_has_the_pods_limits(kubelet: Ku
     config.linux.overhead = pb.LinuxContainerResources(memory_limit_in_bytes=28 * MIB, cpu_quota=10_000, cpu_period=100_000, cpu_shares=10)
     pod = await kubelet.run(config=config)
     parent = config.linux.cgroup_parent.lstrip("/")
-    mounts = cgroups.layout().mounts
-
-    def read(controller: str, name: str) -> int:
-        return int((mounts[controller].point / parent / name).read_text())
-
-    memory, cpu = ("memory", "memory.limit_in_bytes"), ("cpu", "cpu.cfs_quota_us")
-    assert (read(*memory), read(*cpu), read("cpu", "cpu.shares")) == (128 * MIB, 60_000, 110)
+    found = Limits.of({name: mount.directory(parent) for name, mount in cgroups.layout().mounts.items()})
+    assert (found.memory, found.quota[0], found.shares) == (128 * MIB, 60_000, shares(110))
     request = pb.UpdatePodSandboxResourcesRequest(
         pod_sandbox_id=pod, resources=pb.LinuxContainerResources(memory_limit_in_bytes=200 * MIB, cpu_quota=100_000)
     )
     await kubelet.cri.runtime.update_pod_sandbox_resources(request)
-    assert (read(*memory), read(*cpu), read("cpu", "cpu.shares")) == (228 * MIB, 110_000, 110)
+    assert (found.memory, found.quota[0], found.shares) == (228 * MIB, 110_000, shares(110))
     about = await kubelet.pod_info(pod)
     assert about["resources"]["memory_limit_in_bytes"] == 200 * MIB
     assert about["overhead"]["memory_limit_in_bytes"] == 28 * MIB
@@ -230,7 +228,7 @@ async def test_a_pod_cgroup_that_the_server_made_has_the_pods_limits(kubelet: Ku
         await kubelet.cri.runtime.update_pod_sandbox_resources(
             pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, overhead=pb.LinuxContainerResources(cpu_quota=1))
         )
-    assert read(*cpu) == 110_000
+    assert found.quota[0] == 110_000
 
 
 async def test_the_cgroup_of_a_container_is_read_only_inside(kubelet: Kubelet) -> None:

@@ -23,7 +23,7 @@ from bridge.core.live import LiveContainer
 from bridge.core.model import Resources
 from bridge.core.sandboxes import SandboxService
 from bridge.core.surroundings import Surroundings
-from bridge.errors import BridgeError, IllegalTransition, InUse, Unsupported
+from bridge.errors import BridgeError, IllegalTransition, InUse, NotFound, Unavailable, Unsupported
 from bridge.host import cgroup_stats
 from bridge.host.facts import HostFacts
 from bridge.ports.handlers import Handlers
@@ -67,7 +67,10 @@ class ResourceService:
         container = self._containers.find(ident)
         if container.state not in (*_CHANGEABLE, ContainerState.STARTING):
             raise IllegalTransition(f"container {ident} is {container.state}: only a created or running one can be given other resources")
-        backend = self._handlers.backend(self._store.sandbox(container.sandbox_id).handler)
+        try:
+            backend = self._handlers.backend(self._store.sandbox(container.sandbox_id).handler)
+        except NotFound as exc:  # disabled for now; to a kubelet NotFound would mean the container
+            raise Unavailable(exc.message) from exc
         if not backend.features.has(Ability.UPDATE):
             raise Unsupported("this handler can't change the resources of a container")
         return container

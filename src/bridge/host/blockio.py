@@ -1,7 +1,7 @@
 """Classes of block I/O: a file of the administrator, read once, as OCI ``linux.resources.blockIO`` objects. Blocking, for the start.
 
-The file is TOML, or JSON by its suffix ``.json``, with the keys that Intel's goresctrl (and so containerd and CRI-O) reads as
-YAML: ``[[Classes.NAME]]`` with ``Devices`` (paths, with wildcards), ``Weight``, ``ThrottleReadBps``, ``ThrottleWriteBps``,
+The file is TOML, or by its suffix YAML or JSON, with the keys that Intel's goresctrl (and so containerd and CRI-O) reads:
+``[[Classes.NAME]]`` with ``Devices`` (paths, with wildcards), ``Weight``, ``ThrottleReadBps``, ``ThrottleWriteBps``,
 ``ThrottleReadIOPS`` and ``ThrottleWriteIOPS``. Sources: OCI config-linux.md "Block IO"; cgroup-v1/blkio-controller.rst.
 """
 
@@ -39,14 +39,27 @@ Find = Callable[[str], list[tuple[int, int]]]
 def load(path: Path, find: Find | None = None) -> dict[str, dict[str, Any]]:
     """The classes by name; ``find`` looks for their devices (None: on this host). Raises ConfigError naming file, class and key."""
     try:
-        text = path.read_text("utf-8")
-        document = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError) as exc:
+        document = _parsed(path)
+    except (OSError, ValueError, RecursionError) as exc:
         raise ConfigError(f"blockio_config_file {path}: {exc}") from exc
     classes = _keys(document, f"{path}", "classes").get("classes", {})
     if not isinstance(classes, dict):
         raise ConfigError(f"blockio_config_file {path}: Classes must be a table")
     return {name: _class(f"{path}: class {name!r}", parts, find or block_devices) for name, parts in classes.items()}
+
+
+def _parsed(path: Path) -> object:
+    text = path.read_text("utf-8")
+    if path.suffix == ".json":
+        return json.loads(text)
+    if path.suffix not in (".yaml", ".yml"):
+        return tomllib.loads(text)
+    import yaml  # here, because few nodes have such a file: 5 MiB and 30 ms of a server's start
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as exc:
+        raise ValueError(" ".join(str(exc).split())) from exc
 
 
 def _keys(table: object, where: str, *known: str) -> dict[str, Any]:

@@ -58,6 +58,16 @@ def test_json_with_keys_as_others_write_them(tmp_path: Path) -> None:
     assert blockio.load(written(tmp_path, text, "classes.json"), found) == {"x": {"throttleReadBpsDevice": devices(rate=1 << 30)}}
 
 
+def test_the_yaml_of_others(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    text = "Classes:\n  x:\n  - Devices:\n    - /dev/vd*\n    ThrottleReadBps: 60M\n  - Weight: 10\n"
+    assert blockio.load(written(tmp_path, text, "classes.yaml"), found) == {
+        "x": {"throttleReadBpsDevice": devices(rate=60_000_000), "weight": 10}
+    }
+    with pytest.raises(ConfigError, match="mapping"):
+        blockio.load(written(tmp_path, "a: b: c", "bad.yml"), found)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
