@@ -27,7 +27,7 @@ FIELD = "config.mounts[0]"
         {"recursive_read_only": True},
         {"selinux_relabel": True},
         {"mount_options": ("noexec", "nodev")},
-    ],  # fmt: skip
+    ],
 )
 def test_what_may_be_asked_for(changes: dict[str, object]) -> None:
     volumes.check(config(mounts=(dataclasses.replace(GOOD, **changes),)))  # type: ignore[arg-type]
