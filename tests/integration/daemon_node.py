@@ -31,14 +31,12 @@ from bridge.config_docs import toml_value
 from bridge.errors import BridgeError
 from bridge.host import cgroups, mounts
 from bridge.monitor.client import MonitorClient
-from bridge.testing.images import Layout, busybox_layer, symlink, tar
+from bridge.testing.images import Layout, busybox_layer
 from bridge.testing.leaks import Scope
 from tests.integration import pod_cgroups
 
 IMAGE = "localhost/busybox:latest"
 USR1_IMAGE = "localhost/stops-by-usr1:latest"
-LINKS_IMAGE = "localhost/links-out-of-the-root:latest"
-"""Its /etc/hosts, hostname and resolv.conf are links to files in ``DaemonNode.outside``, one absolute and two relative."""
 CNI_BIN = Path("/usr/lib/cni")
 _SOURCE = Path(bridge.__file__).parent.parent
 _PYTHONPATH = os.pathsep.join(map(str, (_SOURCE, *sorted(_SOURCE.parent.glob("plugins/*/src")))))
@@ -72,7 +70,7 @@ class DaemonNode:
         self.process: subprocess.Popen[bytes] | None = None
         octet = secrets.randbelow(250) + 2
         self.subnets = [f"10.249.{octet}.0/24", f"fd00:cb:{octet}::/64"]
-        for name in ("run", "state", "cni", "ipam", "logs", "layout", "outside"):
+        for name in ("run", "state", "cni", "ipam", "logs", "layout"):
             (root / name).mkdir()
         if cni:
             self.write_cni()
@@ -91,11 +89,6 @@ class DaemonNode:
     @property
     def server_log(self) -> str:
         return (self.root / "server.log").read_text(errors="replace")
-
-    @property
-    def outside(self) -> Path:
-        """A directory of the host that nothing in a container may reach."""
-        return self.root / "outside"
 
     @property
     def logs(self) -> Path:
@@ -197,14 +190,10 @@ class DaemonNode:
     def write_images(self) -> Path:
         """An OCI layout with the images that tests use."""
         layer = busybox_layer(Path("/bin/busybox"))
-        up = "../../../../../.."
-        links = [symlink("etc/hosts", f"{self.outside}/hosts")]
-        links += [symlink(f"etc/{name}", f"{up}{self.outside}/{name}") for name in ("hostname", "resolv.conf")]
         config = {"Cmd": ["sh"], "Env": ["PATH=/usr/bin:/bin"]}
         with Layout(self.root / "layout") as layout:
             layout.image(IMAGE, [layer], config=config)
             layout.image(USR1_IMAGE, [layer], config={**config, "StopSignal": "SIGUSR1"})
-            layout.image(LINKS_IMAGE, [layer, tar(links)], config=config)
         return self.root / "layout"
 
     def end(self) -> None:
