@@ -2,7 +2,7 @@
 
 Start: database and images → monitor → handlers → network → core → socket (List is answered from here on) → recovery →
 READY. SIGTERM: stop accepting, let flights land, cancel the rest, leave; containers go on. SIGHUP: disabled handlers are
-tried again.
+tried again, base specs read anew.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from bridge.core.model import Resources
 from bridge.core.spec_inputs import ContainerInputs, SpecSettings
 
 RUNTIME_CONTROL = (
-    "bundle",
     "org.systemd.property.",
     "run.oci.",
     "module.wasm.",
@@ -25,6 +24,8 @@ RUNTIME_CONTROL = (
     "org.criu.",
     "krun.",
 )
+_CONTROL_KEYS = frozenset(("bundle",))
+"""Whole keys of that kind: runc keeps the container's own bundle among its annotations."""
 _OURS = ("io.kubernetes.cri.", "io.kubernetes.cri-o.")
 
 
@@ -75,14 +76,21 @@ def _pod_names(sandbox: Sandbox, kind: str) -> dict[str, str]:
 
 def permits(patterns: Iterable[str], key: str) -> bool:
     """Whether an annotation may steer the runtime. A pattern is a prefix, or a glob when it has ``*``, ``?`` or ``[``."""
-    family = next((family for family in RUNTIME_CONTROL if key.startswith(family)), "")
+    family = _family(key)
     return any(pattern.startswith(family) and _fits(pattern, key) for pattern in patterns)
 
 
 def withheld(annotations: Iterable[str], patterns: Iterable[str]) -> list[str]:
     """The keys that would steer a runtime and may not."""
     known = tuple(patterns)
-    return [key for key in annotations if key.startswith(RUNTIME_CONTROL) and not permits(known, key)]
+    return [key for key in annotations if _family(key) and not permits(known, key)]
+
+
+def _family(key: str) -> str:
+    """What a pattern must begin with to let ``key`` through; "" for one that steers nothing."""
+    if not key.startswith(RUNTIME_CONTROL):
+        return key if key in _CONTROL_KEYS else ""
+    return next(family for family in RUNTIME_CONTROL if key.startswith(family))
 
 
 def _fits(pattern: str, key: str) -> bool:
