@@ -125,6 +125,23 @@ async def test_costs(counted_node: tuple[DaemonNode, Path], spawned: list[str]) 
         assert server.taken() == ([], [])
 
 
+async def test_a_user_namespace_costs_one_helper(counted_node: tuple[DaemonNode, Path], spawned: list[str]) -> None:
+    async with counted(counted_node, spawned) as server:
+        ids = [pb.IdMapping(host_id=100000, container_id=0, length=65536)]
+        user = pb.UserNamespace(mode=pb.NamespaceMode.POD, uids=ids, gids=ids)
+        options = pb.NamespaceOption(pid=pb.NamespaceMode.CONTAINER, userns_options=user)
+        pod = await server.kubelet.run(options=options)
+        assert server.taken()[0] == ["unshare", "bridge", "portmap"]
+        volume = pb.Mount(container_path="/volume", host_path=str(server.node.logs), uid_mappings=ids, gid_mappings=ids)
+        await server.kubelet.create(pod, name="first", options=options, mounts=[volume])
+        assert server.taken() == ([Path(sys.executable).name], []), "the child that looks at volumes, which stays"
+        container = await server.kubelet.create(pod, options=options, mounts=[volume])
+        assert server.taken() == ([], []), "neither its root filesystem nor its volumes need one"
+        await server.kubelet.start(container)
+        spawns, calls = server.taken()
+        assert (spawns, [_verb(call) for call in calls]) == ([], ["run"])
+
+
 def _verb(call: str) -> str:
     words = call.split()
     return next(word for word in words if word in ("run", "exec", "delete", "kill", "state", "create", "start", "list", "update"))

@@ -248,3 +248,13 @@ async def test_what_is_refused_and_what_status_promises(kubelet: Kubelet) -> Non
         await kubelet.create(pod, options=other)
     container = await kubelet.started(pod, name="unset", options=pb.NamespaceOption(pid=CONTAINER))
     assert (await kubelet.output(container, "cat /proc/self/uid_map")).split()[1] == str(UID), "unset means the pod's"
+
+
+async def test_the_hosts_null_device_stays_the_hosts(kubelet: Kubelet) -> None:
+    """crun gives its standard streams to the user it starts; who owns the node's /dev/null could take it from everybody."""
+    null, mode = owner("/dev/null"), os.stat("/dev/null").st_mode
+    for options in (mapped(), pb.NamespaceOption(pid=CONTAINER)):
+        context = pb.LinuxContainerSecurityContext(namespace_options=options, run_as_user=pb.Int64Value(value=1234))
+        container = await kubelet.started(await kubelet.run(options=options), linux=pb.LinuxContainerConfig(security_context=context))
+        await kubelet.exec(container, "chmod 0 /proc/self/fd/0; cat; true")
+        assert (owner("/dev/null"), os.stat("/dev/null").st_mode) == (null, mode)
