@@ -266,8 +266,8 @@ async def test_many_mounts(kubelet: Kubelet, tmp_path: Path) -> None:
 
 async def test_the_kernels_own_file_systems(kubelet: Kubelet) -> None:
     pod = await privileged_pod(kubelet)
-    strong = await kubelet.started(pod, name="strong", linux=privileged())
     plain = await kubelet.started(pod, name="plain")
+    strong = await kubelet.started(pod, name="strong", linux=privileged())  # second: runc makes the pod's sysfs read-only for all
     look = 'awk \'$2 == "/sys" || $2 == "/proc/sys" {print substr($4, 1, 2)}\' /proc/mounts'
     assert (await kubelet.output(plain, look)).split() == ["ro", "ro"]
     assert (await kubelet.output(strong, look)).split() == ["rw"]

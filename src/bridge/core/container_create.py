@@ -20,6 +20,7 @@ from bridge.core import (
     limits,
     mount_places,
     pod_namespaces,
+    privileged_sysfs,
     selinux,
     spec,
     spec_devices,
@@ -74,6 +75,7 @@ class ContainerCreator:
             with trace.span("volumes"):
                 prepared = await volumes.prepare(making)
                 await working_directory.prepare(making, root)
+                await privileged_sysfs.prepare(making)
             with trace.span("spec"):
                 who = await accounts.identify(config, image.config, root, making.bundle, making.labels.mount)
                 inputs = await self._inputs(making, root, who, prepared)

@@ -1,6 +1,6 @@
 """System calls that Python 3.11's ``os`` lacks, through ctypes. Each raises OSError with errno and the paths involved.
 
-Blocking ones (mount, umount2) must be called from a worker thread. Kernel needs: open_tree and move_mount 5.2, pidfd_getfd
+Blocking ones (mount, umount2) must be called from a worker thread. Kernel needs: open_tree, move_mount, fsopen and fspick 5.2, pidfd_getfd
 5.6, mount_setattr 5.12, PIDFD_GET_INFO 6.15 (exit information since then); ENOSYS or ENOTTY reaches the caller, who falls
 back or refuses.
 """
@@ -56,6 +56,10 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
+_SYS_FSOPEN = 430
+_SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
+_SYS_FSPICK = 433
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 _SYS_PIDFD_GETFD = 438
@@ -158,6 +162,26 @@ def move_mount(fd: int, target: str | os.PathLike[str]) -> None:
     """move_mount(2) (Linux ≥ 5.2): attach the detached mount ``fd`` at ``target``."""
     at_fdcwd = -100
     _check(_libc.syscall(_SYS_MOVE_MOUNT, fd, b"", at_fdcwd, _path(target), _MOVE_MOUNT_F_EMPTY_PATH), "move_mount", target)
+
+
+def detached_mount(fstype: str) -> int:
+    """fsopen(2), fsconfig(2), fsmount(2) (Linux ≥ 5.2): a mount of ``fstype`` that is attached nowhere; gone when closed."""
+    context = _check(_libc.syscall(_SYS_FSOPEN, fstype.encode(), 1), "fsopen", fstype)
+    try:
+        _check(_libc.syscall(_SYS_FSCONFIG, context, 6, None, None, 0), "fsconfig", fstype)  # FSCONFIG_CMD_CREATE
+        return _check(_libc.syscall(_SYS_FSMOUNT, context, 1, 0), "fsmount", fstype)
+    finally:
+        os.close(context)
+
+
+def reconfigure(fd: int, flag: str) -> None:
+    """fspick(2), fsconfig(2) (Linux ≥ 5.2): set ``flag``, such as "rw", of the file system behind the mount ``fd``, for all its mounts."""
+    context = _check(_libc.syscall(_SYS_FSPICK, fd, b"", 8 | 1), "fspick")  # FSPICK_EMPTY_PATH, FSPICK_CLOEXEC
+    try:
+        _check(_libc.syscall(_SYS_FSCONFIG, context, 0, flag.encode(), None, 0), "fsconfig")  # FSCONFIG_SET_FLAG
+        _check(_libc.syscall(_SYS_FSCONFIG, context, 7, None, None, 0), "fsconfig")  # FSCONFIG_CMD_RECONFIGURE
+    finally:
+        os.close(context)
 
 
 def syncfs(fd: int) -> None:
