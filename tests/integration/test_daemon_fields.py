@@ -36,6 +36,9 @@ async def test_what_run_pod_sandbox_needs(kubelet: Kubelet) -> None:
     context = pb.LinuxSandboxSecurityContext(namespace_options=namespaces(), run_as_group=pb.Int64Value(value=1))
     linux = pb.LinuxPodSandboxConfig(security_context=context)
     await refused(kubelet.run(config=kubelet.pod_config(linux=linux)), INVALID, "config.linux.security_context.run_as_group")
+    newer = pb.SupplementalGroupsPolicy(7)
+    linux.security_context = pb.LinuxSandboxSecurityContext(namespace_options=namespaces(), supplemental_groups_policy=newer)
+    await refused(kubelet.run(config=kubelet.pod_config(linux=linux)), INVALID, "config.linux.security_context.supplemental_groups_policy")
     for name in ("network", "pid", "ipc"):
         options = pb.NamespaceOption(target_id="x")
         setattr(options, name, pb.NamespaceMode.TARGET)
@@ -43,6 +46,9 @@ async def test_what_run_pod_sandbox_needs(kubelet: Kubelet) -> None:
         field = f"config.linux.security_context.namespace_options.{name}"
         await refused(kubelet.run(config=kubelet.pod_config(linux=linux)), INVALID, field)
     config = kubelet.pod_config(windows=pb.WindowsPodSandboxConfig())
+    assert config.linux is not None
+    assert config.linux.security_context is not None
+    config.linux.security_context.supplemental_groups_policy = pb.SupplementalGroupsPolicy.Strict
     pod = await kubelet.run(config=config)
     assert await kubelet.run(config=config) == pod
     config.hostname = "other"
@@ -97,9 +103,12 @@ def _limits(*hugepages: pb.HugepageLimit) -> pb.LinuxContainerConfig:
     return pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(hugepage_limits=list(hugepages)), security_context=context)
 
 
-async def test_a_container_without_its_linux_half(kubelet: Kubelet) -> None:
+async def test_a_pod_without_a_security_context_and_a_container_without_its_linux_half(kubelet: Kubelet) -> None:
     """Absent is like empty: POD for each namespace, the image's user, no limits, no profile."""
-    pod = await kubelet.run(options=pb.NamespaceOption())
+    config = kubelet.pod_config()
+    assert config.linux is not None
+    config.linux.security_context = None
+    pod = await kubelet.run(config=config)
     container = await kubelet.started(pod, linux=None)
     assert "/pause" in await kubelet.output(container, "ps -o args")
     mounts = Path(f"/proc/{(await kubelet.pod_info(pod))['pid']}/mounts").read_text().splitlines()
