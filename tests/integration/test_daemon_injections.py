@@ -178,13 +178,15 @@ async def test_devices(kubelet: Kubelet, node: DaemonNode, tmp_path: Path) -> No
             await kubelet.create(pod, name="refused", devices=wrong)
 
 
-async def test_devices_of_a_privileged_pod(kubelet: Kubelet) -> None:
-    config = kubelet.pod_config()
+@pytest.mark.parametrize("mapped", [False, True])
+async def test_devices_of_a_privileged_pod(kubelet: Kubelet, mapped: bool) -> None:
+    options = _mapped() if mapped else namespaces()
+    config = kubelet.pod_config(options=options)
     assert config.linux is not None
     assert config.linux.security_context is not None
     config.linux.security_context.privileged = True
     pod = await kubelet.run(config=config)
-    linux = _privileged(kubelet.container_config("x", "x").linux or pb.LinuxContainerConfig())
+    linux = _privileged(kubelet.container_config("x", "x", options=options).linux or pb.LinuxContainerConfig())
     container = await kubelet.started(pod, linux=linux)
     inside = set((await kubelet.output(container, "cd /dev; find . -type c -o -type b")).split())
     left_out = ("./pts/", "./shm/", "./mqueue/", "./fd/", "./console")
@@ -194,14 +196,20 @@ async def test_devices_of_a_privileged_pod(kubelet: Kubelet) -> None:
         if not path.is_symlink() and (path.is_char_device() or path.is_block_device())
     }
     assert {path for path in host if not path.startswith(left_out)} - inside - {"./ptmx"} == set()
-    assert await kubelet.output(container, "mknod /tmp/m c 1 5 && head -c 1 /tmp/m | od -An -tx1") == "00"
+    assert (await kubelet.exec(container, "mknod /tmp/m c 1 5 && head -c 1 /tmp/m")).stdout == (b"" if mapped else b"\0")
+
+
+def _mapped() -> pb.NamespaceOption:
+    """A PID namespace for each container, and a user namespace for the pod."""
+    options = namespaces()
+    ids = [pb.IdMapping(host_id=100000, container_id=0, length=65536)]
+    options.userns_options = pb.UserNamespace(mode=pb.NamespaceMode.POD, uids=ids, gids=ids)
+    return options
 
 
 async def test_devices_in_a_user_namespace(kubelet: Kubelet, node: DaemonNode) -> None:
     """Nobody can make nodes there: runtimes bind-mount those of the same path, and we those of another."""
-    ids = [pb.IdMapping(host_id=100000, container_id=0, length=65536)]
-    options = namespaces()
-    options.userns_options = pb.UserNamespace(mode=pb.NamespaceMode.POD, uids=ids, gids=ids)
+    options = _mapped()
     for name, minor in (("tape0", 90), ("tape1", 91)):
         if not (node.root / name).exists():
             os.mknod(node.root / name, stat.S_IFCHR, os.makedev(240, minor))
