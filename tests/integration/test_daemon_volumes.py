@@ -34,8 +34,8 @@ VOLUME_TIMEOUT = 1.5
 
 @pytest.fixture(scope="module")
 def node(crun_hierarchy: None) -> Iterator[DaemonNode]:
-    """A server that soon gives up a path which doesn't answer."""
-    with daemon_node(runtime=[f"volume_timeout = {VOLUME_TIMEOUT}"]) as made:
+    """A server that soon gives up a path which does not answer, and gives pods little shared memory."""
+    with daemon_node(runtime=[f"volume_timeout = {VOLUME_TIMEOUT}", f"shm_size = {32 << 20}"]) as made:
         anyio.run(warm, made)
         yield made
 
@@ -276,5 +276,5 @@ async def test_the_kernels_own_file_systems(kubelet: Kubelet) -> None:
         assert hierarchies
         assert all(options.split(",")[0] == access for options in hierarchies)
     mounted = await kubelet.output(plain, "df /dev/shm | tail -1 | awk '{print $2}'; grep ' /dev/shm ' /proc/mounts")
-    assert mounted.startswith("65536\n")
+    assert mounted.startswith("32768\n")
     assert "nosuid,nodev,noexec" in mounted

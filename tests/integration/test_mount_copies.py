@@ -72,3 +72,16 @@ async def test_a_failure_attaches_nothing(tmp_path: Path) -> None:
         await mount_copies.attach(tmp_path, tmp_path / "absent")
     assert failure.value.errno == errno.ENOENT
     assert mounts.below(mounts.read_mountinfo(), tmp_path) == []
+
+
+async def test_the_probe_says_what_is_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a kernel where a copy can be attached the probe says yes; where a system call is missing, no, and nothing is left open."""
+    assert mount_copies.available()
+    before = len(os.listdir("/proc/self/fd"))
+
+    def missing(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(syscalls, "mount_setattr", missing)
+    assert not mount_copies.available()
+    assert len(os.listdir("/proc/self/fd")) == before

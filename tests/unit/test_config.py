@@ -10,6 +10,7 @@ from bridge.config import Config, Handler
 from bridge.config_docs import default_toml, entries, markdown, show, tables, toml_value
 from bridge.config_files import load, read
 from bridge.errors import ConfigError
+from bridge.host import facts
 from bridge.host.selinux import Contexts, Mode
 
 
@@ -130,6 +131,18 @@ def test_toml_values(value: object, text: str) -> None:
 def test_committed_page_is_current() -> None:
     page = Path(__file__).parents[2] / "docs" / "config.md"
     assert page.read_text("utf-8") == markdown(), "run: cri-bridge config default --markdown > docs/config.md"
+
+
+def test_options_of_volumes_reach_core() -> None:
+    host = settings_of.Host(facts.gather(), "boot", None)
+    default = settings_of.core(Config(), host)
+    assert (default.create_missing_volumes, default.never_created_volumes, default.shm_bytes) == (True, ("/etc/hostname",), 64 << 20)
+    runtime = {"missing_mount_sources": "refuse", "refused_missing_mount_sources": ["/a"], "shm_size": 1 << 20, "volume_timeout": 3}
+    changed = settings_of.core(Config.model_validate({"runtime": runtime}), host)
+    assert (changed.create_missing_volumes, changed.never_created_volumes, changed.shm_bytes) == (False, ("/a",), 1 << 20)
+    assert changed.volume_timeout == 3
+    with pytest.raises(ValidationError, match="missing_mount_sources"):
+        Config.model_validate({"runtime": {"missing_mount_sources": "maybe"}})
 
 
 def test_selinux_is_used_where_it_can_be_and_demanded_only_when_told() -> None:
