@@ -97,6 +97,27 @@ async def test_a_file_is_no_mount_point_either(tmp_path: Path) -> None:
         await check_mount_points(tmp_path)
 
 
+async def test_cve_2025_4437_an_endless_passwd_is_not_read_to_its_end(root: Path) -> None:
+    """CRI-O read all of an image's passwd into memory, whatever its size."""
+    with (root / "etc/passwd").open("wb") as huge:
+        huge.truncate(1 << 40)
+    with pytest.raises(LimitExceeded, match="/etc/passwd"):
+        await read_accounts(root)
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "../../../../../../dev/zero", "/proc/kmsg"])
+async def test_cve_2024_9676_a_passwd_that_links_to_what_never_ends_is_not_followed_out(root: Path, target: str) -> None:
+    """A library of CRI-O followed an image's link and read until it had no memory left."""
+    (root / "etc/passwd").symlink_to(target)
+    assert (await read_accounts(root))[0] == b""
+
+
+async def test_cve_2024_9676_a_passwd_that_is_a_pipe_keeps_nobody_waiting(root: Path) -> None:
+    os.mkfifo(root / "etc/passwd")
+    with pytest.raises(InvalidRequest, match="/etc/passwd"):
+        await read_accounts(root)
+
+
 _RENAME = """
 import os
 print(flush=True)

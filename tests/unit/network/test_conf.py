@@ -121,3 +121,10 @@ def test_version_order() -> None:
     assert at_least("0.4.0", "0.4.0")
     assert not at_least("0.3.1", "0.4.0")
     assert list(VERSIONS) == sorted(VERSIONS, key=lambda v: [int(part) for part in v.split(".")])
+
+
+@pytest.mark.parametrize("kind", ["../../../bin/sh", "/bin/sh", "..", "a/b", ".", "a\0b"])
+def test_cve_2021_20206_a_plugins_type_is_a_name_and_no_path(kind: str) -> None:
+    """A type with a path in it had any program of the host run as root."""
+    with pytest.raises(ConfigError, match=r"plugins\[0\]\.type .* is not a file name"):
+        parse(network(plugins=[{"type": kind}]))
