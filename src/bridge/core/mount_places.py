@@ -15,7 +15,7 @@ from anyio.to_thread import run_sync
 
 from bridge.core.model import ContainerConfig
 from bridge.errors import InvalidRequest
-from bridge.host import mounts, rootfs
+from bridge.host import mounts, rootfs_dirs
 from bridge.host.lookups import Found
 
 _WITHIN_PROC = frozenset(
@@ -41,15 +41,19 @@ async def check_links(config: ContainerConfig, root: Path) -> None:
     """The same for places that links of the image at ``root`` lead to. Raises InvalidRequest naming the field."""
     if not config.mounts:
         return
-    for index, (place, leads_to) in enumerate(await run_sync(_leading, config, root)):
-        _outside_proc(place, leads_to, _field(index))
+    await run_sync(_check_links, config, root)
+
+
+def _check_links(config: ContainerConfig, root: Path) -> None:
+    for index, mount in enumerate(config.mounts):
+        place, field = _normal(mount.container_path), _field(index)
+        try:
+            leads_to = rootfs_dirs.follow_here(root, place)
+        except InvalidRequest as exc:
+            raise InvalidRequest(exc.message, field=field) from exc
+        _outside_proc(place, leads_to, field)
         if leads_to != place and leads_to in (*_KINDS, "/dev/pts"):
-            raise InvalidRequest(f"{place} is a link to {leads_to} in the image", field=_field(index))
-
-
-def _leading(config: ContainerConfig, root: Path) -> list[tuple[str, str]]:
-    places = [_normal(mount.container_path) for mount in config.mounts]
-    return [(place, rootfs.resolve(root, place)) for place in places]
+            raise InvalidRequest(f"{place} is a link to {leads_to} in the image", field=field)
 
 
 def _outside_proc(place: str, leads_to: str, field: str) -> None:

@@ -29,7 +29,6 @@ class AccountFile:
 
 
 _MOUNT_POINTS = ("dev", "proc", "sys")
-_MAX_LINKS = 40
 MAX_ACCOUNT_FILE = 4 << 20
 """Bytes of an /etc/passwd or /etc/group that we read; larger ones are refused."""
 
@@ -96,33 +95,6 @@ def _translated(exc: OSError, name: str) -> Denied | HostError | InvalidRequest:
     if exc.errno in (errno.EACCES, errno.EPERM):
         return Denied(f"{name}: {os.strerror(exc.errno)}")
     return HostError(f"can't read {name}: {exc.strerror}", errno=exc.errno)
-
-
-def resolve(root: Path, path: str) -> str:
-    """Where the absolute ``path`` leads as seen from ``root`` as "/", also if nothing is there. Blocking.
-
-    For a root that nobody changes meanwhile. Raises InvalidRequest for links without end.
-    """
-    todo, done, links = path.split("/")[::-1], list[str](), 0
-    while todo:
-        name = todo.pop()
-        if name in ("", "."):
-            continue
-        if name == "..":
-            del done[-1:]
-            continue
-        try:
-            target = os.readlink(root.joinpath(*done, name))
-        except OSError:  # no link, or nothing there
-            done.append(name)
-            continue
-        links += 1
-        if links > _MAX_LINKS:
-            raise InvalidRequest(f"{path} in the image leads through links without end")
-        if target.startswith("/"):
-            done.clear()
-        todo += target.split("/")[::-1]
-    return "/" + "/".join(done)
 
 
 async def check_mount_points(root: Path) -> None:

@@ -30,7 +30,12 @@ async def follow(root: Path, path: str) -> str:
 
     Raises InvalidRequest for a loop of links, HostError.
     """
-    return await anyio.to_thread.run_sync(_within, root, path, _follow)
+    return await anyio.to_thread.run_sync(follow_here, root, path)
+
+
+def follow_here(root: Path, path: str) -> str:
+    """``follow`` in the calling thread. Blocks."""
+    return _within(root, path, _follow)
 
 
 async def make(root: Path, path: str) -> None:
