@@ -39,7 +39,9 @@ def listed(check: Check) -> Check:
 
 
 def text(value: Any, where: str) -> str:
-    """A string."""
+    """A string; a whole number is taken for one, as in ``name: 0`` of a YAML file, which the reference implementation takes too."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     if not isinstance(value, str):
         raise SpecFault(f"{where}: must be a string")
     return value

@@ -94,7 +94,9 @@ EDITS = "devices.0.containerEdits"
 BAD = [
     ("cdiVersion", None, "cdiVersion: is missing"),
     ("cdiVersion", "2.0.0", "cdiVersion: '2.0.0' is none of"),
-    ("cdiVersion", 1, "cdiVersion: must be a string"),
+    ("cdiVersion", 1, "cdiVersion: '1' is none of"),
+    ("cdiVersion", 0.5, "cdiVersion: must be a string"),
+    ("kind", True, "kind: must be a string"),
     ("kind", None, "kind: is missing"),
     ("kind", "vendor", "kind: 'vendor' is not of the form"),
     ("kind", "vendor.com/a/b", "kind: "),

@@ -28,6 +28,8 @@ devices:
     - path: /dev/gpu0
       fileMode: 0660
       uid: 0
+- name: 1
+  containerEdits: {env: [GPU=1]}
 - name: all
   containerEdits: &edits
     env: [GPU=all]
@@ -46,6 +48,7 @@ def test_a_spec() -> None:
     spec = parse(Path("/etc/cdi/nvidia.yaml"), 0, SPEC.encode())
     assert spec.kind == "vendor.com/gpu"
     assert spec.devices["0"].nodes == ({"path": "/dev/gpu0", "fileMode": 0o660, "uid": 0},)
+    assert spec.devices["1"].env == ("GPU=1",)
     assert spec.devices["all"].env == spec.devices["every"].env == ("GPU=all",)
     assert spec.edits.hooks[0]["args"] == ["nvidia-cdi-hook", "update-ldcache"]
 
