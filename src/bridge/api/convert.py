@@ -176,6 +176,8 @@ def _mount(value: model.MountRequest, image_id: str) -> pb.Mount:
         readonly=value.readonly,
         selinux_relabel=value.selinux_relabel,
         propagation=pb.MountPropagation[value.propagation],
+        uid_mappings=parts.mapping_messages(value.uid_mappings),
+        gid_mappings=parts.mapping_messages(value.gid_mappings),
         recursive_read_only=value.recursive_read_only,
         image=None if image is None else parts.image_spec_message(image),
         image_sub_path=value.image_sub_path,

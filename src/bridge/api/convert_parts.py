@@ -104,11 +104,12 @@ def namespaces_message(options: model.NamespaceOptions) -> pb.NamespaceOption:
         target_id=options.target_id,
         userns_options=None
         if user is None
-        else pb.UserNamespace(mode=pb.NamespaceMode[user.mode], uids=_mapping_messages(user.uids), gids=_mapping_messages(user.gids)),
+        else pb.UserNamespace(mode=pb.NamespaceMode[user.mode], uids=mapping_messages(user.uids), gids=mapping_messages(user.gids)),
     )
 
 
-def _mapping_messages(mappings: Sequence[model.IDMapping]) -> list[pb.IdMapping]:
+def mapping_messages(mappings: Sequence[model.IDMapping]) -> list[pb.IdMapping]:
+    """Ranges as a status reports them."""
     return [pb.IdMapping(host_id=one.host_id, container_id=one.container_id, length=one.length) for one in mappings]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.core.entities import Sandbox, User
-from bridge.core.model import ContainerConfig, IDMapping, NamespaceMode, NamespaceOptions, PodConfig, UserNamespace
+from bridge.core.model import ContainerConfig, IDMapping, MountPropagation, NamespaceMode, NamespaceOptions, PodConfig, UserNamespace
 from bridge.errors import InvalidRequest, Unsupported
 from bridge.host import sysctls
 from bridge.host.user_namespaces import IdMaps, IdRange
@@ -89,6 +89,10 @@ def check_container(config: ContainerConfig, sandbox: Sandbox) -> None:
             raise InvalidRequest(f"NODE contradicts the pod's, which is {of_pod}", field=f"{_OPTIONS}.{name}")
     if wanted.user is not None and _mapped(wanted.user) != _mapped(pod.user):
         raise InvalidRequest("differs from the pod's, which its containers share", field=_USER)
+    for index, mount in enumerate(config.mounts):
+        if mount.propagation is MountPropagation.BIDIRECTIONAL and _mapped(pod.user) is not None:
+            why = f"{mount.propagation} is not possible: nothing mounted in a user namespace spreads to the node"
+            raise InvalidRequest(why, field=f"config.mounts[{index}].propagation")
 
 
 def _mapped(user: UserNamespace | None) -> UserNamespace | None:

@@ -9,10 +9,12 @@ import posixpath
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from bridge.core import pod_namespaces
 from bridge.core.model import MountPropagation, MountRequest, NamespaceMode
 from bridge.core.spec_inputs import ContainerInputs, Volume
 from bridge.errors import InvalidRequest
 
+_TTY = 5  # the group of terminals, by convention
 _KERNEL_TREES = ("/dev", "/proc", "/sys")
 
 Mount = dict[str, Any]
@@ -28,7 +30,7 @@ def build(inputs: ContainerInputs) -> tuple[list[Mount], str]:
     pairs = zip(config.mounts, inputs.volumes, strict=True)
     mounts: list[Mount] = [_requested(index, request, volume) for index, (request, volume) in enumerate(pairs)]
     mounts = [*_yielding(inputs.added_mounts, mounts), *mounts]
-    mounts = [*_yielding([*kernel_mounts(config.security.privileged), *_pod_mounts(inputs)], mounts), *mounts]
+    mounts = [*_yielding([*kernel_mounts(config.security.privileged, _terminal_group(inputs)), *_pod_mounts(inputs)], mounts), *mounts]
     return ordered(mounts), _rootfs_propagation(config.mounts)
 
 
@@ -47,13 +49,21 @@ def _below_taken_tree(destination: str, taken: set[str]) -> bool:
     return any(tree in taken and destination.startswith(tree + "/") for tree in _KERNEL_TREES)
 
 
-def kernel_mounts(privileged: bool) -> list[Mount]:
-    """/proc, /dev, /dev/pts, /dev/mqueue, /sys and /sys/fs/cgroup; the last two read-only unless privileged."""
-    access = "rw" if privileged else "ro"
+def _terminal_group(inputs: ContainerInputs) -> bool:
+    user = pod_namespaces.user_namespace(inputs.sandbox.config)
+    return user is None or user.gids[0].length > _TTY
+
+
+def kernel_mounts(privileged: bool, terminal_group: bool = True) -> list[Mount]:
+    """/proc, /dev, /dev/pts, /dev/mqueue, /sys and /sys/fs/cgroup; the last two read-only unless privileged.
+
+    Terminals are of group tty where ``terminal_group`` says that there is one; a small user namespace has none.
+    """
+    access, group = "rw" if privileged else "ro", [f"gid={_TTY}"] if terminal_group else []
     return [
         _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
         _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
-        _mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+        _mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *group),
         _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
         _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", access),
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", access),

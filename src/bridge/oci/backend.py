@@ -78,5 +78,5 @@ async def open_backend(settings: OciSettings, context: HostContext) -> AsyncIter
     await to_thread.run_sync(_make_directories, settings, context)
     cli = OciCli(settings)
     name = f"probe-{settings.handler}"
-    found = await probe(cli, cache=context.state_root / f"{name}.json", scratch=Path(context.cache_dir) / name)
+    found = await probe(cli, cache=context.state_root / f"{name}.json", scratch=Path(context.cache_dir) / name, bundles=context.run_root)
     yield OciBackend(OciRuntime(cli, context, found.exec_cgroup), found.features)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,19 +109,23 @@ def exec_cgroup_style(help_text: str) -> ExecCgroup:
     return ExecCgroup.CONTROLLER if "<controller>" in help_text else ExecCgroup.PATH
 
 
-async def probe(cli: OciCli, *, cache: Path, scratch: Path) -> Findings:
-    """Probe the runtime of ``cli``. Raises Unsupported, RuntimeFailed or HostError with the reason why it can't be used here."""
-    identity = await to_thread.run_sync(_identity, cli)
+async def probe(cli: OciCli, *, cache: Path, scratch: Path, bundles: Path = Path("/")) -> Findings:
+    """Probe the runtime of ``cli``, whose bundles will lie below ``bundles``.
+
+    Raises Unsupported, RuntimeFailed or HostError with the reason why it can't be used here.
+    """
+    closed = await to_thread.run_sync(_closed, scratch.parent, bundles)
+    identity = {**await to_thread.run_sync(_identity, cli), "closed": closed}
     known = await to_thread.run_sync(_load, cache, identity)
     if known is not None:
         return known
-    findings = await _probe(cli, scratch)
+    findings = await _probe(cli, scratch, closed)
     await to_thread.run_sync(_save, cache, identity, findings)
     _logger.info("handler %s: %s at %s", cli.settings.handler, findings.features.version, cli.settings.path)
     return findings
 
 
-async def _probe(cli: OciCli, scratch: Path) -> Findings:
+async def _probe(cli: OciCli, scratch: Path, closed: Sequence[str]) -> Findings:
     facts = await to_thread.run_sync(KernelFacts.read)
     if cli.settings.systemd_cgroup and not facts.systemd:
         raise Unsupported("its cgroup driver is systemd, but systemd does not run this host: set runtime.cgroup_driver to cgroupfs")
@@ -132,8 +137,19 @@ async def _probe(cli: OciCli, scratch: Path) -> Findings:
     verified = await trial(cli, scratch, seccomp=seccomp, timeout=cli.settings.timeouts.probe)
     abilities = judge(said, facts, verified=verified)
     if facts.user_namespaces:
-        abilities[Ability.USER_NAMESPACES] = await _user_namespaces(cli, scratch, seccomp)
+        abilities[Ability.USER_NAMESPACES] = _no_way(closed) if closed else await _user_namespaces(cli, scratch, seccomp)
     return Findings(RuntimeFeatures(said.version, str(cli.settings.path), abilities), style)
+
+
+def _closed(*paths: Path) -> list[str]:
+    """Directories at and above ``paths`` that not everybody may pass: root of a user namespace is anybody. Blocks."""
+    found = dict.fromkeys(directory for path in paths for directory in (path, *path.parents))
+    return [str(directory) for directory in found if directory.exists() and not directory.stat().st_mode & stat.S_IXOTH]
+
+
+def _no_way(closed: Sequence[str]) -> Feature:
+    why = f"root of a user namespace can't pass {', '.join(closed)}: chmod o+x"
+    return Feature(Support.UNSUPPORTED, why)
 
 
 async def _user_namespaces(cli: OciCli, scratch: Path, seccomp: bool) -> Feature:

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from bridge.core import pod_namespaces
+from bridge.core import pod_namespaces, spec_mounts
 from bridge.core.entities import Sandbox, User
 from bridge.core.model import (
     ContainerConfig,
     ContainerSecurity,
     IDMapping,
+    MountPropagation,
+    MountRequest,
     NamespaceMode,
     NamespaceOptions,
     PodConfig,
@@ -185,3 +187,22 @@ def test_who_may_ping() -> None:
 def test_every_refusal_is_the_clients_to_mend() -> None:
     with pytest.raises(BridgeError, match="TARGET is for containers only"):
         check(pod(None, pid=TARGET))
+
+
+def test_nothing_spreads_from_a_user_namespace() -> None:
+    asked = MountRequest("/data", "/vol", propagation=MountPropagation.BIDIRECTIONAL)
+    pod_namespaces.check_container(spec_cases.config(mounts=(asked,)), sandbox(pod(None)))
+    with pytest.raises(InvalidRequest) as caught:
+        pod_namespaces.check_container(spec_cases.config(mounts=(MountRequest("/a", "/b"), asked)), sandbox())
+    assert caught.value.field == "config.mounts[1].propagation"
+
+
+def test_a_small_namespace_has_no_group_of_terminals() -> None:
+    small = UserNamespace(POD, (ONE,), (dataclasses.replace(GROUPS, length=5),))
+    for user, there in ((small, False), (MAPPED, True), (None, True)):
+        (terminals,) = [each for each in _mounts(sandbox(pod(user))) if each["destination"] == "/dev/pts"]
+        assert ("gid=5" in terminals["options"]) is there
+
+
+def _mounts(of: Sandbox) -> list[dict[str, Any]]:
+    return spec_mounts.build(spec_cases.inputs(sandbox=of))[0]

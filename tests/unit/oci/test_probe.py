@@ -5,6 +5,7 @@ import os
 import shlex
 import struct
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,19 @@ async def test_the_systemd_driver_without_systemd(tmp_path: Path) -> None:
     cli = OciCli(OciSettings(handler="x", path=fake.path, root=tmp_path, systemd_cgroup=True))
     with pytest.raises(Unsupported, match=r"set runtime\.cgroup_driver to cgroupfs"):
         await probe(cli, cache=tmp_path / "kept", scratch=tmp_path / "scratch")
+
+
+async def test_a_directory_that_root_of_a_user_namespace_can_not_pass_is_named() -> None:
+    with tempfile.TemporaryDirectory() as name:  # mode 0700, as pytest's own, whose parents are closed too
+        root = Path(name)
+        fake = FakeRuntime(root)
+        found = await probe(fake.cli, cache=root / "kept", scratch=root / "cache" / "scratch", bundles=root)
+        feature = found.features.abilities[Ability.USER_NAMESPACES]
+        assert (feature.support, feature.detail.partition(":")[0]) == (
+            Support.UNSUPPORTED,
+            f"root of a user namespace can't pass {root}",
+        )
+        assert fake.verbs().count("run") == 1
+        root.chmod(0o711)
+        await probe(fake.cli, cache=root / "kept", scratch=root / "cache" / "scratch", bundles=root)
+        assert fake.verbs().count("run") > 1, "asked anew once it is open"
