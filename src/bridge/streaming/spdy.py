@@ -98,6 +98,11 @@ class SpdyMachine:
         self._out.clear()
         return out
 
+    @property
+    def pending(self) -> int:
+        """Bytes that ``to_send`` would give."""
+        return len(self._out)
+
     def _data(self, frame: Data, events: list[Event]) -> None:
         stream = self._streams.get(frame.stream)
         if stream is None or not stream.remote_open:

@@ -1,0 +1,279 @@
+"""A SPDY connection with tasks: one receives, one sends, and channels between them and whoever serves the streams.
+
+Nothing here grows with what a peer does or fails to do. What came and was not read is bounded by STREAM_HIGH a stream and
+SESSION_HIGH in all: beyond either, the socket is not read (spdystream heeds nothing finer). What is to be sent is bounded by
+SEND_HIGH: beyond it, ``write`` waits. Receiving never waits for sending, so two sides that both write can't lock each other out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import anyio
+
+from bridge import log
+from bridge.streaming.channels import ConnectionLost
+from bridge.streaming.spdy import Limits, SpdyMachine
+from bridge.streaming.spdy_events import DataReceived, Event, GoneAway, StreamOpened, StreamReset, WindowGrew
+from bridge.streaming.spdy_frames import Reset, SpdyError
+from bridge.streaming.transport import Wire
+
+_logger = log.get("streaming.spdy")
+STREAM_HIGH = 256 << 10
+SESSION_HIGH = 4 << 20
+SEND_HIGH = 256 << 10
+_PIECE = 64 << 10
+_GOODBYE_SECONDS = 5.0
+
+
+class SpdyChannel:
+    """One stream (bridge.streaming.channels.Channel). ``headers`` are those of its opening."""
+
+    def __init__(self, session: SpdySession, number: int, headers: Mapping[str, str]) -> None:
+        self._session = session
+        self.number = number
+        self.headers = headers
+        self._came: deque[bytes] = deque()
+        self.unread = 0
+        self._ended = False
+        self._news = anyio.Event()
+        self._closed = False
+
+    def feed(self, data: bytes, end: bool) -> None:
+        """Data from the peer; ``end``: no more will come (also: it gave the stream up)."""
+        if data:
+            self._came.append(data)
+            self.unread += len(data)
+        self._ended |= end
+        self.wake()
+        self._settle()
+
+    def wake(self) -> None:
+        """Have whoever waits look again."""
+        self._news.set()
+        self._news = anyio.Event()
+
+    def _settle(self) -> None:
+        if self._closed and self._ended and not self._came:
+            self._session.forget(self)
+
+    async def read(self) -> bytes:
+        """See Channel."""
+        while not self._came:
+            if self._ended:
+                return b""
+            self._session.check()
+            await self._news.wait()
+        size, parts = 0, []
+        while self._came and size < _PIECE:
+            parts.append(self._came.popleft())
+            size += len(parts[-1])
+        self.unread -= size
+        self._session.used(self, size)
+        self._settle()
+        return b"".join(parts)
+
+    async def write(self, data: bytes) -> None:
+        """See Channel."""
+        view = memoryview(data)
+        machine = self._session.machine
+        while len(view):
+            self._session.check()
+            if self._closed or not machine.is_open(self.number):
+                return
+            room = min(machine.room(self.number), _PIECE)
+            if room == 0:
+                await self._news.wait()
+                continue
+            machine.send(self.number, bytes(view[:room]))
+            view = view[room:]
+            await self._session.send()
+
+    async def close(self) -> None:
+        """See Channel."""
+        if not self._closed:
+            self._closed = True
+            self._session.machine.send(self.number, b"", end=True)
+            self._session.flush_soon()
+            self._settle()
+
+    def reset(self, status: Reset = Reset.CANCEL) -> None:
+        """Give it up in both directions."""
+        self._closed = True
+        self._session.forget(self)
+        self._session.machine.reset(self.number, status)
+        self._session.flush_soon()
+        self.feed(b"", end=True)
+
+
+class SpdySession:
+    """See the module docstring. Made by ``spdy_session``; ``accept`` gives the streams that the peer opens."""
+
+    def __init__(self, wire: Wire, machine: SpdyMachine) -> None:
+        self.machine = machine
+        self._wire = wire
+        self._channels: dict[int, SpdyChannel] = {}
+        self._opened: deque[SpdyChannel] = deque()
+        self._full: set[int] = set()
+        self._unread = 0
+        self._lost = False
+        self._arrived, self._dirty, self._sent, self._room = anyio.Event(), anyio.Event(), anyio.Event(), anyio.Event()
+
+    def check(self) -> None:
+        """Raise ConnectionLost once the connection is gone."""
+        if self._lost:
+            raise ConnectionLost("the client's connection is gone")
+
+    async def accept(self) -> SpdyChannel:
+        """The next stream that the peer opens, answered already. Raises ConnectionLost."""
+        while not self._opened:
+            self.check()
+            await self._arrived.wait()
+        return self._opened.popleft()
+
+    def used(self, channel: SpdyChannel, amount: int) -> None:
+        """``amount`` bytes that came on ``channel`` were read."""
+        self._unread -= amount
+        if channel.unread < STREAM_HIGH:
+            self._full.discard(channel.number)
+        self.machine.consumed(channel.number, amount)
+        if self.machine.pending:
+            self.flush_soon()
+        self._room.set()
+
+    def forget(self, channel: SpdyChannel) -> None:
+        """``channel`` is given up: what it holds counts no more."""
+        if self._channels.pop(channel.number, None) is not None:
+            self._unread -= channel.unread
+            channel.unread = 0
+            self._full.discard(channel.number)
+            self._room.set()
+
+    @property
+    def streams(self) -> int:
+        """How many streams are open, or hold something unread."""
+        return len(self._channels)
+
+    def flush_soon(self) -> None:
+        """Have what the machine wants to say sent."""
+        self._dirty.set()
+
+    async def send(self) -> None:
+        """Have it sent, and wait while too much is waiting. Raises ConnectionLost."""
+        self._dirty.set()
+        while self.machine.pending >= SEND_HIGH:
+            self.check()
+            await self._sent.wait()
+
+    async def drain(self) -> None:
+        """Wait until everything is with the socket. Raises ConnectionLost."""
+        self._dirty.set()
+        while self.machine.pending:
+            self.check()
+            await self._sent.wait()
+
+    async def send_for_ever(self) -> None:
+        """Send what the machine wants to say, until the connection is lost."""
+        while True:
+            await self._dirty.wait()
+            self._dirty = anyio.Event()
+            while data := self.machine.to_send():
+                try:
+                    await self._wire.send(data)
+                except ConnectionLost:
+                    self.lose()
+                    return
+                self._sent.set()
+                self._sent = anyio.Event()
+
+    async def receive_for_ever(self) -> None:
+        """Take what the peer sends, until it ends or breaks the rules."""
+        while not self._lost:
+            while self._unread >= SESSION_HIGH or self._full:
+                self._room = anyio.Event()
+                await self._room.wait()
+            data = await self._wire.receive()
+            if not data:
+                break
+            try:
+                events = self.machine.receive(data)
+            except SpdyError as exc:
+                _logger.info("a client broke the SPDY protocol: %s", exc)
+                with anyio.move_on_after(_GOODBYE_SECONDS):
+                    await self.drain()
+                break
+            for event in events:
+                self._take(event)
+            if self.machine.pending:
+                self.flush_soon()
+        self.lose()
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case StreamOpened():
+                channel = SpdyChannel(self, event.stream, event.headers)
+                channel.feed(b"", event.end)
+                self._channels[event.stream] = channel
+                self.machine.reply(event.stream)
+                self._opened.append(channel)
+                self._arrived.set()
+                self._arrived = anyio.Event()
+            case DataReceived():
+                if (known := self._channels.get(event.stream)) is not None:
+                    self._unread += len(event.data)
+                    known.feed(event.data, event.end)
+                    if known.unread >= STREAM_HIGH:
+                        self._full.add(event.stream)
+            case StreamReset():
+                if (known := self._channels.get(event.stream)) is not None:
+                    known.feed(b"", end=True)
+            case WindowGrew():
+                for known in self._channels.values():
+                    known.wake()
+            case GoneAway():
+                pass  # it opens no more; what is open goes on
+
+    def lose(self) -> None:
+        """The connection is gone: wake everyone who waits for it."""
+        self._lost = True
+        for event in (self._arrived, self._sent, self._room):
+            event.set()
+        for channel in self._channels.values():
+            channel.wake()
+
+
+@asynccontextmanager
+async def spdy_session(wire: Wire, limits: Limits | None = None, *, client: bool = False) -> AsyncIterator[SpdySession]:
+    """A session on ``wire`` while the block runs. The block is cancelled when the connection is lost; its own errors pass through."""
+    session = SpdySession(wire, SpdyMachine(client=client, limits=limits or Limits()))
+    failure: BaseException | None = None
+    async with anyio.create_task_group() as group:
+
+        async def until_lost(work: Callable[[], Awaitable[None]]) -> None:
+            await work()
+            group.cancel_scope.cancel()
+
+        group.start_soon(until_lost, session.send_for_ever, name="spdy send")
+        group.start_soon(until_lost, session.receive_for_ever, name="spdy receive")
+        try:
+            yield session
+        except ConnectionLost:
+            pass
+        except Exception as exc:  # noqa: BLE001 - the caller's own, raised again below: the group would wrap it
+            failure = exc
+        finally:
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + _GOODBYE_SECONDS):
+                session.machine.go_away()
+                await _say_goodbye(session)
+            group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _say_goodbye(session: SpdySession) -> None:
+    try:
+        await session.drain()
+    except ConnectionLost:
+        return
