@@ -85,14 +85,14 @@ class Lookups:
             raise HostError(f"{path!r} can't be a path", errno=errno.ENAMETOOLONG)
         self._refuse_known(path)
         question = bytes([lookup_child.MAKE * make + lookup_child.KEEP * keep]) + name
-        with anyio.move_on_after(timeout):
+        with anyio.move_on_after(timeout) as scope:
             child = await self._borrow()
             answer = None
             try:
                 answer = await _ask(child, question, path)
             finally:
                 if answer is None:
-                    self._give_up(child, path)
+                    self._give_up(child, path, missed=scope.cancel_called)
                 else:
                     self._give_back(child)
             return _found(path, *answer)
@@ -112,15 +112,22 @@ class Lookups:
 
     async def _borrow(self) -> Attendant:
         loop = asyncio.get_running_loop()
-        while not self._free:
+        while (child := self._idle_one()) is None:
             if not self._busy or loop.time() - max(self._busy.values()) > _PATIENCE:
-                self._free.append(self._start())
+                child = self._start()
                 break
             with anyio.move_on_after(_PATIENCE):
                 await self._freed.wait()
-        child = self._free.pop()
         self._busy[child] = loop.time()
         return child
+
+    def _idle_one(self) -> Attendant | None:
+        while self._free:
+            child = self._free.pop()
+            if not child.exited.is_set():  # else somebody killed it
+                return child
+            child.dismiss()
+        return None
 
     def _start(self) -> Attendant:
         if not self._owned:
@@ -148,15 +155,16 @@ class Lookups:
         self._leaving[child] = ""
         child.dismiss()
 
-    def _give_up(self, child: Attendant, path: str) -> None:
-        """Its answer is still out, so it can't serve anyone else."""
+    def _give_up(self, child: Attendant, path: str, *, missed: bool) -> None:
+        """Its answer is still out, so it can't serve anyone else. The path is to blame if the deadline was ``missed``, else not yet."""
         del self._busy[child]
-        self._leaving[child] = path
+        self._leaving[child] = path if missed else ""
         child.kill()
         asyncio.get_running_loop().call_later(_KILL_SECONDS, self._report, child, path)
 
     def _report(self, child: Attendant, path: str) -> None:
         if not child.exited.is_set():
+            self._leaving[child] = path
             self._given_up += 1
             _logger.warning("the process %d that looks at %s is stuck in the kernel: it was killed and is given up", child.pid, path)
 
