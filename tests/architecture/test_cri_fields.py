@@ -15,6 +15,7 @@ import pytest
 from bridge._proto.message_pool import default_message_pool
 from bridge._proto.runtime import v1 as pb
 from bridge.api.wiretypes import fields_of
+from bridge.config import Config
 
 TESTS = Path(__file__).parents[1]
 PAGE = TESTS.parent / "docs" / "cri-fields.md"
@@ -113,6 +114,13 @@ def functions(path: Path) -> frozenset[str]:
 
 def test_every_field_has_its_row_and_every_row_its_field_and_tests() -> None:
     assert problems(PAGE.read_text("utf-8")) == []
+
+
+def test_options_that_the_page_names_exist() -> None:
+    sections = Config().model_dump()
+    named = re.findall(rf"`({'|'.join(sections)})\.(\w+)", PAGE.read_text("utf-8"))
+    assert len(named) > 5
+    assert [f"{section}.{key}" for section, key in named if key not in sections[section]] == []
 
 
 TEST = "`unit/x.py::test_terminal`"
