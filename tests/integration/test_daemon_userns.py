@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import tarfile
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from grpclib.const import Status
 from bridge._proto.bridge.admin import v1 as admin
 from bridge._proto.runtime import v1 as pb
 from bridge.client import CriError, connect
-from bridge.testing.images import Entry, Layout, busybox_layer, tar
+from bridge.testing.images import Entry, Layout, busybox_layer, symlink, tar
 from tests.integration.daemon_fixtures import handler, kubelet, node, own_node
-from tests.integration.daemon_node import DaemonNode, Kubelet
+from tests.integration.daemon_node import DaemonNode, Kubelet, log_lines
 
 __all__ = ["handler", "kubelet", "node", "own_node"]
 pytestmark = pytest.mark.root
@@ -27,6 +28,7 @@ UID, GID, LENGTH = 100000, 300000, 65536
 UIDS = [pb.IdMapping(host_id=UID, container_id=0, length=LENGTH)]
 GIDS = [pb.IdMapping(host_id=GID, container_id=0, length=LENGTH)]
 MANY = "localhost/many-layers:latest"
+FILE_CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0).decode()  # VFS_CAP_REVISION_2, effective; CAP_NET_BIND_SERVICE
 
 
 def mapped(*, pid: pb.NamespaceMode = CONTAINER) -> pb.NamespaceOption:
@@ -46,6 +48,8 @@ async def import_many(node: DaemonNode) -> None:
     layout.mkdir()
     files = [Entry("srv/app", type=tarfile.DIRTYPE, mode=0o750, uid=1234, gid=5678), Entry("srv/app/file", b"x", uid=1234, gid=5678)]
     files += [Entry("srv/far", b"x", uid=LENGTH + 1, gid=0), Entry("srv/su", b"x", mode=0o4755)]
+    busybox, may_bind = Path("/bin/busybox").read_bytes(), {"SCHILY.xattr.security.capability": FILE_CAPABILITY}
+    files += [Entry("bin/capable", busybox, mode=0o755, pax=may_bind), symlink("srv/grep", "/bin/capable")]
     layers = [busybox_layer(Path("/bin/busybox")), tar(files)]
     layers += [tar([Entry(f"var/{number}", b"", uid=number, gid=number)]) for number in range(120)]
     with Layout(layout) as image:
@@ -122,6 +126,7 @@ async def test_an_image_of_many_layers_and_owners(kubelet: Kubelet, node: Daemon
     assert await out(mine, "id -u; id -g") == "1234\n5678"
     assert await out(mine, "stat -c %u:%g /srv/app /srv/app/file /var/119 /srv/su") == "1234:5678\n1234:5678\n119:119\n0:0"
     assert await out(mine, "stat -c %u /srv/far") == "65534", "an id that the mapping does not reach is nobody's"
+    assert "CapEff:\t0000000000000400" in await out(mine, "/srv/grep Cap /proc/self/status"), "file capabilities count"
     await out(mine, "echo more >> /srv/app/file; touch /srv/app/new")
     upper = node.root / "state/images/snapshots" / mine / "upper"
     assert owner(upper / "srv/app/file") == owner(upper / "srv/app/new") == (UID + 1234, GID + 5678)
@@ -258,3 +263,20 @@ async def test_the_hosts_null_device_stays_the_hosts(kubelet: Kubelet) -> None:
         container = await kubelet.started(await kubelet.run(options=options), linux=pb.LinuxContainerConfig(security_context=context))
         await kubelet.exec(container, "chmod 0 /proc/self/fd/0; cat; true")
         assert (owner("/dev/null"), os.stat("/dev/null").st_mode) == (null, mode)
+
+
+async def test_users_and_terminals(kubelet: Kubelet) -> None:
+    pod = await kubelet.run(options=mapped())
+    context = pb.LinuxContainerSecurityContext(
+        namespace_options=mapped(), run_as_user=pb.Int64Value(value=4321), supplemental_groups=[88, 99]
+    )
+    linux = pb.LinuxContainerConfig(security_context=context)
+    one = await kubelet.started(pod, linux=linux, working_dir="/made/here")
+    assert await kubelet.output(one, "id -u; id -G; pwd") == "4321\n0 88 99\n/made/here"
+    assert await kubelet.output(one, "stat -c %u:%g /etc/passwd /made/here; tail -n 1 /etc/passwd | cut -d: -f1") == "0:0\n0:0\n4321"
+    await kubelet.started(pod, "tty; stat -c %u:%g $(tty); exec sleep 1000", name="tty", tty=True, linux=linux, log_path="tty.log")
+    path = Path(kubelet.configs[pod].log_directory) / "tty.log"
+    with anyio.fail_after(10):
+        while len(lines := log_lines(path)) < 2:
+            await anyio.sleep(0.02)
+    assert [line.split()[-1] for line in lines] == ["/dev/pts/0", "4321:5"]
