@@ -7,9 +7,10 @@ import socket
 
 import anyio
 import pytest
+from grpclib.const import Status
 
 from bridge._proto.runtime import v1 as pb
-from bridge.client import CriError, Status
+from bridge.client import CriError
 from tests.integration.daemon_fixtures import handler, kubelet, node
 from tests.integration.daemon_node import Kubelet, processes
 
@@ -19,8 +20,10 @@ pytestmark = pytest.mark.root
 POD, CONTAINER, NODE, TARGET = pb.NamespaceMode.POD, pb.NamespaceMode.CONTAINER, pb.NamespaceMode.NODE, pb.NamespaceMode.TARGET
 
 
-def options(**modes: pb.NamespaceMode) -> pb.NamespaceOption:
-    return pb.NamespaceOption(**{"pid": CONTAINER, **modes})
+def options(
+    *, pid: pb.NamespaceMode = CONTAINER, network: pb.NamespaceMode = POD, ipc: pb.NamespaceMode = POD, target_id: str = ""
+) -> pb.NamespaceOption:
+    return pb.NamespaceOption(network=network, pid=pid, ipc=ipc, target_id=target_id)
 
 
 async def seen(kubelet: Kubelet, container: str) -> dict[str, str]:
@@ -48,7 +51,7 @@ async def test_namespaces_of_the_node(kubelet: Kubelet) -> None:
 
 async def test_each_container_its_own_or_all_the_pods(kubelet: Kubelet) -> None:
     apart, together = await kubelet.run(), await kubelet.run(options=options(pid=POD))
-    found = []
+    found: list[dict[str, str]] = []
     for pod, mode in ((apart, CONTAINER), (apart, POD), (together, POD), (together, POD), (together, CONTAINER)):
         container = await kubelet.started(pod, options=options(pid=mode), name=f"c{len(found)}")
         found.append(await seen(kubelet, container))
@@ -67,7 +70,7 @@ async def test_targets(kubelet: Kubelet) -> None:
     shared = await kubelet.started(pod, options=options(pid=POD), name="shared")
 
     async def debug(ident: str, name: str) -> str:
-        return await kubelet.started(pod, options=options(pid=TARGET, target_id=ident), name=name)  # type: ignore[arg-type]
+        return await kubelet.started(pod, options=options(pid=TARGET, target_id=ident), name=name)
 
     for ident, name in ((target, "one"), (shared, "two")):
         assert (await seen(kubelet, await debug(ident, name)))["pid"] == (await seen(kubelet, ident))["pid"]
@@ -76,14 +79,15 @@ async def test_targets(kubelet: Kubelet) -> None:
             await debug(ident, "no")
         assert caught.value.code is code
     with pytest.raises(CriError, match=r"namespace_options\.pid: TARGET is for containers only"):
-        await kubelet.run(options=options(pid=TARGET, target_id=target))  # type: ignore[arg-type]
+        await kubelet.run(options=options(pid=TARGET, target_id=target))
 
 
 async def test_a_container_can_not_leave_its_pods_namespaces(kubelet: Kubelet) -> None:
     pod = await kubelet.run()
-    for kind in ("network", "pid", "ipc"):
+    wanted = {"network": options(network=NODE), "pid": options(pid=NODE), "ipc": options(ipc=NODE)}
+    for kind, contradiction in wanted.items():
         with pytest.raises(CriError, match=rf"namespace_options\.{kind}: NODE contradicts the pod's") as caught:
-            await kubelet.create(pod, options=options(**{kind: NODE}))
+            await kubelet.create(pod, options=contradiction)
         assert caught.value.code is Status.INVALID_ARGUMENT
 
 
