@@ -103,7 +103,8 @@ class Worker:
     ) -> str:
         kubelet.configs = self.configs
         mount = pb.Mount(container_path="/image", readonly=True, image=pb.ImageSpec(image=IMAGE), image_sub_path=self.finished % 2 * "etc")
-        return await kubelet.create(pod, command, name, options=options, metadata=metadata, mounts=[mount])
+        copied = pb.Mount(container_path="/copied", readonly=True, recursive_read_only=True, host_path=str(self.node.logs))
+        return await kubelet.create(pod, command, name, options=options, metadata=metadata, mounts=[mount, copied])
 
     async def exec(self, container: str) -> None:
         async with connect(self.node.socket, wait=30) as cri:
