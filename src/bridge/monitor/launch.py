@@ -143,11 +143,11 @@ def _null_device() -> int:
     """
     try:
         mount = syscalls.open_tree(_AT_FDCWD, os.devnull, recursive=False)
+        try:
+            syscalls.mount_setattr(mount, set_attributes=syscalls.MOUNT_ATTR_RDONLY)
+            return os.open(f"/proc/self/fd/{mount}", os.O_RDWR | os.O_CLOEXEC)
+        finally:
+            os.close(mount)
     except OSError as exc:
         _logger.warning("runtimes get the host's own %s: %s", os.devnull, exc.strerror)
         return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        syscalls.mount_setattr(mount, set_attributes=syscalls.MOUNT_ATTR_RDONLY)
-        return os.open(f"/proc/self/fd/{mount}", os.O_RDWR | os.O_CLOEXEC)
-    finally:
-        os.close(mount)

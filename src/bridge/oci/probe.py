@@ -27,6 +27,7 @@ from bridge.ports.runtime import Ability, Feature, RuntimeFeatures, Support
 
 _logger = log.get("oci.probe")
 _VERSION = 2
+_UNASKED = Feature(Support.SUPPORTED)
 _ALWAYS = (Ability.EXEC, Ability.TTY, Ability.SHARED_PID, Ability.UPDATE, Ability.PAUSE)
 
 
@@ -120,7 +121,8 @@ async def probe(cli: OciCli, *, cache: Path, scratch: Path, bundles: Path = Path
     if known is not None:
         return known
     findings = await _probe(cli, scratch, closed)
-    await to_thread.run_sync(_save, cache, identity, findings)
+    if closed or findings.features.abilities.get(Ability.USER_NAMESPACES, _UNASKED).support is not Support.UNSUPPORTED:
+        await to_thread.run_sync(_save, cache, identity, findings)  # else tried anew at the next start: a busy host may have failed it
     _logger.info("handler %s: %s at %s", cli.settings.handler, findings.features.version, cli.settings.path)
     return findings
 

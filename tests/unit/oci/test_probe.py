@@ -189,3 +189,20 @@ async def test_a_directory_that_root_of_a_user_namespace_can_not_pass_is_named()
         root.chmod(0o711)
         await probe(fake.cli, cache=root / "kept", scratch=root / "cache" / "scratch", bundles=root)
         assert fake.verbs().count("run") > 1, "asked anew once it is open"
+
+
+@pytest.mark.root
+async def test_user_namespaces_that_failed_once_are_tried_again(tmp_path: Path) -> None:
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.owner() == "root" and str(directory).startswith("/tmp/"):
+            directory.chmod(0o711)
+    fake = FakeRuntime(
+        tmp_path, run=f"if [ -e {tmp_path}/ready ]; then exit 0; fi; if [ -e {tmp_path}/once ]; then exit 1; fi; touch {tmp_path}/once"
+    )
+    first = await probe(fake.cli, cache=tmp_path / "kept", scratch=tmp_path / "scratch")
+    assert not first.features.has(Ability.USER_NAMESPACES)
+    assert not (tmp_path / "kept").exists()
+    (tmp_path / "ready").touch()
+    second = await probe(fake.cli, cache=tmp_path / "kept", scratch=tmp_path / "scratch")
+    assert second.features.has(Ability.USER_NAMESPACES)
+    assert (tmp_path / "kept").exists()
