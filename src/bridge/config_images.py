@@ -61,6 +61,13 @@ class Images(Table):
     """Layers that are fetched and unpacked at once, over all pulls. Why: fills a link, and unpacking is bound by the disk."""
     stall_timeout: Seconds = 30.0
     """A download that brings no byte for so long is broken off and resumed. Why: a dead connection gives no error."""
+    minimum_rate: Bytes = 1024
+    """Bytes a second below which a download is a trickle, and broken off and resumed. Why: a byte now and then holds a place for ever."""
+    minimum_rate_window: Seconds = 60.0
+    """Over how long a rate is measured. Why: a busy registry may pause. Time in which the disk is waited for does not count."""
+    abandoned_pull_timeout: Seconds = 600.0
+    """How long a pull goes on after the last who waits for it has left. Why: the kubelet gives up, and comes back for the same image.
+    What a failed pull has fetched is kept for as long."""
     max_manifest: Bytes = 4 * MIB
     """Largest manifest, index or config accepted. Why: the limit that registries use."""
     max_layer: Bytes = 64 * GIB

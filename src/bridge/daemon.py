@@ -200,7 +200,12 @@ async def _core(config: Config, host: Host, database: Database, ports: Ports, su
 def _server(config: Config, host: Host, core: Services, images: ImageStore, link: MonitorLink) -> GrpcServer:
     systemd = settings_of.cgroup_driver(config, host.facts) is CgroupDriver.SYSTEMD
     details = NodeDetails(
-        config, core.ports, link, core.lookups.statistics, selinux={"mode": host.selinux_mode, "labels": host.selinux is not None}
+        config,
+        core.ports,
+        link,
+        core.lookups.statistics,
+        images.progress,
+        selinux={"mode": host.selinux_mode, "labels": host.selinux is not None},
     )
     node = NodeView(systemd_cgroups=systemd, mount_copies=host.facts.mount_copies, health=details.health, details=details.info)
     admin = AdminRpcs(core, AdminActions(import_archive=images.import_archive, collect=lambda: collect_garbage(images)))

@@ -155,6 +155,9 @@ def images(config: Config) -> ImageSettings:
         pinned=tuple(section.pinned),
         parallel=section.parallel_downloads,
         idle_seconds=section.stall_timeout,
+        floor_bytes=section.minimum_rate,
+        floor_seconds=section.minimum_rate_window,
+        linger=section.abandoned_pull_timeout,
     )
 
 

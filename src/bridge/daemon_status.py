@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from bridge import __version__, log
@@ -17,6 +17,7 @@ from bridge.core.services import Ports
 from bridge.core.store import Change, Store
 from bridge.errors import LimitExceeded
 from bridge.host.lookups import Statistics
+from bridge.images.progress import PullProgress
 from bridge.images.store import ImageStore
 from bridge.monitor.link import MonitorLink
 from bridge.plugins import Plugins
@@ -45,6 +46,7 @@ class NodeDetails:
     ports: Ports
     link: MonitorLink
     lookups: Callable[[], Statistics]
+    pulls: Callable[[], Sequence[PullProgress]]
     selinux: Mapping[str, object] = field(default_factory=dict)
 
     def health(self) -> tuple[str, str]:
@@ -57,7 +59,7 @@ class NodeDetails:
         return "", ""
 
     def info(self) -> Mapping[str, str]:
-        """Verbose Status: version, configuration, handlers (what the probe found, why one is disabled), network, SELinux, slow paths."""
+        """Verbose Status: version, configuration, handlers (what was found, why one is disabled), network, SELinux, slow paths, pulls."""
         handlers = {
             state.name: {
                 "plugin": state.plugin,
@@ -77,6 +79,7 @@ class NodeDetails:
             "network": json.dumps({"ready": network.ready, "reason": network.reason, "message": network.message}),
             "selinux": json.dumps(self.selinux),
             "lookups": json.dumps(asdict(self.lookups())),
+            "pulls": json.dumps([asdict(pull) for pull in self.pulls()]),
         }
 
 

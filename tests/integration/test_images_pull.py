@@ -262,6 +262,57 @@ async def test_a_caller_that_leaves_does_not_stop_the_pull(front: Proxy, tmp_pat
         assert max(front.requests.values()) == 1
 
 
+async def test_progress_of_pulls_that_share_a_layer(front: Proxy, tmp_path: Path) -> None:
+    begun, gate = anyio.Event(), anyio.Event()
+
+    async def slow(request: web.Request) -> web.StreamResponse | None:
+        if "/blobs/" not in request.path or len(body := await front_body(front, request)) < 1_000_000:
+            return None
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(body[:1_000_000])
+        begun.set()
+        await gate.wait()
+        await response.write(body[1_000_000:])
+        return response
+
+    front.fault = slow
+    async with opened(tmp_path / "s", idle_seconds=20) as store, anyio.create_task_group() as group:
+        await store.pull(f"{front.host}/t/other:v1")  # brings the layer that both have
+        group.start_soon(store.pull, f"{front.host}/t/gzip:v1")
+        alias = f"localhost:{front.host.partition(':')[2]}/t/gzip:v1"
+        group.start_soon(store.pull, alias)  # the same image by another name
+        with anyio.fail_after(10):
+            await begun.wait()
+            while not all(len(pull.layers) > 1 and pull.layers[1].received == 1_000_000 for pull in store.progress()):
+                await anyio.sleep(0.01)
+        pulls = store.progress()
+        assert {pull.reference for pull in pulls} == {f"{front.host}/t/gzip:v1", alias}
+        for pull in pulls:
+            assert [layer.state for layer in pull.layers] == ["present", "downloading"]
+            assert pull.layers[1].size > 3_000_000
+        gate.set()
+        with anyio.fail_after(10):
+            while store.progress():
+                await anyio.sleep(0.01)
+
+
+async def test_a_pull_that_nobody_waits_for_is_cancelled_in_time(front: Proxy, tmp_path: Path) -> None:
+    async def stuck(request: web.Request) -> None:
+        if "/blobs/" in request.path:
+            await anyio.sleep(30)
+
+    front.fault = stuck
+    async with opened(tmp_path / "s", idle_seconds=20, linger=0.2) as store:
+        with anyio.move_on_after(0.3):
+            await store.pull(f"{front.host}/t/gzip:v1")
+        assert store.progress()
+        with anyio.fail_after(10):
+            while store.progress():
+                await anyio.sleep(0.01)
+        await nothing_left(store, tmp_path / "s")
+
+
 async def test_shutdown_amid_a_pull_leaves_nothing_for_the_next_start(front: Proxy, tmp_path: Path) -> None:
     started = anyio.Event()
 

@@ -12,6 +12,7 @@ from bridge.errors import BridgeError, CorruptData
 from bridge.images.catalogue import Catalogue, NewImage, Record
 from bridge.images.layers import LayerStore, chain_ids
 from bridge.images.manifest import Config, Descriptor, Manifest
+from bridge.images.progress import Board, Pull, Wanted
 from bridge.images.unpack import Unpacked, Unpacker
 
 Source = Callable[[Descriptor, bool], AsyncGenerator[bytes]]
@@ -43,14 +44,17 @@ class Assembler:
         self._catalogue = catalogue
         self._layers = layers
         self._unpacker = unpacker
+        self.board = Board(layers.has)
 
-    async def assemble(self, wanted: Plan, source: Source) -> Record:
-        """Fetch and unpack the layers that are missing, all at once, and record the image last.
+    async def assemble(self, wanted: Plan, source: Source, shown: Pull | None = None) -> Record:
+        """Fetch and unpack the layers that are missing, all at once, and record the image last; ``shown`` is told which they are.
 
         Raises CorruptData, LimitExceeded, HostError, and what ``source`` raises. Layers that were good are kept for a retry.
         """
         diff_ids = wanted.config.diff_ids
         chain = chain_ids(diff_ids)
+        if shown is not None:
+            shown.announce([Wanted(c, layer.digest, layer.size) for c, layer in zip(chain, wanted.manifest.layers, strict=True)])
         with self._layers.wanted(chain):
             missing = [n for n, chain_id in enumerate(chain) if chain_id not in self._catalogue.layers]
             await together([self._stager(wanted, chain[n], n, source) for n in missing])
@@ -62,7 +66,10 @@ class Assembler:
         digest = layer.digest if wanted.checked else None
 
         async def unpack(directory: Path, again: bool) -> Unpacked:
-            unpacked = await self._unpacker.unpack(directory, source(layer, again), digest)
+            try:
+                unpacked = await self._unpacker.unpack(directory, self.board.counted(chain_id, source(layer, again)), digest)
+            finally:
+                self.board.landed(chain_id)
             if unpacked.diff_id != diff_id:
                 raise CorruptData(f"layer {layer.digest} unpacks to {unpacked.diff_id}; the image's config says {diff_id}")
             return unpacked

@@ -90,6 +90,10 @@ class LayerStore:
             if any(chain_id in self._staged for chain_id in left):
                 self._spawn("staged layers", lambda: self._expire(left))
 
+    def has(self, chain_id: str) -> bool:
+        """Whether the layer is here, committed or about to be."""
+        return chain_id in self._staged or chain_id in self._catalogue.layers
+
     async def stage(self, chain_id: str, unpack: Unpack) -> None:
         """Have ``chain_id`` staged, by ``unpack`` into a new directory unless another pull is at it already.
 

@@ -18,6 +18,7 @@ from bridge.images.auth import Credentials
 from bridge.images.catalogue import Blob, Catalogue, NewImage, Record
 from bridge.images.manifest import Index, Manifest, parse, parse_config
 from bridge.images.platforms import choose
+from bridge.images.progress import Pull
 from bridge.images.reference import Reference
 from bridge.images.registry import Fetched, RegistryClient, Repository
 from bridge.images.settings import ImageSettings
@@ -52,11 +53,12 @@ class Puller:
 
     async def _pull(self, reference: Reference, who: Credentials) -> Record:
         try:
-            return await self._fetch(reference, await self._client.repository(reference, who))
+            with self._assembler.board.pull(str(reference)) as shown:
+                return await self._fetch(reference, await self._client.repository(reference, who), shown)
         except (CorruptData, LimitExceeded, Unsupported) as exc:
             raise ImagePullFailed(f"{reference}: {exc}") from exc
 
-    async def _fetch(self, reference: Reference, repository: Repository) -> Record:
+    async def _fetch(self, reference: Reference, repository: Repository, shown: Pull) -> Record:
         documents, manifest = await self._resolve(reference, repository)
         kept = await self._catalogue.blobs([manifest.config.digest])
         data = kept.get(manifest.config.digest) or await repository.small_blob(manifest.config)
@@ -69,7 +71,8 @@ class Puller:
             names=[str(reference)],
             digests=[(reference.repository, documents[0].digest)],
         )
-        return await self._assembler.assemble(plan(manifest, config, new), lambda layer, again: repository.blob(layer, last_first=again))
+        wanted = plan(manifest, config, new)
+        return await self._assembler.assemble(wanted, lambda layer, again: repository.blob(layer, last_first=again), shown)
 
     async def _resolve(self, reference: Reference, repository: Repository) -> tuple[list[Fetched], Manifest]:
         """The documents from what the reference names down to the manifest for our platform."""

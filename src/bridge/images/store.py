@@ -26,6 +26,7 @@ from bridge.images.catalogue import Catalogue, Record
 from bridge.images.disk import Directories
 from bridge.images.importing import Importer
 from bridge.images.layers import LayerStore
+from bridge.images.progress import PullProgress
 from bridge.images.settings import ImageSettings
 from bridge.images.short_names import ShortNames
 from bridge.images.snapshots import Snapshots
@@ -196,6 +197,10 @@ class ImageStore:
         if dropped:
             _logger.info("dropped %d unused layers", dropped)
         return dropped
+
+    def progress(self) -> Sequence[PullProgress]:
+        """How far the running pulls are."""
+        return self._assembler.board.show()
 
     def containers(self) -> Sequence[str]:
         """The containers that have a writable layer or a volume: for the daemon to remove those it does not know."""
