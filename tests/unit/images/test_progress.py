@@ -24,9 +24,7 @@ async def test_a_layer_from_waiting_to_done() -> None:
         assert board.show() == [PullProgress("example.com/a:1", pull.started_ns)]
         pull.announce([Wanted("base", "sha256:b", 9), Wanted("top", "sha256:t", 5)])
         assert seen(board) == [(9, LayerState.PRESENT), (0, LayerState.WAITING)]
-        states = []
-        async for _ in board.counted("top", pieces()):
-            states.append(seen(board)[1])
+        states = [seen(board)[1] async for _ in board.counted("top", pieces())]
         assert states == [(3, LayerState.DOWNLOADING), (5, LayerState.UNPACKING)]
         there.add("top")
         board.landed("top")
