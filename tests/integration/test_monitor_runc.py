@@ -18,8 +18,8 @@ import anyio
 import pytest
 
 from bridge.errors import Unsupported
+from bridge.host.console import ConsoleListener
 from bridge.monitor.client import LaunchFailed, MonitorClient
-from bridge.monitor.console import ConsoleListener
 from bridge.ports.runtime import ContainerIO
 from tests.integration.monitor_node import Node, node, until
 

@@ -6,25 +6,19 @@ some grandchild still holds open is awaited only ``exec_drain`` seconds (kuberne
 
 from __future__ import annotations
 
-import os
-import secrets
+import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import anyio
 
-from bridge import log
-from bridge.core import pod_namespaces, spec
-from bridge.core.entities import Container, ContainerState
-from bridge.core.live import Live, LiveContainer
 from bridge.core.settings import CoreSettings
-from bridge.core.store import Store
-from bridge.errors import BridgeError, IllegalTransition, InvalidRequest, TimedOut
-from bridge.host.pipes import Collector, make_pipe
-from bridge.ports.runtime import ExecProcess, ExecSpec
-
-_logger = log.get("core.execs")
-_DELETE_TIMEOUT = 30.0
+from bridge.core.stream_requests import Stdio
+from bridge.core.stream_sessions import Session
+from bridge.core.streams import StreamService
+from bridge.errors import InvalidRequest, TimedOut
+from bridge.host.pipes import Collector
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +31,10 @@ class ExecResult:
 
 
 class ExecService:
-    """Commands inside running containers."""
+    """Commands inside running containers, each to its end: sessions (core/streams) whose output is collected here."""
 
-    def __init__(self, *, store: Store, live: Live, settings: CoreSettings) -> None:
-        self._store = store
-        self._live = live
+    def __init__(self, *, streams: StreamService, settings: CoreSettings) -> None:
+        self._streams = streams
         self._settings = settings
 
     async def run(self, container_id: str, argv: Sequence[str], timeout: float) -> ExecResult:
@@ -53,58 +46,23 @@ class ExecService:
             raise InvalidRequest("must not be empty", field="cmd")
         if timeout < 0:
             raise InvalidRequest(f"{timeout:g} must not be negative", field="timeout")
-        await self._live.reach(self._store.container(container_id).sandbox_id)
-        container = self._running(container_id)
-        entry = self._live.container(container.id)
-        owner = pod_namespaces.root_ids(self._store.sandboxes[container.sandbox_id].config)
-        stdout, stdout_in = self._collector(owner)
-        try:
-            stderr, stderr_in = self._collector(owner)
-            try:
-                return await self._collect(entry, argv, timeout, (stdout, stdout_in), (stderr, stderr_in))
-            finally:
-                stderr.close()
-        finally:
-            stdout.close()
-
-    def _running(self, ident: str) -> Container:
-        container = self._store.container(ident)
-        if container.state is not ContainerState.RUNNING:
-            raise IllegalTransition(f"container {ident} is {container.state}, not running")
-        return container
-
-    def _collector(self, owner: tuple[int, int] | None) -> tuple[Collector, int]:
-        read_end, write_end = make_pipe(owner)
-        return Collector(read_end, self._settings.exec_output_limit), write_end
-
-    async def _collect(
-        self,
-        entry: LiveContainer,
-        argv: Sequence[str],
-        timeout: float,
-        out: tuple[Collector, int],
-        err: tuple[Collector, int],
-    ) -> ExecResult:
-        process: ExecProcess | None = None
-        code: int | None = None
-        try:
-            with anyio.move_on_after(timeout or None):
-                try:
-                    described = spec.process_for_exec({"process": entry.process}, argv, tty=False)
-                    request = ExecSpec(id=secrets.token_hex(16), process=described, stdout=out[1], stderr=err[1])
-                    process = await entry.handle.exec(request)
-                finally:
-                    os.close(out[1])
-                    os.close(err[1])
-                code = (await process.wait()).code
-        finally:
-            if process is not None and code is None:
-                await _delete(process)
-        if code is None or process is None:
+        result: ExecResult | None = None
+        with anyio.move_on_after(timeout or None) as limit:
+            async with self._streams.exec(container_id, argv, Stdio(stdout=True, stderr=True)) as session:
+                result = await self._collect(session, limit)
+        if result is None:
             raise TimedOut(f"command {argv[0]!r} timed out: {timeout:g} s have passed")
-        await self._drain(out[0], err[0])
-        await _delete(process)
-        return ExecResult(*self._fitting(out[0].data, err[0].data), code)
+        return result
+
+    async def _collect(self, session: Session, limit: anyio.CancelScope) -> ExecResult:
+        with closing(self._collector(session, "stdout")) as out, closing(self._collector(session, "stderr")) as err:
+            code = await session.wait()
+            limit.deadline = math.inf  # it ended in time: what is left to do is ours
+            await self._drain(out, err)
+            return ExecResult(*self._fitting(out.data, err.data), code)
+
+    def _collector(self, session: Session, name: str) -> Collector:
+        return Collector(session.take(name), self._settings.exec_output_limit)
 
     def _fitting(self, stdout: bytes, stderr: bytes) -> tuple[bytes, bytes]:
         """Both streams cut so that one answer can carry them: each may have what the other leaves, and half in any case."""
@@ -120,11 +78,3 @@ class ExecService:
         with anyio.move_on_after(self._settings.exec_drain):
             await out.ended.wait()
             await err.ended.wait()
-
-
-async def _delete(process: ExecProcess) -> None:
-    with anyio.CancelScope(shield=True, deadline=anyio.current_time() + _DELETE_TIMEOUT):
-        try:
-            await process.delete()
-        except BridgeError as exc:
-            _logger.warning("what is left of an exec can't be removed: %s", exc)

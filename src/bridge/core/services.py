@@ -24,6 +24,7 @@ from bridge.core.sandboxes import SandboxService
 from bridge.core.settings import CoreSettings
 from bridge.core.stats import StatsService
 from bridge.core.store import Store
+from bridge.core.streams import StreamService
 from bridge.core.surroundings import Surroundings
 from bridge.core.trace import Traces
 from bridge.host.lookups import Lookups
@@ -50,6 +51,7 @@ class Services:
     sandboxes: SandboxService
     containers: ContainerService
     execs: ExecService
+    streams: StreamService
     resources: ResourceService
     stats: StatsService
     recovery: Recovery
@@ -106,5 +108,6 @@ def assemble(
     )
     resources = ResourceService(daemon, ports.handlers, containers, sandboxes, facts)
     stats = StatsService(daemon, containers, sandboxes, ports.images, spec_settings.cgroup_driver)
-    execs = ExecService(store=store, live=live, settings=settings)
-    return Services(store, live, sandboxes, containers, execs, resources, stats, recovery, traces, ports, lookups)
+    streams = StreamService(store=store, live=live, handlers=ports.handlers, settings=settings)
+    execs = ExecService(streams=streams, settings=settings)
+    return Services(store, live, sandboxes, containers, execs, streams, resources, stats, recovery, traces, ports, lookups)

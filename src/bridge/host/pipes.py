@@ -22,6 +22,44 @@ def make_pipe(owner: tuple[int, int] | None = None) -> tuple[int, int]:
     return ends
 
 
+class StdioPipes:
+    """The pipes of a process's standard streams: ``far`` ends for the process, ``near`` ends, non-blocking, for us. ``close`` ends both."""
+
+    def __init__(self, *, stdin: bool, stdout: bool, stderr: bool, owner: tuple[int, int] | None = None) -> None:
+        self.near: dict[str, int] = {}
+        self.far: dict[str, int] = {}
+        try:
+            for name, wanted in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
+                if wanted:
+                    ends = make_pipe(owner)
+                    self.far[name], self.near[name] = ends if name == "stdin" else reversed(ends)
+                    os.set_blocking(self.near[name], False)
+        except BaseException:
+            self.close()
+            raise
+
+    def close_far(self) -> None:
+        """Close the process's ends, once it has them."""
+        while self.far:
+            os.close(self.far.popitem()[1])
+
+    def take(self, name: str) -> int:
+        """Our end of one stream, which is the caller's from now on."""
+        return self.near.pop(name)
+
+    def close_near(self, name: str) -> None:
+        """Close our end of one stream; one that is closed or was taken is no error."""
+        descriptor = self.near.pop(name, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Close everything that is left."""
+        self.close_far()
+        while self.near:
+            os.close(self.near.popitem()[1])
+
+
 class Collector:
     """Owns ``descriptor`` from construction on; ``close`` gives it back to the kernel."""
 

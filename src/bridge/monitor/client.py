@@ -147,14 +147,22 @@ class MonitorClient:
         """Set the terminal's size in columns and rows. Raises Unsupported without a terminal."""
         await self._call("resize", {"task": task_id, "width": width, "height": height})
 
-    async def attach(self, task_id: str, *, stdin: int | None, stdout: int | None, stderr: int | None) -> None:
+    async def attach(
+        self,
+        task_id: str,
+        *,
+        stdin: int | None,
+        stdout: int | None,
+        stderr: int | None,
+        attached: Callable[[], None] = lambda: None,
+    ) -> None:
         """Copy the container's output to, and its input from, these descriptors until its output ends or the client has gone.
 
-        They must be pipes, sockets or terminals, are set non-blocking, and stay the caller's: close them once this call is under way
+        They must be pipes, sockets or terminals, are set non-blocking, and stay the caller's: close them once ``attached`` was called
         and never before. Cancel to detach. Raises LimitExceeded when the client was too slow (see bridge.monitor.attach).
         """
         names, fds = _given(stdin, stdout, stderr)
-        await self._call("attach", {"task": task_id, "fds": names}, fds, timeout=None)
+        await self._call("attach", {"task": task_id, "fds": names}, fds, timeout=None, sent=attached)
 
     async def close_stdin(self, task_id: str) -> None:
         """Close the container's stdin once what was written is read; a terminal's can't be closed."""
@@ -173,7 +181,13 @@ class MonitorClient:
         await self._call("shutdown", {"force": force})
 
     async def _call(
-        self, op: str, parameters: Mapping[str, Any], fds: Sequence[int] = (), *, timeout: float | None = _QUICK_SECONDS
+        self,
+        op: str,
+        parameters: Mapping[str, Any],
+        fds: Sequence[int] = (),
+        *,
+        timeout: float | None = _QUICK_SECONDS,
+        sent: Callable[[], None] = lambda: None,
     ) -> Any:
         number, call = next(self._ids), _Call()
         self._calls[number] = call
@@ -181,6 +195,7 @@ class MonitorClient:
             if self.closed.is_set():
                 raise MonitorGone("the connection to the monitor is lost")
             self._channel.send({**parameters, "id": number, "op": op}, fds)
+            sent()
             with anyio.move_on_after(timeout):
                 await call.done.wait()
             if not call.done.is_set():

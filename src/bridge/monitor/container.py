@@ -8,11 +8,10 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import struct
-import termios
 from collections.abc import Callable
 
 from bridge.errors import Unsupported
+from bridge.host.console import set_size
 from bridge.monitor.attach import Hub
 from bridge.monitor.logs import Framer, LogFile
 from bridge.monitor.pipes import Stdin
@@ -66,7 +65,7 @@ class ContainerStdio:
         if not self._terminal:
             raise Unsupported("the container has no terminal")
         for stream in self._streams:
-            fcntl.ioctl(stream.fd, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+            set_size(stream.fd, width, height)
 
     def close(self) -> None:
         """Let go of everything, also of pipes that are still open elsewhere."""

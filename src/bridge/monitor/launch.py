@@ -9,7 +9,7 @@ import os
 from bridge import log
 from bridge.errors import HostError
 from bridge.host import syscalls
-from bridge.monitor.console import ConsoleListener
+from bridge.host.console import ConsoleListener
 from bridge.monitor.container import ContainerStdio
 from bridge.monitor.logs import Clock, LogFile
 from bridge.monitor.parameters import Descriptors, Launch
@@ -70,7 +70,10 @@ class Plumbing:
             streams = {"stdout": near.pop("stdout"), "stderr": near.pop("stderr")}
             stdin = near.pop("stdin", None)
         else:
-            master = self._console.take_master()
+            try:
+                master = self._console.take_master()
+            except HostError as exc:
+                raise LaunchFailed(0, [exc.message]) from exc
             streams = {"stdout": master}
             stdin = os.dup(master) if launch.stdin else None
         self._log, log_file = None, self._log

@@ -168,6 +168,14 @@ class OciContainer:
         await started.start(self.id, self._cgroup)
         return started
 
+    async def attach(self, *, stdin: int | None, stdout: int | None, stderr: int | None, attached: Callable[[], None]) -> None:
+        """See the port; what a slow reader does to the container is in bridge.monitor.attach."""
+        await self._runtime.monitor.attach(self.id, stdin=stdin, stdout=stdout, stderr=stderr, attached=attached)
+
+    async def resize(self, width: int, height: int) -> None:
+        """See the port."""
+        await self._runtime.monitor.resize(self.id, width, height)
+
     async def update(self, resources: Mapping[str, Any]) -> None:
         """One runtime invocation, none before the start; the bundle follows. Raises RuntimeFailed."""
         await limits.update(self._runtime.cli, self._spec.bundle, self.id, self._cgroup, resources, started=self._pid is not None)

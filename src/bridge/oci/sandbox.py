@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -10,6 +11,7 @@ from anyio import to_thread
 
 from bridge.aio import Rollback
 from bridge.errors import IllegalTransition, InvalidRequest
+from bridge.host import netdial
 from bridge.oci.container import OciContainer, load, with_pid_namespace
 from bridge.oci.runtime import OciRuntime
 from bridge.ports.runtime import SANDBOX_PID_NAMESPACE, ContainerIO, ContainerSpec, ExitStatus, Record, SandboxSpec
@@ -65,6 +67,10 @@ class OciSandbox:
     async def load_container(self, spec: ContainerSpec, record: Record) -> OciContainer:
         """See bridge.oci.container.load."""
         return await load(self._runtime, spec, record)
+
+    async def port_forward(self, port: int) -> socket.socket:
+        """From within the pod's network namespace, or the host's if the pod uses that."""
+        return await netdial.dial(self._spec.namespaces.net, port)
 
     async def wait(self) -> ExitStatus:
         """The pause process's exit; without one it never returns."""

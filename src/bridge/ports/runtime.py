@@ -12,6 +12,7 @@ path is what its name says; pids are in the host's PID namespace.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -211,6 +212,18 @@ class ContainerHandle(Protocol):
         ...
 
     async def exec(self, spec: ExecSpec) -> ExecProcess: ...
+    async def attach(self, *, stdin: int | None, stdout: int | None, stderr: int | None, attached: Callable[[], None]) -> None:
+        """Copy its output to, and its input from, these pipes until its output ends or their other sides are closed; cancel to detach.
+
+        ``attached`` is called once they are taken over: the caller may close his then. Raises IllegalTransition (its output has
+        ended), LimitExceeded (a reader that held the container up for too long), Unsupported (its stdio is lost).
+        """
+        ...
+
+    async def resize(self, width: int, height: int) -> None:
+        """Set its terminal's size in columns and rows. Raises Unsupported without one."""
+        ...
+
     async def update(self, resources: Mapping[str, Any]) -> None:
         """Set the limits that the OCI ``linux.resources`` object names and leave the others; before the start, for the start.
 
@@ -243,6 +256,10 @@ class SandboxHandle(Protocol):
     async def create_container(self, spec: ContainerSpec) -> ContainerHandle: ...
     async def load_container(self, spec: ContainerSpec, record: Record) -> ContainerHandle:
         """Handle of a container that existed before the server restarted. NotFound when nothing is left of it."""
+        ...
+
+    async def port_forward(self, port: int) -> socket.socket:
+        """A connected, non-blocking stream socket to ``port`` of the pod's localhost. Raises Unavailable when nobody listens."""
         ...
 
     async def wait(self) -> ExitStatus:

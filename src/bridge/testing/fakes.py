@@ -6,6 +6,8 @@ count what exists, so that a test can ask whether anything was left. ``fail_on``
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -13,7 +15,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.lowlevel
 
-from bridge.errors import HostError, NotFound, RuntimeFailed
+from bridge.errors import HostError, IllegalTransition, NotFound, RuntimeFailed, Unavailable, Unsupported
 from bridge.ports.handlers import HandlerPolicy, HandlerState
 from bridge.ports.runtime import (
     Ability,
@@ -73,6 +75,9 @@ class FakeContainer:
         self.updates: list[Mapping[str, Any]] = []
         self.signals: list[int] = []
         self.execs: list[ExecSpec] = []
+        self.attached: list[dict[str, int]] = []
+        self.heard: list[bytes] = []
+        self.sizes: list[tuple[int, int]] = []
         self.ignored: frozenset[int] = frozenset()
         self.status: ExitStatus | None = None
         self._backend = backend
@@ -115,6 +120,45 @@ class FakeContainer:
         await self._backend.faults.passing("exec", RuntimeFailed(handler="fake", verb="exec", exit_code=255))
         return FakeExec(0)
 
+    async def attach(self, *, stdin: int | None, stdout: int | None, stderr: int | None, attached: Callable[[], None]) -> None:
+        """Give what ``say`` says, and what comes on stdin, to stdout, until the exit."""
+        await self._backend.faults.passing("attach", IllegalTransition("the container's output has ended"))
+        outputs = {name: os.dup(fd) for name, fd in (("stdout", stdout), ("stderr", stderr)) if fd is not None}
+        inputs = [] if stdin is None else [os.dup(stdin)]
+        attached()
+        self.attached.append(outputs)
+        try:
+            async with anyio.create_task_group() as group:
+                for fd in inputs:
+                    group.start_soon(self._echo, fd)
+                await self._ended.wait()
+                group.cancel_scope.cancel()
+        finally:
+            self.attached.remove(outputs)
+            for fd in (*inputs, *outputs.values()):
+                os.close(fd)
+
+    async def _echo(self, stdin: int) -> None:
+        while True:
+            await anyio.wait_readable(stdin)
+            data = os.read(stdin, 4096)
+            self.heard.append(data)
+            if not data:
+                return
+            self.say(data)
+
+    def say(self, data: bytes, name: str = "stdout") -> None:
+        """Write output; it goes to whoever is attached."""
+        for outputs in self.attached:
+            if name in outputs:
+                os.write(outputs[name], data)
+
+    async def resize(self, width: int, height: int) -> None:
+        """Remember the size."""
+        if not self.spec.io.terminal:
+            raise Unsupported("the container has no terminal")
+        self.sizes.append((width, height))
+
     async def update(self, resources: Mapping[str, Any]) -> None:
         """Remember what was asked for; a failure comes after it, as of a runtime that ended half-way."""
         self.updates.append(resources)
@@ -141,6 +185,8 @@ class FakeSandbox:
         self.id = spec.id
         self.spec = spec
         self.pid = 1000 if spec.shared_pid else None
+        self.ports: set[int] = set()
+        self.connections: list[tuple[int, socket.socket]] = []
         self._backend = backend
         self._dead = anyio.Event()
 
@@ -162,6 +208,17 @@ class FakeSandbox:
         if found is None:
             raise NotFound(f"container {spec.id} not found")
         return found
+
+    async def port_forward(self, port: int) -> socket.socket:
+        """One end of a connection; the other is in ``connections``. Raises Unavailable for a port that is not in ``ports``."""
+        await anyio.lowlevel.checkpoint()
+        if port not in self.ports:
+            raise Unavailable(f"can't connect to port {port} of the pod's localhost (127.0.0.1: connection refused)")
+        mine, theirs = socket.socketpair()
+        self.connections.append((port, theirs))
+        mine.setblocking(False)
+        theirs.setblocking(False)
+        return mine
 
     async def wait(self) -> ExitStatus:
         """Until ``stop``."""

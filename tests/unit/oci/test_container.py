@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,21 @@ class FakeMonitor:
 
     async def reopen_log(self, task_id: str) -> None:
         self.asked.append(f"reopen {task_id}")
+
+    async def attach(
+        self,
+        task_id: str,
+        *,
+        stdin: int | None,
+        stdout: int | None,
+        stderr: int | None,
+        attached: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.asked.append(f"attach {task_id} {stdin} {stdout} {stderr}")
+        attached()
+
+    async def resize(self, task_id: str, width: int, height: int) -> None:
+        self.asked.append(f"resize {task_id} {width}x{height}")
 
     async def adopt(self, task_id: str, pid: int, start_ticks: int) -> None:
         self.asked.append(f"adopt {task_id} {pid}")
