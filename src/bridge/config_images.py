@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from bridge.config_types import GIB, MIB, AbsolutePath, Bytes, Count, Seconds, StatePath, Table
+from bridge.config_types import GIB, MIB, AbsolutePath, Bytes, Count, Days, Seconds, StatePath, Table
 
 
 class Registry(Table):
@@ -74,3 +74,8 @@ class Images(Table):
     """Largest unpacked layer accepted. Why: above the largest model images, below what fills a disk by accident."""
     max_layer_files: Count = 4_000_000
     """Most entries in one layer. Why: a bomb of empty files eats inodes, not bytes."""
+    verify_interval: Days = 0.0
+    """Read every layer again once in so many days and compare it with its digests; 0 for never. What is damaged is pulled again.
+    Why: it reads the whole store; `cri-bridge image check --full` does it when you want."""
+    verify_rate: Bytes = 32 * MIB
+    """Bytes a second that this may read. Why: a tenth of what a slow SSD gives."""

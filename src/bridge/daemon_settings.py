@@ -158,6 +158,8 @@ def images(config: Config) -> ImageSettings:
         floor_bytes=section.minimum_rate,
         floor_seconds=section.minimum_rate_window,
         linger=section.abandoned_pull_timeout,
+        verify_days=section.verify_interval,
+        verify_rate=section.verify_rate,
     )
 
 

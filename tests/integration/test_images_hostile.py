@@ -15,7 +15,7 @@ import pytest
 
 from bridge.errors import CorruptData, HostError, LimitExceeded
 from bridge.images.settings import Limits
-from bridge.images.unpack import Unpacked, Unpacker, _import_path
+from bridge.images.unpack import Unpacked, Unpacker, import_path
 from bridge.testing.images import Entry, compress, digest, directory, hardlink, symlink, tar
 
 pytestmark = pytest.mark.root
@@ -245,6 +245,6 @@ async def test_the_child_is_confined(tmp_path: Path) -> None:
     )
     layer = tmp_path / "layer"
     layer.mkdir()
-    result = await anyio.run_process([sys.executable, "-I", "-S", "-c", probe, _import_path(), str(layer)], check=False)
+    result = await anyio.run_process([sys.executable, "-I", "-S", "-c", probe, import_path(), str(layer)], check=False)
     assert result.stdout.decode().strip() == "[] False ['lo']"
     assert "PermissionError" in result.stderr.decode()

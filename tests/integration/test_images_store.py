@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import os
 import tarfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from bridge.host import mounts, syscalls
 from bridge.images.settings import ImageSettings, Limits
 from bridge.images.store import ImageStore
 from bridge.images.tarstream import REGULAR, TarReader
+from bridge.ports.images import FsUsage
 from bridge.testing.images import Entry, Layout, directory, hardlink, symlink, tar, write_busybox_layout
 
 pytestmark = pytest.mark.root
@@ -79,24 +80,51 @@ async def test_import_mount_write_remove(tmp_path: Path, target: Path) -> None:
         assert os.listdir(root / "layers") == os.listdir(root / "snapshots") == []
 
 
-async def test_usage_is_what_du_says(tmp_path: Path) -> None:
+async def test_usage_is_what_du_says(tmp_path: Path, target: Path) -> None:
+    """With hard links, holes, whiteouts, directories that the tar does not list; images and containers apart."""
+    hole = tmp_path / "hole"
+    with hole.open("wb") as file:
+        for at in (0, 3_000_000, 9_000_000):
+            file.seek(at)
+            file.write(os.urandom(70_000))
+    await anyio.run_process(["tar", "-C", str(tmp_path), "-S", "-cf", str(tmp_path / "hole.tar"), "hole"])
     files = [Entry(f"d/f{n}", os.urandom(n * 37)) for n in range(300)]
-    layer = tar([directory("d"), *files, hardlink("d/h", "d/f299"), symlink("d/s", "f1")])
+    base = tar([directory("d"), *files, hardlink("d/h", "d/f299"), symlink("d/s", "f1"), Entry("e/e/e/e", b"e")])
+    top = tar([*(Entry(f"d/.wh.f{n}") for n in range(100)), Entry("e/.wh..wh..opq")])
     with Layout(tmp_path / "layout") as layout:
-        layout.image("example.com/a:1", [layer])
-    async with opened(tmp_path / "store") as store:
-        await store.import_archive(tmp_path / "layout")
-        size = inodes = 0
-        seen = set()
-        for top, _, names in os.walk(tmp_path / "store/layers"):
-            for path in [top, *(os.path.join(top, name) for name in names)]:
-                found = os.lstat(path)
-                if found.st_ino not in seen and "/fs" in path:
-                    seen.add(found.st_ino)
-                    size, inodes = size + found.st_blocks * 512, inodes + 1
+        layout.image("example.com/a:1", [base, (tmp_path / "hole.tar").read_bytes(), top])
+    async with opened(tmp_path / "store", measure_seconds=0.02) as store:
+        (image,) = await store.import_archive(tmp_path / "layout")
+        layers = tmp_path / "store/layers"
+        await du_agrees(store.image_usage, layers)
+        assert store.image_usage().used_bytes == image.size
+        before = store.image_usage()
+        rootfs = await store.mount_rootfs("c1", image.id, target)
+        (target / "big").write_bytes(os.urandom(500_000))
+        (target / "d/f200").unlink()
+        os.link(target / "big", target / "again")
+        with anyio.fail_after(10):
+            while store.container_usage().used_bytes < 500_000:
+                await anyio.sleep(0.01)
+        await du_agrees(store.container_usage, rootfs.upper)
+        assert store.layer_usage("c1") == store.container_usage()
         usage = store.image_usage()
-        assert usage.inodes_used == inodes
-        assert abs(usage.used_bytes - size) <= size / 100
+        assert (usage.used_bytes, usage.inodes_used, usage.mountpoint) == (before.used_bytes, before.inodes_used, layers)
+        assert store.container_usage().mountpoint == tmp_path / "store/snapshots"
+        await store.remove_rootfs("c1", target)
+
+
+async def du_agrees(usage: Callable[[], FsUsage], top: Path) -> None:
+    """Within 1 % of what du(1) says of ``top``, not counting the directory itself where it holds the layers."""
+    os.sync()
+    own = 0 if top.name == "upper" else 1
+    said = {}
+    for what in ("--block-size=1", "--inodes"):
+        done = await anyio.run_process(["du", "-s", what, str(top)])
+        said[what] = int(done.stdout.split()[0])
+    found = usage()
+    assert abs(found.used_bytes - (said["--block-size=1"] - own * top.stat().st_blocks * 512)) <= said["--block-size=1"] / 100
+    assert found.inodes_used == said["--inodes"] - own
 
 
 async def test_state_survives_a_restart_and_strays_do_not(tmp_path: Path, target: Path) -> None:

@@ -9,6 +9,7 @@ synchronous=NORMAL: ``kill -9`` loses nothing, a power cut may lose the newest c
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import os
 import queue
@@ -60,7 +61,7 @@ def _translate(exc: sqlite3.Error, path: Path) -> BridgeError:
         return InUse(f"{path.name}: {exc}")
     if code & 0xFF in _DAMAGED:
         return CorruptData(f"{path} is damaged: {exc}")
-    return HostError(f"database {path}: {exc}")
+    return HostError(f"database {path}: {exc}", errno=errno.ENOSPC if code == sqlite3.SQLITE_FULL else None)
 
 
 @contextmanager
@@ -190,6 +191,16 @@ class Database:
         with self._reading:
             return fn(self._reader)
 
+    async def sync(self) -> None:
+        """Have everything that was written on the disk when this returns: synchronous=NORMAL alone leaves that to the next checkpoint.
+
+        Raises HostError.
+        """
+        try:
+            await anyio.to_thread.run_sync(_sync, Path(f"{self.path}-wal"))
+        except OSError as exc:
+            raise HostError(f"database {self.path}: {exc.strerror}", errno=exc.errno) from exc
+
     async def close(self) -> None:
         """Commit what is queued and close the file. Idempotent."""
         if not self._closing:
@@ -218,6 +229,15 @@ class Database:
                 _run_batch(self._writer, jobs)
                 _publish(jobs)
         self._writer.close()
+
+
+def _sync(log: Path) -> None:
+    """What is no longer in the write-ahead log is in the database, and SQLite has synced that before it reuses the log."""
+    fd = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _publish(jobs: Sequence[_Job[Any]]) -> None:

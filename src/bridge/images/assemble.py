@@ -9,10 +9,11 @@ from pathlib import Path
 import anyio
 
 from bridge.errors import BridgeError, CorruptData
-from bridge.images.catalogue import Catalogue, NewImage, Record
+from bridge.images.catalogue import Catalogue
 from bridge.images.layers import LayerStore, chain_ids
 from bridge.images.manifest import Config, Descriptor, Manifest
 from bridge.images.progress import Board, Pull, Wanted
+from bridge.images.rows import NewImage, Record
 from bridge.images.unpack import Unpacked, Unpacker
 
 Source = Callable[[Descriptor, bool], AsyncGenerator[bytes]]
@@ -56,7 +57,7 @@ class Assembler:
         if shown is not None:
             shown.announce([Wanted(c, layer.digest, layer.size) for c, layer in zip(chain, wanted.manifest.layers, strict=True)])
         with self._layers.wanted(chain):
-            missing = [n for n, chain_id in enumerate(chain) if chain_id not in self._catalogue.layers]
+            missing = [n for n, chain_id in enumerate(chain) if not self._catalogue.is_sound(chain_id)]
             await together([self._stager(wanted, chain[n], n, source) for n in missing])
             layers = await self._layers.commit(diff_ids)
             return await self._catalogue.add_image(wanted.new, layers)

@@ -11,8 +11,8 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 import anyio
 
@@ -20,61 +20,13 @@ from bridge.errors import NotFound
 from bridge.host.database import Database
 from bridge.images import schema
 from bridge.images.manifest import parse_config
-from bridge.ports.images import ImageConfig
+from bridge.images.rows import Layer, NewImage, Record, layer_of
 
 T = TypeVar("T")
-_LAYERS = "SELECT id, chain_id, parent, diff_id, disk_bytes, inodes, tar_bytes, exact FROM layers ORDER BY id"
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A committed layer, in the directory ``layers/<id>``."""
-
-    id: int
-    chain_id: str
-    parent: int | None
-    diff_id: str
-    disk_bytes: int
-    inodes: int
-    tar_bytes: int
-    exact: bool
-
-
-def _layer(row: Sequence[Any]) -> Layer:
-    number, chain_id, parent, diff_id, disk_bytes, inodes, tar_bytes, exact = row
-    return Layer(number, chain_id, parent, diff_id, disk_bytes, inodes, tar_bytes, bool(exact))
-
-
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """A small document kept in the index: manifest, index or config."""
-
-    digest: str
-    media_type: str
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One image. ``names`` are the references it was asked for by, ``digests`` the (repository, manifest digest) pairs it answers to."""
-
-    id: str
-    manifest: str
-    config: ImageConfig
-    layers: Sequence[Layer]
-    names: frozenset[str] = frozenset()
-    digests: frozenset[tuple[str, str]] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class NewImage:
-    """What a finished pull or import adds. ``config`` is among ``blobs`` and its digest is the image's id."""
-
-    id: str
-    manifest: str
-    blobs: Sequence[Blob]
-    names: Sequence[str]
-    digests: Sequence[tuple[str, str]]
+_LAYERS = "SELECT id, chain_id, parent, diff_id, disk_bytes, inodes, tar_bytes, exact, listing, fault, verified_ns FROM layers ORDER BY id"
+_UPDATE = "UPDATE layers SET disk_bytes = ?, inodes = ?, tar_bytes = ?, exact = ?, listing = ?, fault = '', verified_ns = ? WHERE id = ?"
+# The digest is the document's own: one that differs is damaged.
+_ADD_BLOB = "INSERT INTO blobs VALUES (?,?,?) ON CONFLICT (digest) DO UPDATE SET data = excluded.data WHERE data IS NOT excluded.data"
 
 
 class Catalogue:
@@ -88,11 +40,15 @@ class Catalogue:
         self.layers_by_id: dict[int, Layer] = {}
         self.snapshots: dict[str, str] = {}
         self.holds: dict[str, frozenset[str]] = {}
+        self.faults: dict[int, str] = {}
+        self.verified_ns: dict[int, int] = {}
 
     async def load(self) -> None:
         """Read everything. Called once."""
         rows = await self._database.read(lambda c: c.execute(_LAYERS).fetchall())
-        self._remember([_layer(row) for row in rows])
+        self._remember([layer_of(row[:-2]) for row in rows])
+        self.faults = {row[0]: row[-2] for row in rows if row[-2]}
+        self.verified_ns = {row[0]: row[-1] for row in rows}
         images = await self._database.read(
             lambda c: c.execute("SELECT i.id, i.manifest, i.top, b.data FROM images i JOIN blobs b ON b.digest = i.id").fetchall()
         )
@@ -116,27 +72,75 @@ class Catalogue:
             top = layer.parent
         return tuple(reversed(found))
 
+    def is_whole(self, record: Record) -> bool:
+        """Whether nothing is known to be wrong with any layer of the image."""
+        return not self.faults or not any(layer.id in self.faults for layer in record.layers)
+
+    def is_sound(self, chain_id: str) -> bool:
+        """Whether the layer is there and nothing is known to be wrong with it."""
+        layer = self.layers.get(chain_id)
+        return layer is not None and layer.id not in self.faults
+
+    def in_use(self, layer: int) -> bool:
+        """Whether a container stands on the layer, or holds an image that does."""
+        used = set(self.snapshots.values()).union(*self.holds.values())
+        return any(below.id == layer for image in used for below in self.images[image].layers)
+
     def users(self, image: str) -> list[str]:
         """The containers whose snapshot stands on ``image``, or that hold it."""
         standing = {container for container, used in self.snapshots.items() if used == image}
         return sorted(standing | {container for container, held in self.holds.items() if image in held})
 
     async def add_layers(self, layers: Sequence[Layer]) -> None:
-        """Record layers that are complete and synced on disk, parents first."""
+        """Record layers that are complete and synced on disk, parents first; one that is known gets the new numbers and is sound again."""
         now = time.time_ns()
-        rows = [(y.id, y.chain_id, y.parent, y.diff_id, y.disk_bytes, y.inodes, y.tar_bytes, int(y.exact), now, now) for y in layers]
-        await self._change(
-            lambda c: c.executemany("INSERT INTO layers VALUES (?,?,?,?,?,?,?,?,?,?)", rows),
-            lambda: self._remember(layers),
-        )
+        first = [(y.id, y.chain_id, y.parent, y.diff_id, now) for y in layers if y.id not in self.layers_by_id]
+
+        def write(c: sqlite3.Connection) -> None:
+            c.executemany("INSERT INTO layers VALUES (?,?,?,?,0,0,0,0,?,0,'','')", first)
+            c.executemany(_UPDATE, [(y.disk_bytes, y.inodes, y.tar_bytes, int(y.exact), y.listing, now, y.id) for y in layers])
+
+        def remember() -> None:
+            self._remember(layers)
+            for layer in layers:
+                self.faults.pop(layer.id, None)
+                self.verified_ns[layer.id] = now
+            if len(first) < len(layers):
+                self.images = {i: replace(r, layers=[self.layers_by_id[y.id] for y in r.layers]) for i, r in self.images.items()}
+
+        await self._change(write, remember)
+
+    async def verified(self, layer: int, fault: str) -> None:
+        """Record that a layer was checked just now, and what is wrong with it ("" when nothing is)."""
+        now = time.time_ns()
+
+        def remember() -> None:
+            if layer in self.layers_by_id:
+                self.verified_ns[layer] = now
+                self.faults.pop(layer, None)
+                if fault:
+                    self.faults[layer] = fault
+
+        sql = "UPDATE layers SET fault = ?, verified_ns = ? WHERE id = ?"
+        await self._change(lambda c: c.execute(sql, (fault, now, layer)), remember)
+
+    async def sync(self) -> None:
+        """Have every change on the disk, so that no power cut takes it back."""
+        await self._database.sync()
 
     async def drop_layers(self, layers: Sequence[Layer]) -> None:
         """Forget layers, children first. They vanish from memory before the wait, so that nobody builds on them meanwhile."""
         for layer in layers:
             self.layers.pop(layer.chain_id, None)
             self.layers_by_id.pop(layer.id, None)
+
+        def forget() -> None:
+            for layer in layers:
+                self.faults.pop(layer.id, None)
+                self.verified_ns.pop(layer.id, None)
+
         try:
-            await self._change(lambda c: c.executemany("DELETE FROM layers WHERE id = ?", [(y.id,) for y in layers]), lambda: None)
+            await self._change(lambda c: c.executemany("DELETE FROM layers WHERE id = ?", [(y.id,) for y in layers]), forget)
         except BaseException:
             self._remember(layers)
             raise
@@ -146,7 +150,7 @@ class Catalogue:
         now = time.time_ns()
 
         def write(c: sqlite3.Connection) -> None:
-            c.executemany("INSERT OR IGNORE INTO blobs VALUES (?,?,?)", [(b.digest, b.media_type, b.data) for b in new.blobs])
+            c.executemany(_ADD_BLOB, [(b.digest, b.media_type, b.data) for b in new.blobs])
             top = layers[-1].id if layers else None
             c.execute("INSERT OR IGNORE INTO images VALUES (?,?,?,?)", (new.id, new.manifest, top, now))
             c.executemany("INSERT OR REPLACE INTO names VALUES (?,?,?)", [(name, new.id, now) for name in new.names])

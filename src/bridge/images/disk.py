@@ -26,6 +26,7 @@ VIEW = "view"
 
 _REMOVE_SECONDS = 3600.0
 _SMALL_TREE = 500
+_ASIDE = ".damaged-"
 
 
 class Directories:
@@ -50,6 +51,14 @@ class Directories:
     def files(self, number: int) -> Path:
         """The files of layer ``number``, a lower directory for overlayfs."""
         return self.layers / str(number) / FILES
+
+    def aside(self, number: int) -> Path:
+        """A fresh name for the damaged files of layer ``number``, on which containers still stand."""
+        return self.layers / f"{number}{_ASIDE}{uuid.uuid4().hex}"
+
+    def set_aside(self) -> dict[str, int]:
+        """The names of all such, with the layer's number. Blocks."""
+        return {name: int(name.partition(_ASIDE)[0]) for name in os.listdir(self.layers) if _ASIDE in name}
 
     def scratch(self) -> Path:
         """A fresh name below ``tmp``; nothing is made."""

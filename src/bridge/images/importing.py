@@ -18,11 +18,11 @@ from bridge.errors import BridgeError, CorruptData, InvalidRequest
 from bridge.images import disk
 from bridge.images.archive import Bundle, open_archive
 from bridge.images.assemble import Assembler, Plan, plan
-from bridge.images.catalogue import Blob, NewImage, Record
 from bridge.images.manifest import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Index, parse, parse_config
 from bridge.images.platforms import choose
 from bridge.images.reference import Reference
 from bridge.images.reference import parse as parse_reference
+from bridge.images.rows import Blob, NewImage, Record
 from bridge.images.settings import ImageSettings
 
 _LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"

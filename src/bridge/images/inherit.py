@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from bridge.images import listing
 from bridge.images.layerfiles import allowed_xattr
+from bridge.images.listing import LISTING
+from bridge.images.unpack import FILES, TAR_LOG
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE = "trusted.overlay.opaque"
+_BLOCK = 4096
 _HIDDEN = {errno.ENOTDIR, errno.ELOOP}
 
 
@@ -31,6 +37,29 @@ def copy_attributes(layer: Path, implicit: Iterable[bytes], lowers: Sequence[Pat
                         _copy(source, target)
                 if source is not None or hides:
                     break
+
+
+def complete(directory: Path, implicit: Iterable[bytes]) -> tuple[str, int, int]:
+    """Append to the listing of the layer in ``directory`` what its ``implicit`` directories look like now, in the listing's order.
+
+    Its digest, and the bytes and inodes on disk of what lies there beside the files.
+    """
+    with (directory / LISTING).open("r+b") as file:
+        file.seek(0, os.SEEK_END)
+        file.write(gzip.compress(_records(directory / FILES, implicit), mtime=0))
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    sizes = [(directory / name).stat().st_size for name in (LISTING, TAR_LOG)]
+    return f"sha256:{digest}", sum(-(-size // _BLOCK) * _BLOCK for size in sizes) + directory.stat().st_blocks * 512, len(sizes) + 1
+
+
+def _records(layer: Path, implicit: Iterable[bytes]) -> bytes:
+    parts = []
+    for path in sorted(implicit, key=lambda p: p.split(b"/")):
+        with _walk(layer, path) as (target, _):
+            if target is not None:
+                parts.append(b"%b\0%b\0\0" % (listing.looks(target, os.fstat(target)), path))
+    return b"".join(parts)
 
 
 @contextlib.contextmanager

@@ -20,9 +20,10 @@ from bridge import log
 from bridge.aio import SingleFlight, Supervisor
 from bridge.errors import BridgeError, CorruptData, HostError, Unavailable
 from bridge.images import disk
-from bridge.images.catalogue import Catalogue, Layer
+from bridge.images.catalogue import Catalogue
 from bridge.images.disk import Directories
-from bridge.images.inherit import copy_attributes
+from bridge.images.inherit import complete, copy_attributes
+from bridge.images.rows import Layer
 from bridge.images.unpack import FILES, Unpacked
 
 _logger = log.get("images.layers")
@@ -107,7 +108,7 @@ class LayerStore:
             async with self._budget:
                 return await self._unpack(chain_id, unpack)
 
-        while chain_id not in self._staged and chain_id not in self._catalogue.layers:
+        while chain_id not in self._staged and not self._catalogue.is_sound(chain_id):
             try:
                 await self._flights.join(chain_id, work)
             except BridgeError:
@@ -138,44 +139,57 @@ class LayerStore:
 
         Raises HostError, and Unavailable when a staged layer was lost (a damaged disk), which a retry mends.
         """
-        chain = chain_ids(diff_ids)
         # One at a time: they share the disk's sync anyway, and two images may be about to commit the same layer.
         async with self._committing:
-            known = [self._catalogue.layers[c] for c in chain if c in self._catalogue.layers]
-            missing = list(zip(chain, diff_ids, strict=True))[len(known) :]
-            if missing:
-                await self._install(known, missing)
-        return tuple(self._catalogue.layers[chain_id] for chain_id in chain)
+            if not all(self._catalogue.is_sound(chain_id) for chain_id in chain_ids(diff_ids)):
+                await self._install(diff_ids)
+        return tuple(self._catalogue.layers[chain_id] for chain_id in chain_ids(diff_ids))
 
-    async def _install(self, known: list[Layer], missing: Sequence[tuple[str, str]]) -> None:
-        layers = list(known)
-        moved: list[Path] = []
+    async def _install(self, diff_ids: Sequence[str]) -> None:
+        layers: list[Layer] = []
+        new: list[Layer] = []
         with anyio.CancelScope(shield=True):  # renames, one sync, one commit: bounded, and half of it would be rubbish
             try:
-                for chain_id, diff_id in missing:
-                    layer, home = await self._install_one(chain_id, diff_id, layers)
-                    layers.append(layer)
-                    moved.append(home)
+                for chain_id, diff_id in zip(chain_ids(diff_ids), diff_ids, strict=True):
+                    if self._catalogue.is_sound(chain_id):
+                        layers.append(self._catalogue.layers[chain_id])
+                        continue
+                    layers.append(await self._install_one(chain_id, diff_id, layers))
+                    new.append(layers[-1])
                 await disk.sync_file_system(self._directories.root)
-                await self._catalogue.add_layers(layers[len(known) :])
+                await self._catalogue.add_layers(new)
             except BridgeError:
-                for home in moved:
-                    await self._directories.discard(home)
+                for layer in new:
+                    await self._directories.discard(self._directories.layer(layer.id))
                 raise
 
-    async def _install_one(self, chain_id: str, diff_id: str, below: Sequence[Layer]) -> tuple[Layer, Path]:
+    async def _install_one(self, chain_id: str, diff_id: str, below: Sequence[Layer]) -> Layer:
         staged = self._staged.get(chain_id)
         if staged is None:
             raise Unavailable(f"layer {chain_id} is no longer staged: pull again")
         lowers = [self._directories.files(layer.id) for layer in reversed(below)]
-        await disk.blocking(copy_attributes, staged.directory / FILES, staged.unpacked.implicit, lowers)
-        number, self._next = self._next, self._next + 1
-        home = self._directories.layer(number)
-        await disk.blocking(staged.directory.rename, home)
+        implicit, found = staged.unpacked.implicit, staged.unpacked
+        await disk.blocking(copy_attributes, staged.directory / FILES, implicit, lowers)
+        listing, own_bytes, own_inodes = await disk.blocking(complete, staged.directory, implicit)
+        damaged = self._catalogue.layers.get(chain_id)
+        if damaged is None:
+            number, self._next = self._next, self._next + 1
+        else:
+            number = damaged.id
+            await self._set_aside(number)
+        await disk.blocking(staged.directory.rename, self._directories.layer(number))
         del self._staged[chain_id]
-        found = staged.unpacked
-        parent = below[-1].id if below else None
-        return Layer(number, chain_id, parent, diff_id, found.disk_bytes, found.inodes, found.tar_bytes, found.exact), home
+        size, inodes = found.disk_bytes + own_bytes, found.inodes + own_inodes
+        return Layer(number, chain_id, below[-1].id if below else None, diff_id, size, inodes, found.tar_bytes, found.exact, listing)
+
+    async def _set_aside(self, number: int) -> None:
+        """Make the place of a damaged layer free. Containers that stand on it keep its files until they are gone."""
+        home = self._directories.layer(number)
+        if not self._catalogue.in_use(number):
+            grave = await self._directories.discard(home)
+            self.bury([grave] if grave is not None else [])
+        elif home.exists():
+            await disk.blocking(home.rename, self._directories.aside(number))
 
     async def drop_unused(self) -> int:
         """Drop every committed layer that no image, snapshot or running pull stands on; how many that were."""
@@ -186,6 +200,8 @@ class LayerStore:
         unused = sorted((y for y in self._catalogue.layers_by_id.values() if y.id not in used), key=lambda y: -y.id)
         if unused:
             await self._catalogue.drop_layers(unused)
+            # A rename may reach the disk before the rows do: after a power cut they would name directories that are gone.
+            await self._catalogue.sync()
             graves = [await self._directories.discard(self._directories.layer(layer.id)) for layer in unused]
             self.bury([grave for grave in graves if grave is not None])
         return len(unused)

@@ -5,6 +5,7 @@ Input is hostile: everything is checked for type and size, and every error says 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,12 @@ class Config:
 def is_digest(text: str) -> bool:
     """Whether ``text`` is a digest that we can check: sha256 or sha512 in lower-case hex."""
     return _DIGEST.fullmatch(text) is not None
+
+
+def is_what_it_says(digest: str, data: bytes) -> bool:
+    """Whether ``data`` has that digest."""
+    algorithm, _, value = digest.partition(":")
+    return hashlib.new(algorithm, data).hexdigest() == value
 
 
 def _object(value: object, what: str) -> Mapping[str, Any]:

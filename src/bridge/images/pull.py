@@ -15,12 +15,14 @@ from bridge.errors import CorruptData, ImagePullFailed, LimitExceeded, Unsupport
 from bridge.images import auth as authentication
 from bridge.images.assemble import Assembler, plan
 from bridge.images.auth import Credentials
-from bridge.images.catalogue import Blob, Catalogue, NewImage, Record
-from bridge.images.manifest import Index, Manifest, parse, parse_config
+from bridge.images.catalogue import Catalogue
+from bridge.images.manifest import Index, Manifest, is_what_it_says, parse, parse_config
 from bridge.images.platforms import choose
 from bridge.images.progress import Pull
 from bridge.images.reference import Reference
+from bridge.images.reference import parse as parse_reference
 from bridge.images.registry import Fetched, RegistryClient, Repository
+from bridge.images.rows import Blob, NewImage, Record
 from bridge.images.settings import ImageSettings
 from bridge.ports.images import RegistryAuth
 
@@ -45,32 +47,44 @@ class Puller:
         flight = Flight(reference.canonical(), _fingerprint(auth))
         return await self._flights.join(flight, lambda: self._pull(reference.canonical(), who))
 
+    async def refetch(self, record: Record, repository: str, digest: str) -> None:
+        """Fetch again what is damaged of ``record``, whose manifest or index has ``digest`` in ``repository``; it gets no new name.
+
+        Raises ImagePullFailed, RegistryUnavailable, HostError.
+        """
+        reference = parse_reference(f"{repository}@{digest}")
+        await self._pull(reference, authentication.credentials(None), record)
+
     async def stop(self, seconds: float) -> None:
         """Cancel every pull; returns when they have undone their work or after ``seconds``."""
         self._flights.cancel_all()
         with anyio.move_on_after(seconds):
             await self._flights.wait_idle()
 
-    async def _pull(self, reference: Reference, who: Credentials) -> Record:
+    async def _pull(self, reference: Reference, who: Credentials, damaged: Record | None = None) -> Record:
         try:
             with self._assembler.board.pull(str(reference)) as shown:
-                return await self._fetch(reference, await self._client.repository(reference, who), shown)
+                return await self._fetch(reference, await self._client.repository(reference, who), shown, damaged)
         except (CorruptData, LimitExceeded, Unsupported) as exc:
             raise ImagePullFailed(f"{reference}: {exc}") from exc
 
-    async def _fetch(self, reference: Reference, repository: Repository, shown: Pull) -> Record:
+    async def _fetch(self, reference: Reference, repository: Repository, shown: Pull, damaged: Record | None) -> Record:
         documents, manifest = await self._resolve(reference, repository)
         kept = await self._catalogue.blobs([manifest.config.digest])
-        data = kept.get(manifest.config.digest) or await repository.small_blob(manifest.config)
+        data = kept.get(manifest.config.digest)
+        if data is None or not is_what_it_says(manifest.config.digest, data):
+            data = await repository.small_blob(manifest.config)
         config = parse_config(data)
         blobs = [Blob(document.digest, document.media_type, document.data) for document in documents]
         new = NewImage(
             id=manifest.config.digest,
             manifest=documents[-1].digest,
             blobs=[*blobs, Blob(manifest.config.digest, manifest.config.media_type or _CONFIG_TYPE, data)],
-            names=[str(reference)],
+            names=[] if damaged else [str(reference)],
             digests=[(reference.repository, documents[0].digest)],
         )
+        if damaged is not None and new.id != damaged.id:
+            raise CorruptData(f"it leads to image {new.id} now, not to {damaged.id}")
         wanted = plan(manifest, config, new)
         return await self._assembler.assemble(wanted, lambda layer, again: repository.blob(layer, last_first=again), shown)
 

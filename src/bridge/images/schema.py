@@ -68,7 +68,13 @@ CREATE TABLE holds (
 CREATE INDEX holds_image ON holds (image);
 """
 
-MIGRATIONS = (_V1, _V2)
+# What a check needs: the digest of the layer's listing, and what is wrong with the layer, if anything is known to be.
+_V3 = """
+ALTER TABLE layers ADD COLUMN listing TEXT NOT NULL DEFAULT '';
+ALTER TABLE layers ADD COLUMN fault TEXT NOT NULL DEFAULT '';
+"""
+
+MIGRATIONS = (_V1, _V2, _V3)
 
 DROP_UNUSED_BLOBS = """
 DELETE FROM blobs WHERE digest NOT IN (SELECT id FROM images UNION SELECT manifest FROM images UNION SELECT digest FROM digests)

@@ -93,3 +93,7 @@ class ImageSettings:
     floor_seconds: float = 60.0
     linger: float = 600.0
     measure_seconds: float = 60.0
+    verify_days: float = 0.0
+    """Every layer is read and compared once in so many days; 0: never."""
+    verify_rate: int = 32 << 20
+    """How fast, in bytes a second."""

@@ -19,7 +19,7 @@ from bridge import log
 from bridge.aio import Rollback
 from bridge.errors import AlreadyExists, InvalidRequest, NotFound
 from bridge.host import mounts
-from bridge.images import disk, ownership
+from bridge.images import damage, disk, ownership
 from bridge.images.catalogue import Catalogue
 from bridge.images.disk import Directories
 from bridge.images.layers import LayerStore
@@ -71,12 +71,13 @@ class Snapshots:
         layers = self._catalogue.images[self._catalogue.snapshots[container]].layers
         home = self._directories.snapshots / container
         lowers = [self._directories.files(layer.id) for layer in reversed(layers)]
-        if user_namespace is None:
-            await self._overlay(home, lowers or [home / _EMPTY], target, label)
-        else:
-            source = self._directories.layers if lowers else home / _EMPTY
-            async with ownership.pinned(user_namespace) as namespace, ownership.view(source, home, namespace) as seen:
-                await self._overlay(home, [seen(path) for path in lowers or [source]], target, label)
+        async with damage.noticed(self._directories, self._catalogue, layers):
+            if user_namespace is None:
+                await self._overlay(home, lowers or [home / _EMPTY], target, label)
+            else:
+                source = self._directories.layers if lowers else home / _EMPTY
+                async with ownership.pinned(user_namespace) as namespace, ownership.view(source, home, namespace) as seen:
+                    await self._overlay(home, [seen(path) for path in lowers or [source]], target, label)
         return Rootfs(target, home / _UPPER)
 
     async def _overlay(self, home: Path, lowers: list[Path], target: Path, label: str) -> None:

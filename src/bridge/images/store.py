@@ -18,15 +18,17 @@ import anyio.to_thread
 
 from bridge import log
 from bridge.aio import Supervisor
-from bridge.errors import CorruptData, ImagePullFailed, InUse, InvalidRequest, RegistryUnavailable
+from bridge.errors import ImagePullFailed, InUse, InvalidRequest, RegistryUnavailable
 from bridge.host.database import Database
-from bridge.images import disk, ownership, reference, schema
+from bridge.images import disk, index_file, ownership, reference
 from bridge.images.assemble import Assembler
-from bridge.images.catalogue import Catalogue, Record
+from bridge.images.catalogue import Catalogue
+from bridge.images.check import Checker, Repair, Report
 from bridge.images.disk import Directories
 from bridge.images.importing import Importer
 from bridge.images.layers import LayerStore
 from bridge.images.progress import PullProgress
+from bridge.images.rows import Record
 from bridge.images.settings import ImageSettings
 from bridge.images.short_names import ShortNames
 from bridge.images.snapshots import Snapshots
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from bridge.images.registry import RegistryClient
 
 _logger = log.get("images")
-_INDEX = "index.db"
 _CLOSE_SECONDS = 10.0
 
 
@@ -60,6 +61,7 @@ class ImageStore:
         self.snapshots = Snapshots(directories, self._catalogue, self._layers)
         self._volumes = Volumes(directories, self._catalogue)
         self._short_names = ShortNames(settings.registries_conf)
+        self.checker = Checker(database, self._catalogue, directories, self._layers, self._refetch)
 
     @classmethod
     @asynccontextmanager
@@ -71,13 +73,15 @@ class ImageStore:
         """
         directories = Directories(settings.root)
         await directories.prepare()
-        database = await _open_index(settings.root / _INDEX)
+        database = await index_file.open_index(settings.root)
         async with database:
             store = cls(settings, supervisor, database, directories)
             await store._recover()
             store.id_mapping_fault = await ownership.fault(directories)
             await store._short_names.load()
             supervisor.spawn("images: measure", lambda: store.snapshots.measure_for_ever(settings.measure_seconds))
+            if settings.verify_days:
+                supervisor.spawn("images: verify", lambda: store.checker.verify_for_ever(settings.verify_days, settings.verify_rate))
             try:
                 yield store
             finally:
@@ -98,7 +102,8 @@ class ImageStore:
         self._layers.start_numbers(max([await self._catalogue.next_id(), *(number + 1 for number in taken)]))
         live_layers = {str(layer.id) for layer in self._catalogue.layers.values()}
         live_snapshots = set(self._catalogue.snapshots)
-        if await disk.blocking(_set_aside_this_boot, self._settings.root):
+        live_layers.update(n for n, layer in (await disk.blocking(self._directories.set_aside)).items() if self._catalogue.in_use(layer))
+        if await index_file.was_set_aside(self._settings.root):
             live_layers.update(await disk.blocking(_names, self._directories.layers))
             live_snapshots.update(await disk.blocking(_names, self._directories.snapshots))
         self._layers.bury(await self._directories.strays(live_layers, live_snapshots))
@@ -107,13 +112,13 @@ class ImageStore:
     # The port
 
     def list(self) -> Sequence[Image]:
-        """All images, by id."""
-        return [self._image(record) for _, record in sorted(self._catalogue.images.items())]
+        """All images, by id. Not those with a layer that is known to be damaged: they are to be pulled again."""
+        return [self._image(record) for _, record in sorted(self._catalogue.images.items()) if self._catalogue.is_whole(record)]
 
     def find(self, text: str) -> Image | None:
         """See the port."""
         found = self._find(text)
-        return None if found is None else self._image(found[0])
+        return self._image(found[0]) if found is not None and self._catalogue.is_whole(found[0]) else None
 
     async def pull(self, text: str, auth: RegistryAuth | None = None) -> Image:
         """See the port."""
@@ -190,6 +195,17 @@ class ImageStore:
         finally:
             self._layers.bury([scratch])
         return [self._image(record) for record in records]
+
+    async def check(self, full: bool) -> Report:
+        """See ``Checker.check``."""
+        return await self.checker.check(full)
+
+    async def repair(self) -> Sequence[Repair]:
+        """See ``Checker.repair``."""
+        return await self.checker.repair()
+
+    async def _refetch(self, record: Record, repository: str, digest: str) -> None:
+        await (await self._open_puller()).refetch(record, repository, digest)
 
     async def gc(self) -> int:
         """Drop layers that nothing stands on; how many. Runs at start and after each removal."""
@@ -271,28 +287,3 @@ def _named(record: Record, name: str) -> frozenset[str]:
 
 def _names(path: Path) -> list[str]:
     return [entry.name for entry in path.iterdir()]
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _set_aside_this_boot(root: Path) -> bool:
-    return any(root.glob(f"{_INDEX}.damaged-{_boot_id()}*"))
-
-
-async def _open_index(path: Path) -> Database:
-    try:
-        return await Database.open(path, schema.MIGRATIONS)
-    except CorruptData as exc:
-        _logger.error("%s; it is set aside and the store starts empty", exc)
-        await disk.blocking(_set_aside, path)
-    return await Database.open(path, schema.MIGRATIONS)
-
-
-def _set_aside(path: Path) -> None:
-    aside = f"{path}.damaged-{_boot_id()}-{time.time_ns()}"
-    for suffix in ("", "-wal", "-shm"):
-        file = Path(f"{path}{suffix}")
-        if file.exists():
-            file.rename(f"{aside}{suffix}")

@@ -23,10 +23,12 @@ import anyio.to_thread
 import bridge
 from bridge.errors import BridgeError, CorruptData, HostError, LimitExceeded
 from bridge.host import process
+from bridge.images.listing import LISTING
 from bridge.images.settings import Limits
 
 _PIPE = 1 << 20
 _REPORT_LIMIT = 64 << 20
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _CODE = "import sys; sys.path[:0] = sys.argv[1].split(':'); from bridge.images.unpack_child import main; sys.exit(main(sys.argv[2:]))"
 FILES = "fs"
 TAR_LOG = "tar.gz"
@@ -49,7 +51,7 @@ class Unpacked:
     implicit: tuple[bytes, ...]
 
 
-def _import_path() -> str:
+def import_path() -> str:
     """Where the child finds our package and the decompressors; it starts without site-packages, which saves time."""
     places = [str(Path(bridge.__file__).resolve().parents[1])]
     for name in ("isal", "zstandard"):
@@ -107,26 +109,27 @@ class Unpacker:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._path = _import_path()
+        self._path = import_path()
         self._threads = anyio.CapacityLimiter(64)
 
     async def unpack(self, directory: Path, blob: AsyncGenerator[bytes], digest: str | None) -> Unpacked:
-        """Unpack ``blob`` into ``directory`` (made here: ``fs`` and ``tar.gz``), checking that its digest is ``digest`` (None: unknown).
+        """Unpack ``blob`` into ``directory``, checking that its digest is ``digest`` (None: unknown).
+
+        The directory is made here, with ``fs``, ``tar.gz`` and ``files.gz`` in it.
 
         Raises CorruptData (damaged or refused content), LimitExceeded, HostError, and what ``blob`` raises. On any failure
         the directory is left for the caller to remove.
         """
-        feed_end, log = await anyio.to_thread.run_sync(_prepare, directory)
-        read_end, write_end = feed_end
+        (read_end, write_end), logs = await anyio.to_thread.run_sync(_prepare, directory)
         limits = self._limits
-        numbers = (read_end, log, limits.layer_bytes, limits.layer_entries, limits.ratio)
+        numbers = (read_end, *logs, limits.layer_bytes, limits.layer_entries, limits.ratio)
         argv = [sys.executable, "-I", "-S", "-c", _CODE, self._path, str(directory / FILES), *map(str, numbers)]
         feed = _Feed(blob, write_end, (digest or "sha256:").partition(":")[0])
         outcome: process.Completed | BridgeError | None = None
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(feed.run, group.cancel_scope, self._threads)
-                outcome = await _run(argv, read_end, log)
+                outcome = await _run(argv, (read_end, *logs))
                 if isinstance(outcome, BridgeError) or outcome.returncode != 0:
                     group.cancel_scope.cancel()
         finally:
@@ -142,34 +145,35 @@ class Unpacker:
         return report
 
 
-async def _run(argv: Sequence[str], read_end: int, log: int) -> process.Completed | BridgeError:
+async def _run(argv: Sequence[str], descriptors: Sequence[int]) -> process.Completed | BridgeError:
     """Run the child to its end and close our copies of its descriptors; a failure to run it is returned, not raised."""
     environment = {"LC_ALL": "C.UTF-8", **{k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}}
     try:
-        return await process.run(argv, env=environment, timeout=math.inf, max_output=_REPORT_LIMIT, pass_fds=(read_end, log))
+        return await process.run(argv, env=environment, timeout=math.inf, max_output=_REPORT_LIMIT, pass_fds=descriptors)
     except BridgeError as exc:
         return exc
     finally:
         # With no reader left, a write that still blocks in a thread ends with EPIPE.
-        os.close(read_end)
-        os.close(log)
+        for fd in descriptors:
+            os.close(fd)
 
 
-def _prepare(directory: Path) -> tuple[tuple[int, int], int]:
+def _prepare(directory: Path) -> tuple[tuple[int, int], list[int]]:
+    """A pipe for the blob, and the new files for the tar log and the listing."""
+    opened: list[int] = []
     try:
         (directory / FILES).mkdir(parents=True)
         (directory / FILES).chmod(0o755)
-        log = os.open(directory / TAR_LOG, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            ends = os.pipe()
-        except OSError:
-            os.close(log)
-            raise
+        opened.append(os.open(directory / TAR_LOG, _NEW, 0o600))
+        opened.append(os.open(directory / LISTING, _NEW, 0o600))
+        ends = os.pipe()
     except OSError as exc:
+        for fd in opened:
+            os.close(fd)
         raise HostError(f"can't make a layer directory: {exc}", errno=exc.errno) from exc
     with contextlib.suppress(OSError):  # a small pipe is only slower
         fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, _PIPE)
-    return ends, log
+    return ends, opened
 
 
 def _parse_report(completed: process.Completed) -> Unpacked:

@@ -16,7 +16,7 @@ from typing import Any
 
 from isal import isal_zlib
 
-from bridge.images import confine, decompress
+from bridge.images import confine, decompress, listing
 from bridge.images.decompress import BadStream, Source, TooBig
 from bridge.images.extract import Extractor
 from bridge.images.tarstream import BadArchive, TarReader
@@ -26,13 +26,14 @@ _AHEAD = 4
 """Uncompressed chunks (1 MiB) between the two threads."""
 
 
-class TarLog:
-    """Keeps every byte of the tar that is not file content, gzipped, in the descriptor ``fd``."""
+class Packed:
+    """Keeps what it is given, gzipped, in the descriptor ``fd``: every byte of the tar that is not file content, or the layer's listing."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._parts: list[bytes] = []
         self._size = 0
+        self._hash = sha256()
         self._gzip: Any = isal_zlib.compressobj(1, isal_zlib.DEFLATED, 31)
 
     def add(self, data: bytes) -> None:
@@ -43,11 +44,13 @@ class TarLog:
             self._write(self._gzip.compress(b"".join(self._parts)))
             self._parts, self._size = [], 0
 
-    def close(self) -> None:
-        """Write what is left."""
+    def close(self) -> bytes:
+        """Write what is left; the sha256 of all that was written, in hex."""
         self._write(self._gzip.compress(b"".join(self._parts)) + self._gzip.flush())
+        return self._hash.hexdigest().encode()
 
     def _write(self, data: bytes) -> None:
+        self._hash.update(data)
         piece = memoryview(data)
         while piece:
             piece = piece[os.write(self._fd, piece) :]
@@ -87,7 +90,7 @@ class Ahead:
         return "sha256:" + self._hash.hexdigest()
 
 
-def unpack(layer: str, data: int, log: int, *, max_bytes: int, max_entries: int, max_ratio: int) -> list[str]:
+def unpack(layer: str, data: int, log: int, files: int, *, max_bytes: int, max_entries: int, max_ratio: int) -> list[str]:
     """Confine this process to ``layer`` and unpack there what descriptor ``data`` gives; the lines of the report."""
     os.umask(0)
     source = Source(lambda size: os.read(data, size))
@@ -95,22 +98,30 @@ def unpack(layer: str, data: int, log: int, *, max_bytes: int, max_entries: int,
     "\udc80".encode("utf-8", "surrogateescape")  # loads what the report may need while files can still be found
     confine.enter(layer)
     ahead = Ahead(decompress.limited(stream, source, max_bytes, max_ratio))
-    tar_log = TarLog(log)
+    tar_log = Packed(log)
     extractor = Extractor(max_entries=max_entries, max_bytes=max_bytes)
     extractor.run(TarReader(iter(ahead), tar_log.add))
-    tar_log.close()
     totals = extractor.totals
+    _list(files, tar_log.close(), extractor)
     lines = [f"{name} {int(getattr(totals, name))}" for name in ("bytes", "inodes", "entries", "devices", "xattrs", "exact")]
     lines += [f"diff_id {ahead.digest()}", f"tar_bytes {ahead.size}", f"blob_bytes {source.count}"]
     lines += [f"implicit {path.hex() or '-'}" for path in sorted(extractor.implicit)]
     return [*lines, "done"]
 
 
+def _list(fd: int, log_digest: bytes, extractor: Extractor) -> None:
+    packed = Packed(fd)
+    digest = listing.no_content if extractor.totals.exact else listing.content
+    for record in listing.records(log_digest, extractor.implicit, digest):
+        packed.add(record)
+    packed.close()
+
+
 def main(arguments: list[str]) -> int:
-    """``layer data-fd log-fd max-bytes max-entries max-ratio``; the process's exit code."""
-    layer, (data, log, max_bytes, max_entries, max_ratio) = arguments[0], map(int, arguments[1:])
+    """``layer data-fd log-fd listing-fd max-bytes max-entries max-ratio``; the process's exit code."""
+    layer, (data, log, files, max_bytes, max_entries, max_ratio) = arguments[0], map(int, arguments[1:])
     try:
-        lines = unpack(layer, data, log, max_bytes=max_bytes, max_entries=max_entries, max_ratio=max_ratio)
+        lines = unpack(layer, data, log, files, max_bytes=max_bytes, max_entries=max_entries, max_ratio=max_ratio)
     except BadStream as exc:
         lines = [f"error stream {exc}"]
     except (BadArchive, RecursionError) as exc:

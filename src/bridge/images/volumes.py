@@ -17,9 +17,10 @@ import anyio
 
 from bridge.errors import InvalidRequest, NotFound
 from bridge.host import mount_copies, mounts, rootfs
-from bridge.images import ownership
+from bridge.images import damage, ownership
 from bridge.images.catalogue import Catalogue
 from bridge.images.disk import Directories, blocking, remove_tree
+from bridge.images.rows import Layer
 
 _FEWEST = 2
 _ABSENT = {errno.ENOENT, errno.ENOTDIR}
@@ -54,7 +55,11 @@ class Volumes:
         record = self._catalogue.images.get(image)
         if record is None:
             raise NotFound(f"image {image} is not in the store")
-        layers = [self._directories.files(layer.id) for layer in reversed(record.layers)]
+        async with damage.noticed(self._directories, self._catalogue, record.layers):
+            await self._mount_layers(record.layers, target, label, user_namespace)
+
+    async def _mount_layers(self, wanted: Sequence[Layer], target: Path, label: str, user_namespace: Path | None) -> None:
+        layers = [self._directories.files(layer.id) for layer in reversed(wanted)]
         padding = self._directories.empty[: max(0, _FEWEST - len(layers))]
         prepare = functools.partial(_prepare, target, padding)
         if user_namespace is None:

@@ -13,8 +13,9 @@ import pytest
 from bridge.errors import HostError, InUse, NotFound
 from bridge.host.database import Database
 from bridge.images import schema
-from bridge.images.catalogue import Blob, Catalogue, Layer, NewImage
+from bridge.images.catalogue import Catalogue
 from bridge.images.layers import chain_ids
+from bridge.images.rows import Blob, Layer, NewImage
 from bridge.images.transfer import Pace
 
 CONFIG = json.dumps({"config": {"User": "u"}, "rootfs": {"diff_ids": []}}).encode()
