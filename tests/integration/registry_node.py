@@ -77,6 +77,13 @@ class Proxy:
                 kept = {k: v for k, v in answered.headers.items() if k in ("Content-Type", "Content-Range")}
                 return web.Response(status=answered.status, body=body, headers=kept)
 
+    async def body(self, request: web.Request) -> bytes:
+        """What the registry itself answers to ``request``."""
+        headers = {k: v for k, v in request.headers.items() if k in ("Accept", "Range")}
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"http://{self.upstream}{request.path_qs}", headers=headers) as answered:
+                return await answered.read()
+
     def blobs(self) -> int:
         """How many blob requests came."""
         return sum(count for path, count in self.requests.items() if "/blobs/" in path)

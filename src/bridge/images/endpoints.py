@@ -16,7 +16,7 @@ from bridge.images.places import Place
 class Endpoint:
     """A place over one scheme. ``authorization`` is the header value that it last accepted or asked for.
 
-    ``credentials`` are the request's; ``looked_up`` says that stored ones were asked for, too.
+    ``credentials`` are the request's; ``looked_up`` says that stored ones were asked for, too; ``answered``, that the scheme is right.
     """
 
     place: Place
@@ -24,6 +24,7 @@ class Endpoint:
     credentials: Credentials = field(default_factory=Credentials, repr=False)
     authorization: str = field(default="", repr=False)
     looked_up: bool = False
+    answered: bool = False
 
     @property
     def host(self) -> str:

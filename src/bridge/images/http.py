@@ -55,6 +55,7 @@ class Exchange:
             if endpoint.authorization:
                 sent["Authorization"] = endpoint.authorization
             response = await self._request("GET", endpoint.url(path), endpoint, headers=sent, params=query)
+            endpoint.answered = True
             async with response:
                 if response.status == 401 and not challenged:
                     challenged = True

@@ -170,8 +170,8 @@ class Repository:
         """The first endpoint's answer that is one. The registry itself is asked last and has the last word."""
         failures: list[tuple[Endpoint, BridgeError]] = []
         for endpoint in places:
-            if any(other.host == endpoint.host and _speaks(exc) for other, exc in failures):
-                continue  # it answered over TLS already
+            if any(other.host == endpoint.host and (other.answered or _speaks(exc)) for other, exc in failures):
+                continue  # it speaks the other scheme
             try:
                 answer = await self._persistently(endpoint, attempt, last=endpoint is places[-1])
                 self._settle(endpoint)
