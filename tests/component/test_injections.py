@@ -13,6 +13,7 @@ import pytest
 
 from bridge.core import cdi, cdi_spec, hooks
 from bridge.core.injections import Injections, Sources, precreated
+from bridge.core.model import IDMapping, NamespaceMode, NamespaceOptions, UserNamespace
 from bridge.core.spec import build_container
 from bridge.errors import HostError, InvalidRequest, Unsupported
 from bridge.host.watched_files import WatchedFiles
@@ -45,9 +46,10 @@ class Place:
         (self.root / "hooks" / f"{name}.json").write_text(json.dumps(whole))
 
     async def spec(self, **changes: Any) -> Spec:
-        annotations = changes.pop("pod_annotations", {})
+        annotations, namespaces = changes.pop("pod_annotations", {}), changes.pop("pod_namespaces", NamespaceOptions())
         pod = sandbox(handler="fake")
-        pod = dataclasses.replace(pod, config=dataclasses.replace(pod.config, annotations=annotations))
+        security = dataclasses.replace(pod.config.security, namespaces=namespaces)
+        pod = dataclasses.replace(pod, config=dataclasses.replace(pod.config, annotations=annotations, security=security))
         given = inputs(sandbox=pod, config=config(**changes))
         return await self.injections.apply(build_container(given, FACTS, SETTINGS), given)
 
@@ -86,6 +88,14 @@ async def test_the_order_is_base_spec_cdi_hooks(place: Place) -> None:
     spec = await place.spec(cdi_devices=("v.com/c=x",))
     assert spec["hooks"]["poststop"] == [hook("/base"), hook("/cdi"), hook(str(place.root / "h.sh"))]
     assert {"E=cdi", "B=1"} <= set(spec["process"]["env"])
+
+
+async def test_a_base_spec_hides_nothing_in_a_user_namespace_but_elsewhere(place: Place) -> None:
+    place.handlers.choices = HandlerPolicy(base_spec={"linux": {"maskedPaths": ["/proc/mine"]}})
+    assert (await place.spec())["linux"]["maskedPaths"] == ["/proc/mine"]
+    one = (IDMapping(host_id=100000, container_id=0, length=65536),)
+    namespaces = NamespaceOptions(user=UserNamespace(NamespaceMode.POD, uids=one, gids=one))
+    assert "maskedPaths" not in (await place.spec(pod_namespaces=namespaces))["linux"]
 
 
 async def test_cdi_edits_that_the_runtime_cannot_do_are_refused(place: Place) -> None:

@@ -62,13 +62,16 @@ def _expect(valid: bool, key: str, what: str) -> None:
         raise ConfigError(f"{key}: must be {what}")
 
 
-def lay_over(base: Mapping[str, Any], ours: Mapping[str, Any], request: ContainerSecurity) -> Spec:
-    """``ours`` over ``base``; neither is changed. ``request`` tells which of ours were asked for and which are mere defaults."""
+def lay_over(base: Mapping[str, Any], ours: Mapping[str, Any], request: ContainerSecurity, *, user_namespace: bool = False) -> Spec:
+    """``ours`` over ``base``; neither is changed. ``request`` tells which of ours were asked for and which are mere defaults.
+
+    In a ``user_namespace`` hidden paths are always asked for: none there means procMount Unmasked (see security.hidden_paths).
+    """
     spec = _merged({key: value for key, value in base.items() if key not in _OURS}, ours)
     spec["ociVersion"] = max(str(base.get("ociVersion", "")), str(ours["ociVersion"]), key=_version)
     spec["process"] = _process(base.get("process", {}), ours["process"])
     spec["mounts"] = _mounts(base.get("mounts", ()), ours.get("mounts", ()))
-    spec["linux"] = _linux(base.get("linux", {}), ours["linux"], request)
+    spec["linux"] = _linux(base.get("linux", {}), ours["linux"], request, user_namespace)
     if base.get("hooks") or ours.get("hooks"):
         stages = (base.get("hooks", {}), ours.get("hooks") or {})
         spec["hooks"] = {stage: [*stages[0].get(stage, ()), *stages[1].get(stage, ())] for stage in {**stages[0], **stages[1]}}
@@ -112,7 +115,7 @@ def _mounts(base: Iterable[Mapping[str, Any]], ours: Iterable[Mapping[str, Any]]
     return sorted(found.values(), key=lambda mount: posixpath.normpath(mount["destination"]).count("/"))
 
 
-def _linux(base: Mapping[str, Any], ours: Mapping[str, Any], request: ContainerSecurity) -> Spec:
+def _linux(base: Mapping[str, Any], ours: Mapping[str, Any], request: ContainerSecurity, user_namespace: bool) -> Spec:
     linux = _merged({key: value for key, value in base.items() if key not in _OURS_LINUX}, ours)
     devices = {device["path"]: device for device in (*base.get("devices", ()), *ours.get("devices", ()))}
     if devices:
@@ -123,7 +126,7 @@ def _linux(base: Mapping[str, Any], ours: Mapping[str, Any], request: ContainerS
     combined = [blanket, *(dict(rule) for rule in rules if not _is_blanket(rule)), *allowed]
     linux["resources"] = {**linux["resources"], "devices": combined}
     for key, asked in (("maskedPaths", request.masked_paths), ("readonlyPaths", request.readonly_paths)):
-        if not asked and not request.privileged and key in base:
+        if not (asked or request.privileged or user_namespace) and key in base:
             linux[key] = list(base[key])
     return linux
 

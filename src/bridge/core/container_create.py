@@ -84,7 +84,7 @@ class ContainerCreator:
                 oci = await self.injections.apply(oci, inputs)
             with trace.span("backend"):
                 handle = await self._backend(making, oci)
-            limited = limits.in_force(oci["linux"]["resources"], oci["process"]["oomScoreAdj"])
+            limited = limits.of_spec(oci)
             record = dict(handle.record)
             container = await self.store.apply_container(ident, "created", user=who.user, backend=record, resources=limited)
             self.live.containers[ident] = LiveContainer(handle, oci["process"])

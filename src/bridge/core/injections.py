@@ -61,7 +61,8 @@ class Injections:
             option = f"runtime.handlers.{inputs.sandbox.handler}.allowed_annotations"
             _logger.warning("%s doesn't allow the annotations %s: the runtime is not told of them", option, ", ".join(sorted(barred)))
         if policy.base_spec is not None:
-            spec = base_spec.lay_over(policy.base_spec, spec, inputs.config.security)
+            owned = in_user_namespace(inputs.sandbox)
+            spec = base_spec.lay_over(policy.base_spec, spec, inputs.config.security, user_namespace=owned)
         wanted = cdi.requested(inputs.config)
         if wanted:
             spec = await self._devices(spec, inputs, wanted)

@@ -147,6 +147,11 @@ def in_force(resources: Mapping[str, Any], oom_score_adj: int) -> Resources:
     )
 
 
+def of_spec(spec: Mapping[str, Any]) -> Resources:
+    """What a whole OCI spec limits; a precreate hook may have left any part out."""
+    return in_force(spec["linux"].get("resources") or {}, spec["process"].get("oomScoreAdj") or 0)
+
+
 def merged(current: Resources, change: Resources) -> Resources:
     """``current`` with what ``change`` says; what it leaves unset stays. The OOM score belongs to processes and stays.
 

@@ -22,14 +22,14 @@ SYSTEMD = "systemd"
 class SpecSettings:
     """The operator's choices. ``cgroup_driver`` is "cgroupfs" or "systemd"; ``pids_limit`` 0 means none.
 
-        ``default_env`` holds "KEY=value" entries below the image's own. ``seccomp_profile`` replaces the built-in default (an
-        OCI linux.seccomp object or Docker's dialect of it). ``seccomp_when_unset`` is what a request without profile gets.
-        ``seccomp_native_only`` has the built-in profile kill 32-bit programs on 64-bit hosts, which makes each start and exec
-        cheaper. ``seccomp_profile_root`` holds the profiles that requests may name. ``apparmor_profile`` is the profile of
-        RuntimeDefault, "" for none; ``apparmor_root`` is where AppArmor's files are looked up. ``default_cgroup_parent`` serves
-        pods that name none. ``allowed_annotations`` are patterns of annotations that pods may pass on (see spec_annotations),
-        those of one handler: ``of_handler`` fills them in. ``blockio_classes`` are OCI blockIO objects by name; ``refuse_missing_classes``
-    is what becomes of a pod that names a class of block I/O or RDT which this host can't give.
+    ``default_env`` holds "KEY=value" entries below the image's own. ``seccomp_profile`` replaces the built-in default (an
+    OCI linux.seccomp object or Docker's dialect of it). ``seccomp_when_unset`` is what a request without profile gets.
+    ``seccomp_native_only`` has the built-in profile kill 32-bit programs on 64-bit hosts, which makes each start and exec
+    cheaper. ``seccomp_profile_root`` holds the profiles that requests may name. ``apparmor_profile`` is the profile of
+    RuntimeDefault, "" for none; ``apparmor_root`` is where AppArmor's files are looked up. ``default_cgroup_parent`` serves
+    pods that name none. ``allowed_annotations`` are patterns of annotations that pods may pass on (see spec_annotations),
+    those of one handler: ``of_handler`` fills them in. ``blockio_classes`` are OCI blockIO objects by name;
+    ``refuse_missing_classes`` tells what becomes of a pod that names a class of block I/O or RDT which this host can't give.
     """
 
     cgroup_driver: str = CGROUPFS

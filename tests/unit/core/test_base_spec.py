@@ -15,6 +15,7 @@ from bridge.errors import ConfigError
 from tests.unit.core.spec_cases import FACTS, SETTINGS, config, facts, inputs
 
 Spec = dict[str, Any]
+SHOWN: Spec = {"resources": {"devices": [{"allow": False, "access": "rwm"}]}}
 
 
 def laid(base: Spec, *, security: ContainerSecurity | None = None, ours: Spec | None = None, **changes: Any) -> Spec:
@@ -125,6 +126,13 @@ def test_hidden_paths_are_the_requests_else_the_bases() -> None:
     asked = laid(base, security=ContainerSecurity(masked_paths=("/proc/asked",)))["linux"]
     assert asked["maskedPaths"] == ["/proc/asked"]
     assert "/proc/kcore" in laid({})["linux"]["maskedPaths"]
+
+
+def test_a_base_hides_nothing_that_a_user_namespace_shows() -> None:
+    base = {"linux": {"maskedPaths": ["/proc/mine"], "readonlyPaths": ["/proc/sys"]}}
+    ours = {**build_container(inputs(), FACTS, SETTINGS), "linux": SHOWN}
+    laid_over = base_spec.lay_over(base, ours, ContainerSecurity(), user_namespace=True)
+    assert not {"maskedPaths", "readonlyPaths"} & set(laid_over["linux"]), "procMount Unmasked was asked for"
 
 
 def test_hooks_annotations_version_and_what_we_say_nothing_of() -> None:

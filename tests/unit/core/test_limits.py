@@ -158,3 +158,9 @@ def test_an_update_says_only_what_changes_and_knows_the_way_back(
     before, after = built(**old), built(**new)
     assert limits.difference(before, after) == forth
     assert limits.difference(after, before) == back
+
+
+@pytest.mark.parametrize("linux", [{}, {"resources": None}, {"resources": {"memory": {"limit": 7}}}])
+def test_a_spec_that_a_hook_has_cut_down_limits_what_is_left_of_it(linux: dict[str, Any]) -> None:
+    found = limits.of_spec({"linux": linux, "process": {}})
+    assert found == Resources(memory_limit_in_bytes=7 if linux.get("resources") else 0)
