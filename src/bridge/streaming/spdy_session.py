@@ -8,7 +8,7 @@ SEND_HIGH: beyond it, ``write`` waits. Receiving never waits for sending, so two
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -16,6 +16,7 @@ import anyio
 from bridge import log
 from bridge.streaming.channels import ConnectionLost
 from bridge.streaming.spdy import Limits, SpdyMachine
+from bridge.streaming.spdy_channel import SpdyChannel
 from bridge.streaming.spdy_events import DataReceived, Event, GoneAway, StreamOpened, StreamReset, WindowGrew
 from bridge.streaming.spdy_frames import Reset, SpdyError
 from bridge.streaming.transport import Wire
@@ -24,88 +25,11 @@ _logger = log.get("streaming.spdy")
 STREAM_HIGH = 256 << 10
 SESSION_HIGH = 4 << 20
 SEND_HIGH = 256 << 10
-_PIECE = 64 << 10
+ANSWERS_HIGH = 1 << 20
+"""Of answers to what a peer says (pings, refused streams) that it does not take: beyond, it is given up."""
+OPENINGS = 512
+"""Streams that a peer may open at once; beyond, it is slowed down to as many a second."""
 _GOODBYE_SECONDS = 5.0
-
-
-class SpdyChannel:
-    """One stream (bridge.streaming.channels.Channel). ``headers`` are those of its opening."""
-
-    def __init__(self, session: SpdySession, number: int, headers: Mapping[str, str]) -> None:
-        self._session = session
-        self.number = number
-        self.headers = headers
-        self._came: deque[bytes] = deque()
-        self.unread = 0
-        self._ended = False
-        self._news = anyio.Event()
-        self._closed = False
-
-    def feed(self, data: bytes, end: bool) -> None:
-        """Data from the peer; ``end``: no more will come (also: it gave the stream up)."""
-        if data:
-            self._came.append(data)
-            self.unread += len(data)
-        self._ended |= end
-        self.wake()
-        self._settle()
-
-    def wake(self) -> None:
-        """Have whoever waits look again."""
-        self._news.set()
-        self._news = anyio.Event()
-
-    def _settle(self) -> None:
-        if self._closed and self._ended and not self._came:
-            self._session.forget(self)
-
-    async def read(self) -> bytes:
-        """See Channel."""
-        while not self._came:
-            if self._ended:
-                return b""
-            self._session.check()
-            await self._news.wait()
-        size, parts = 0, []
-        while self._came and size < _PIECE:
-            parts.append(self._came.popleft())
-            size += len(parts[-1])
-        self.unread -= size
-        self._session.used(self, size)
-        self._settle()
-        return b"".join(parts)
-
-    async def write(self, data: bytes) -> None:
-        """See Channel."""
-        view = memoryview(data)
-        machine = self._session.machine
-        while len(view):
-            self._session.check()
-            if self._closed or not machine.is_open(self.number):
-                return
-            room = min(machine.room(self.number), _PIECE)
-            if room == 0:
-                await self._news.wait()
-                continue
-            machine.send(self.number, bytes(view[:room]))
-            view = view[room:]
-            await self._session.send()
-
-    async def close(self) -> None:
-        """See Channel."""
-        if not self._closed:
-            self._closed = True
-            self._session.machine.send(self.number, b"", end=True)
-            self._session.flush_soon()
-            self._settle()
-
-    def reset(self, status: Reset = Reset.CANCEL) -> None:
-        """Give it up in both directions."""
-        self._closed = True
-        self._session.forget(self)
-        self._session.machine.reset(self.number, status)
-        self._session.flush_soon()
-        self.feed(b"", end=True)
 
 
 class SpdySession:
@@ -113,6 +37,8 @@ class SpdySession:
 
     def __init__(self, wire: Wire, machine: SpdyMachine) -> None:
         self.machine = machine
+        self._limit = machine.limits.streams
+        self._openings, self._openings_at = 0.0, anyio.current_time()
         self._wire = wire
         self._channels: dict[int, SpdyChannel] = {}
         self._opened: deque[SpdyChannel] = deque()
@@ -147,7 +73,7 @@ class SpdySession:
         """``channel`` is given up: what it holds counts no more."""
         if self._channels.pop(channel.number, None) is not None:
             self._unread -= channel.unread
-            channel.unread = 0
+            channel.drop_unread()
             self._full.discard(channel.number)
             self._room.set()
 
@@ -160,10 +86,14 @@ class SpdySession:
         """Have what the machine wants to say sent."""
         self._dirty.set()
 
-    async def send(self) -> None:
-        """Have it sent, and wait while too much is waiting. Raises ConnectionLost."""
-        self._dirty.set()
-        while self.machine.pending >= SEND_HIGH:
+    @property
+    def congested(self) -> bool:
+        """Whether as much waits to be sent as may."""
+        return self.machine.pending >= SEND_HIGH
+
+    async def room_to_send(self) -> None:
+        """Wait while too much waits to be sent. Raises ConnectionLost."""
+        while self.congested:
             self.check()
             await self._sent.wait()
 
@@ -208,10 +138,24 @@ class SpdySession:
                 self._take(event)
             if self.machine.pending:
                 self.flush_soon()
+            if self.machine.pending > SEND_HIGH + ANSWERS_HIGH:
+                _logger.info("a client takes none of the answers that it asks for, and is given up")
+                break
+            await self._slow_down(sum(isinstance(event, StreamOpened) for event in events))
         self.lose()
+
+    async def _slow_down(self, opened: int) -> None:
+        """Streams cost most of all that a peer can have for a few bytes, all the more when it resets them at once."""
+        now = anyio.current_time()
+        self._openings = max(0.0, self._openings - (now - self._openings_at) * OPENINGS) + opened
+        self._openings_at = now
+        if self._openings > OPENINGS:
+            await anyio.sleep(self._openings / OPENINGS - 1)
 
     def _take(self, event: Event) -> None:
         match event:
+            case StreamOpened() if len(self._channels) >= self._limit:  # also those that it has reset and nobody has looked at
+                self.machine.reset(event.stream, Reset.REFUSED_STREAM)
             case StreamOpened():
                 channel = SpdyChannel(self, event.stream, event.headers)
                 channel.feed(b"", event.end)
@@ -252,8 +196,11 @@ async def spdy_session(wire: Wire, limits: Limits | None = None, *, client: bool
     async with anyio.create_task_group() as group:
 
         async def until_lost(work: Callable[[], Awaitable[None]]) -> None:
-            await work()
-            group.cancel_scope.cancel()
+            try:
+                await work()
+            finally:
+                session.lose()
+                group.cancel_scope.cancel()
 
         group.start_soon(until_lost, session.send_for_ever, name="spdy send")
         group.start_soon(until_lost, session.receive_for_ever, name="spdy receive")

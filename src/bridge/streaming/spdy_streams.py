@@ -13,8 +13,9 @@ import anyio
 
 from bridge import log
 from bridge.streaming.channels import ConnectionLost, ForwardedConnection, RemoteCommand
+from bridge.streaming.spdy_channel import SpdyChannel
 from bridge.streaming.spdy_frames import Reset
-from bridge.streaming.spdy_session import SpdyChannel, SpdySession
+from bridge.streaming.spdy_session import SpdySession
 
 _logger = log.get("streaming.spdy")
 OPENING_SECONDS = 30.0
