@@ -8,6 +8,7 @@ that it holds. Nothing here knows how a value is used: ``daemon.py`` hands each 
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Literal, Self
 
@@ -15,7 +16,7 @@ from pydantic import Field, model_validator
 
 from bridge.config_images import Images, Registry
 from bridge.config_runtime import DEFAULT_HANDLERS, Handler, Runtime, Security
-from bridge.config_types import MIB, AbsolutePath, Below, Bytes, Count, Mode, RunPath, Seconds, Table, Unit
+from bridge.config_types import MIB, AbsolutePath, Below, Bytes, Count, Mode, PortOrAny, RunPath, Seconds, Table, Unit
 
 __all__ = [
     "DEFAULT_HANDLERS",
@@ -29,6 +30,7 @@ __all__ = [
     "Runtime",
     "Security",
     "Server",
+    "Streaming",
     "Table",
     "Unit",
 ]
@@ -82,6 +84,37 @@ class Network(Table):
     host ports is refused. Why: Cilium learns them from the API server; with any other they would silently answer nobody."""
 
 
+class Streaming(Table):
+    """The HTTP server of exec, attach and port-forward, to which the kubelet is given URLs with one-time tokens."""
+
+    address: str = "127.0.0.1"
+    """IP address to listen on. Why: the kubelet passes streams on and shares the node, so nobody else need reach it."""
+    port: PortOrAny = 0
+    """TCP port; 0 takes any that is free. Why: the kubelet is told it with every URL."""
+    host: str = ""
+    """Host in URLs; empty means the address, and the loopback one for 0.0.0.0 and ::. Why: only a certificate may need a name."""
+    tls_certificate: AbsolutePath | None = None
+    """PEM file with the certificate, and so TLS; read again when it changes. Why: unset, loopback needs none; elsewhere set it."""
+    tls_key: AbsolutePath | None = None
+    """Its key; unset, when it is in the same file. Why: as tools write them."""
+    tls_client_authorities: AbsolutePath | None = None
+    """PEM file with authorities, one of which must have signed a client's certificate. Why: unset, a kubelet shows none."""
+    idle_timeout: Seconds = 4 * 3600.0
+    """How long a session may be silent both ways before it is ended. Why: what kubelets and their other runtimes use."""
+    max_sessions: Count = 1000
+    """Sessions at once; more are refused with 503. Why: each holds some descriptors and up to a few MiB of what nobody reads."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            ipaddress.ip_address(self.address)
+        except ValueError:
+            raise ValueError(f"address: must be an IP address, not {self.address!r}") from None
+        if self.tls_certificate is None and (self.tls_key or self.tls_client_authorities):
+            raise ValueError("tls_key and tls_client_authorities: need tls_certificate")
+        return self
+
+
 class Config(Table):
     """The whole configuration, valid and with every path absolute."""
 
@@ -91,6 +124,7 @@ class Config(Table):
     network: Network = Field(default_factory=Network)
     images: Images = Field(default_factory=Images)
     security: Security = Field(default_factory=Security)
+    streaming: Streaming = Field(default_factory=Streaming)
 
     @model_validator(mode="after")
     def _place_paths(self) -> Self:

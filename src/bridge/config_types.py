@@ -54,6 +54,7 @@ Days = Annotated[float, Field(ge=0, le=3650, allow_inf_nan=False), Unit("days")]
 Bytes = Annotated[int, Field(ge=1), Unit("bytes")]
 PidsLimit = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
 Count = Annotated[int, Field(ge=1)]
+PortOrAny = Annotated[int, Field(ge=0, le=65535)]
 Mode = Annotated[int, Field(ge=0, le=0o777), Unit("mode")]
 
 

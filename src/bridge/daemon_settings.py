@@ -22,6 +22,7 @@ from bridge.images.settings import ImageSettings, Limits, Registry
 from bridge.monitor.link import LinkSettings
 from bridge.network.cni import CniSettings
 from bridge.ports.host import PauseProcess, RuntimeTimeouts
+from bridge.streaming.server import StreamSettings
 
 SYSTEMD_MARK = Path("/run/systemd/system")
 _CATATONIT = "catatonit"
@@ -171,6 +172,21 @@ def network(config: Config) -> CniSettings:
         bin_dirs=tuple(section.bin_dirs),
         plugin_timeout=section.plugin_timeout,
         host_port_plugins=tuple(section.host_port_plugins),
+    )
+
+
+def streaming(config: Config) -> StreamSettings:
+    """For the server of exec, attach and port-forward."""
+    section = config.streaming
+    return StreamSettings(
+        address=section.address,
+        port=section.port,
+        host=section.host,
+        certificate=section.tls_certificate,
+        key=section.tls_key,
+        authorities=section.tls_client_authorities,
+        idle_seconds=section.idle_timeout,
+        sessions=section.max_sessions,
     )
 
 
