@@ -35,7 +35,7 @@ class ConsoleListener:
             raise HostError(f"can't listen on {path}: {exc}", errno=exc.errno) from exc
 
     def take_master(self) -> int:
-        """The pty master that the runtime, which has ended well, left in the socket; the caller's. Raises HostError when there is none."""
+        """The pty master, non-blocking, that the runtime, which has ended well, left in the socket. Raises HostError when there is none."""
         try:
             connection, _ = self._sock.accept()
             with connection:
@@ -45,7 +45,9 @@ class ConsoleListener:
             raise HostError("the runtime succeeded but sent no terminal to the console socket", errno=exc.errno) from exc
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                return array.array("i", data)[0]
+                master = array.array("i", data)[0]
+                os.set_blocking(master, False)
+                return master
         raise HostError("the runtime connected to the console socket but sent no terminal")
 
     def close(self) -> None:

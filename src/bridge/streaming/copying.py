@@ -1,0 +1,165 @@
+"""Bytes between channels and descriptors: pipes, pty masters, sockets, all non-blocking.
+
+64 KiB at a time and nothing kept: what a client has no room for is not read, so it stays in the pipe and holds its writer.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+
+import anyio
+import anyio.lowlevel
+
+from bridge.streaming.channels import Channel
+
+PIECE = 64 << 10
+
+
+class _Nowhere:
+    """A channel that nobody reads: a terminal's output must be read even if the client wants none, or its writer blocks."""
+
+    async def read(self) -> bytes:
+        """Nothing comes."""
+        return b""
+
+    async def write(self, data: bytes) -> None:
+        """Forget it."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+NOWHERE = _Nowhere()
+
+
+class Idle:
+    """Ends ``scope`` when nothing was ``touch``ed for ``seconds``. A touch costs a look at the clock, hardly ever a timer."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._grain = seconds / 64
+        self._touched = anyio.current_time()
+        self.scope = anyio.CancelScope(deadline=self._touched + seconds)
+
+    def touch(self) -> None:
+        """Something was copied."""
+        now = anyio.current_time()
+        if now - self._touched >= self._grain:
+            self._touched = now
+            self.scope.deadline = now + self.seconds
+
+
+class Drain:
+    """How long output is awaited once the process that made it has ended.
+
+    What was in a pipe at the exit is read in any case, however slow the client. Others who still hold the pipe are read until they
+    close it, for ``seconds`` at most: a daemon left behind must not keep the exit code from the client.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._waiting: set[anyio.CancelScope] = set()
+        self.deadline = math.inf
+
+    def start(self) -> None:
+        """The process has ended."""
+        self.deadline = anyio.current_time() + self._seconds
+        for scope in self._waiting:
+            scope.deadline = self.deadline
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody's output is awaited any more."""
+        return anyio.current_time() >= self.deadline
+
+    async def readable(self, descriptor: int) -> bool:
+        """Wait until there is something to read, or the end of it; False when that takes too long."""
+        with anyio.CancelScope(deadline=self.deadline) as scope:
+            self._waiting.add(scope)
+            try:
+                await anyio.wait_readable(descriptor)
+                return True
+            finally:
+                self._waiting.discard(scope)
+        return False
+
+
+async def from_process(descriptor: int, channel: Channel, drain: Drain, idle: Idle) -> None:
+    """Copy a process's output until its end, or until ``drain`` is over. Raises ConnectionLost."""
+    left = max(_capacity(descriptor), PIECE)
+    while True:
+        data = _read(descriptor)
+        if data is None:
+            if not await drain.readable(descriptor):
+                return
+            continue
+        if not data:
+            return
+        if drain.deadline < math.inf:
+            left -= len(data)
+        idle.touch()
+        await channel.write(data)
+        if left <= 0 and drain.is_over:
+            return
+        await anyio.lowlevel.checkpoint()
+
+
+async def from_descriptor(descriptor: int, channel: Channel, idle: Idle) -> None:
+    """Copy until the other side has closed. Raises ConnectionLost."""
+    while True:
+        data = _read(descriptor)
+        if data is None:
+            await anyio.wait_readable(descriptor)
+            continue
+        if not data:
+            return
+        idle.touch()
+        await channel.write(data)
+        await anyio.lowlevel.checkpoint()
+
+
+async def to_descriptor(channel: Channel, descriptor: int, idle: Idle) -> bool:
+    """Copy until the client has closed its half; False when the other side takes no more. Raises ConnectionLost."""
+    while data := await channel.read():
+        idle.touch()
+        if not await _write(descriptor, data):
+            return False
+    return True
+
+
+async def discard(channel: Channel) -> None:
+    """Read to the end what nobody wants, for what is not read would hold up the client's other channels. Raises ConnectionLost."""
+    while await channel.read():
+        await anyio.lowlevel.checkpoint()
+
+
+def _read(descriptor: int) -> bytes | None:
+    """What is there: None when nothing is, empty at the end."""
+    try:
+        return os.read(descriptor, PIECE)
+    except BlockingIOError:
+        return None
+    except OSError:  # EIO: the other side of a pty is closed; ECONNRESET: a socket's is gone
+        return b""
+
+
+async def _write(descriptor: int, data: bytes) -> bool:
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:
+            await anyio.wait_writable(descriptor)
+        except OSError:  # EPIPE, ECONNRESET, and EIO of a pty
+            return False
+    return True
+
+
+def _capacity(descriptor: int) -> int:
+    """How much a pipe can hold; 0 for what is none."""
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
+    except OSError:
+        return 0
