@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from bridge.errors import IllegalTransition, RuntimeFailed
-from bridge.host import cgroups
+from bridge.host import cgroups, oom_score
 from bridge.oci.backend import OciBackend
 from bridge.oci.container import OciContainer
 from bridge.oci.runtime import ExecCgroup
@@ -94,6 +94,17 @@ async def test_it_is_under_all_limits_of_its_container(running: Running) -> None
     for controller, directory in container.items():
         assert mine[controller].is_relative_to(directory), controller
     await started.delete()
+
+
+async def test_it_has_the_oom_score_of_its_container_and_so_have_its_children(running: Running) -> None:
+    spec = running.spec("/bin/sh", "-c", "sleep 1000 & sleep 1000", oomScoreAdj=321)
+    started = await running.container.exec(spec)
+    await running.until(lambda: len(running.everyone()) == 3)
+    assert {pid: oom_score.of(pid) for pid in running.everyone()} == {
+        pid: 0 if pid == running.container.pid else 321 for pid in running.everyone()
+    }
+    await started.delete()
+    assert oom_score.of(started.pid) is None
 
 
 DAEMONS = "for i in 1 2 3; do setsid sh -c 'trap \"\" TERM HUP; sleep 1000 & sleep 1000' & done; trap '' TERM; sleep 1000"

@@ -49,9 +49,10 @@ class HostPorts:
                 for index, mapping in wanted.items():
                     if overlap(held, mapping):
                         meta = config.metadata
+                        theirs = "" if _words(held) == _words(mapping) else f" as {_words(held)}"
                         raise AlreadyExists(
                             f"config.port_mappings[{index}].host_port: {_words(mapping)} belongs to pod "
-                            f"{meta.namespace}/{meta.name} (sandbox {ident[:13]}): {_words(held)}"
+                            f"{meta.namespace}/{meta.name} (sandbox {ident[:13]}){theirs}"
                         )
 
     def _holders(self) -> Iterator[tuple[str, PodConfig]]:

@@ -19,7 +19,7 @@ from anyio import to_thread
 
 from bridge import log
 from bridge.errors import BridgeError, HostError, IllegalTransition, MonitorGone, NotFound, TimedOut
-from bridge.host import cgroups
+from bridge.host import cgroups, oom_score
 from bridge.monitor.protocol import LaunchFailed
 from bridge.oci.runtime import ExecCgroup, OciRuntime, write_json
 from bridge.ports.runtime import ExecSpec, ExitStatus
@@ -65,6 +65,7 @@ class OciExec:
             await to_thread.run_sync(self._prepare, container_cgroup)
             self._pid = await self._launch(container_id)
             await self._confine()
+            await self._give_score()
         except BaseException:
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._runtime.cli.settings.timeouts.kill):
                 await self._delete_logged()
@@ -125,6 +126,16 @@ class OciExec:
         for directory in self._directories:
             if directory not in where:
                 await to_thread.run_sync(cgroups.move, self._pid, directory)
+
+    async def _give_score(self) -> None:
+        """See that it has its container's OOM score: crun leaves it the monitor's, with which it would outlive all else of the node."""
+        score = self._spec.process.get("oomScoreAdj")
+        if score is None or not self._directories or oom_score.of(self._pid) in (score, None):
+            return
+        try:
+            await to_thread.run_sync(oom_score.give_all, self._directories, score)
+        except HostError as exc:
+            _logger.warning("an exec keeps another OOM score than its container's: %s", exc)
 
     async def wait(self) -> ExitStatus:
         """Its exit. NotFound once deleted."""
