@@ -11,6 +11,10 @@ from bridge.testing.hierarchies import hugetlb_for_crun
 from bridge.testing.leaks import Scope, Snapshot, settle, snapshot
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cuts", default="", help='how many moments test_images_power_cut tries, or "all"')
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.geteuid() == 0:
         return

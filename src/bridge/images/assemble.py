@@ -60,7 +60,9 @@ class Assembler:
             missing = [n for n, chain_id in enumerate(chain) if not self._catalogue.is_sound(chain_id)]
             await together([self._stager(wanted, chain[n], n, source) for n in missing])
             layers = await self._layers.commit(diff_ids)
-            return await self._catalogue.add_image(wanted.new, layers)
+            record = await self._catalogue.add_image(wanted.new, layers)
+            await self._catalogue.sync()  # who pulled it may rely on it, also after a power cut
+            return record
 
     def _stager(self, wanted: Plan, chain_id: str, number: int, source: Source) -> Callable[[], Awaitable[None]]:
         layer, diff_id = wanted.manifest.layers[number], wanted.config.diff_ids[number]
