@@ -17,10 +17,12 @@ WEB = (PortMapping(9, 0), PortMapping(80, 8080))
 
 async def test_a_held_port_is_refused_by_the_holders_name_and_freed_by_stop(world: World, core: Services) -> None:
     first = await core.sandboxes.run(pod("first", port_mappings=WEB), "")
-    holder = rf"belongs to pod default/first \(sandbox {first.id[:13]}\): tcp port 8080 on every address"
+    holder = rf"belongs to pod default/first \(sandbox {first.id[:13]}\) as tcp port 8080 on every address"
     told = rf"^config\.port_mappings\[0\]\.host_port: tcp port 8080 on 127\.0\.0\.1 {holder}$"
     with pytest.raises(AlreadyExists, match=told):
         await core.sandboxes.run(pod("second", port_mappings=(PortMapping(90, 8080, "tcp", "127.0.0.1"),)), "")
+    with pytest.raises(AlreadyExists, match=rf"tcp port 8080 on every address belongs to pod default/first \(sandbox {first.id[:13]}\)$"):
+        await core.sandboxes.run(pod("second", port_mappings=WEB), "")
     assert (await core.sandboxes.run(pod("first", port_mappings=WEB), "")).id == first.id, "a retry is no rival"
     assert [each.id for each in core.sandboxes.list()] == [first.id]
     await core.sandboxes.run(pod("udp", port_mappings=(PortMapping(80, 8080, "udp"),)), "")
