@@ -136,22 +136,29 @@ class Forwards:
     """The forwarded connections of one client, in the order in which it opens them."""
 
     def __init__(self) -> None:
-        self._send, self._receive = anyio.create_memory_object_stream[ForwardedConnection](1000)
-        self.lost = False
+        self._opened: deque[ForwardedConnection] = deque()
+        self._lost = False
+        self._news = anyio.Event()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
 
     def open(self, port: int) -> tuple[MemoryChannel, MemoryChannel]:
         """Data and error channel of a new connection."""
         data, error = MemoryChannel(), MemoryChannel()
-        self._send.send_nowait(ForwardedConnection(port, data, error))
+        self._opened.append(ForwardedConnection(port, data, error))
+        self._tell()
         return data, error
 
     def leave(self) -> None:
         """The client is gone."""
-        self._send.close()
-        self.lost = True
+        self._lost = True
+        self._tell()
 
     async def __aiter__(self) -> AsyncIterator[ForwardedConnection]:
-        async for connection in self._receive:
-            yield connection
-        if self.lost:
-            raise ConnectionLost("lost")
+        while not self._lost:
+            while self._opened:
+                yield self._opened.popleft()
+            await self._news.wait()
+        raise ConnectionLost("lost")

@@ -8,7 +8,6 @@ from bridge.core.stream_sessions import Size
 
 _LONGEST = 1024
 _MOST = 65535  # struct winsize holds 16 bits
-_decoder = json.JSONDecoder()
 
 
 class TerminalSizes:
@@ -19,23 +18,27 @@ class TerminalSizes:
         self._broken = False
 
     def feed(self, data: bytes) -> Size | None:
-        """The last size that ``data`` completes, for those before it are over; None when it completes none."""
+        """The size that ``data`` completes, the last of several. None: it completes none, or one that is none."""
         if self._broken:
             return None
-        self._text = (self._text + data.decode("utf-8", "replace")).lstrip()
-        found: Size | None = None
-        while self._text.startswith("{"):
+        text = self._text + data.decode("utf-8", "replace")
+        end = text.rfind("}") + 1
+        found = None
+        if end:
             try:
-                value, end = _decoder.raw_decode(self._text)
+                found = _size(json.loads(text[max(text.rfind("{", 0, end), end - _LONGEST, 0) : end]))
             except ValueError:
-                break
-            self._text = self._text[end:].lstrip()
-            found = _size(value) or found
-        self._broken = len(self._text) > _LONGEST or (self._text != "" and not self._text.startswith("{"))
+                self._broken = True
+        self._text = text[end:].strip()
+        self._broken |= len(self._text) > _LONGEST or self._text[:1] not in ("", "{")
+        if self._broken:
+            self._text = ""
         return found
 
 
-def _size(value: dict[str, object]) -> Size | None:
+def _size(value: object) -> Size | None:
+    if not isinstance(value, dict):
+        raise ValueError("no object")  # noqa: TRY004 - what JSON's own refusals are
     fields = {key.lower(): field for key, field in value.items()}
     width, height = fields.get("width"), fields.get("height")
     if type(width) is int and type(height) is int and 0 < width <= _MOST and 0 < height <= _MOST:
