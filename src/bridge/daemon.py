@@ -45,6 +45,8 @@ from bridge.monitor.link import MonitorLink
 from bridge.network.cni import Cni
 from bridge.plugins import Plugins
 from bridge.ports.host import HostContext, PauseProcess
+from bridge.streaming.server import StreamServer
+from bridge.streaming.serving import CoreSessions
 
 _logger = log.get("daemon")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -116,7 +118,8 @@ async def running(config: Config) -> AsyncIterator[Daemon]:
         supervisor.spawn("watch CDI specs", sources.cdi.keep)
         supervisor.spawn("watch hooks", sources.hooks.keep)
         supervisor.spawn("plugin events", lambda: tell_plugins(core.store, plugins))
-        server = await stack.enter_async_context(_server(config, host, core, images, link))
+        streams = await stack.enter_async_context(StreamServer.open(settings_of.streaming(config), _sessions(config, core)))
+        server = await stack.enter_async_context(_server(config, host, core, images, link, streams))
         await server.listen(config.server.socket, mode=config.server.socket_mode, group=config.server.socket_group)
         await core.recovery.run()
         yield Daemon(core, handlers, server)
@@ -197,7 +200,11 @@ async def _core(config: Config, host: Host, database: Database, ports: Ports, su
     return assemble(store, ports, settings_of.core(config, host), host.facts, settings_of.spec(config, host), supervisor, sources)
 
 
-def _server(config: Config, host: Host, core: Services, images: ImageStore, link: MonitorLink) -> GrpcServer:
+def _sessions(config: Config, core: Services) -> CoreSessions:
+    return CoreSessions(core.streams, idle_timeout=config.streaming.idle_timeout, drain=config.runtime.exec_drain_timeout)
+
+
+def _server(config: Config, host: Host, core: Services, images: ImageStore, link: MonitorLink, streams: StreamServer) -> GrpcServer:
     systemd = settings_of.cgroup_driver(config, host.facts) is CgroupDriver.SYSTEMD
     details = NodeDetails(
         config,
@@ -205,8 +212,11 @@ def _server(config: Config, host: Host, core: Services, images: ImageStore, link
         link,
         core.lookups.statistics,
         images.progress,
+        streams,
         selinux={"mode": host.selinux_mode, "labels": host.selinux is not None},
     )
     node = NodeView(systemd_cgroups=systemd, mount_copies=host.facts.mount_copies, health=details.health, details=details.info)
     admin = AdminRpcs(core, AdminActions(import_archive=images.import_archive, collect=lambda: collect_garbage(images)))
-    return GrpcServer([RuntimeRpcs(core, node), ImageRpcs(images, core.ports.handlers), admin], max_message=config.server.max_message)
+    return GrpcServer(
+        [RuntimeRpcs(core, node, streams), ImageRpcs(images, core.ports.handlers), admin], max_message=config.server.max_message
+    )

@@ -185,7 +185,6 @@ def streaming(config: Config) -> StreamSettings:
         certificate=section.tls_certificate,
         key=section.tls_key,
         authorities=section.tls_client_authorities,
-        idle_seconds=section.idle_timeout,
         sessions=section.max_sessions,
     )
 

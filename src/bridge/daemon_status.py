@@ -21,6 +21,7 @@ from bridge.images.progress import PullProgress
 from bridge.images.store import ImageStore
 from bridge.monitor.link import MonitorLink
 from bridge.plugins import Plugins
+from bridge.streaming.server import StreamServer
 
 _logger = log.get("daemon")
 
@@ -47,6 +48,7 @@ class NodeDetails:
     link: MonitorLink
     lookups: Callable[[], Statistics]
     pulls: Callable[[], Sequence[PullProgress]]
+    streams: StreamServer
     selinux: Mapping[str, object] = field(default_factory=dict)
 
     def health(self) -> tuple[str, str]:
@@ -59,7 +61,7 @@ class NodeDetails:
         return "", ""
 
     def info(self) -> Mapping[str, str]:
-        """Verbose Status: version, configuration, handlers (what was found, why one is disabled), network, SELinux, slow paths, pulls."""
+        """Verbose Status: configuration, handlers (what was found, why one is disabled), network, SELinux, slow paths, pulls, streams."""
         handlers = {
             state.name: {
                 "plugin": state.plugin,
@@ -78,6 +80,7 @@ class NodeDetails:
             "handlers": json.dumps({"default": self.ports.handlers.default, "handlers": handlers}),
             "network": json.dumps({"ready": network.ready, "reason": network.reason, "message": network.message}),
             "selinux": json.dumps(self.selinux),
+            "streaming": json.dumps({"url": self.streams.base_url, "sessions": self.streams.sessions, "waiting": self.streams.waiting}),
             "lookups": json.dumps(asdict(self.lookups())),
             "pulls": json.dumps([asdict(pull) for pull in self.pulls()]),
         }

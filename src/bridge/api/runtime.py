@@ -10,6 +10,7 @@ from bridge._proto.runtime import v1
 from bridge.api.containers import ContainerRpcs
 from bridge.api.sandboxes import SandboxRpcs
 from bridge.api.stats import StatsRpcs
+from bridge.api.streaming import StreamingRpcs, Urls
 from bridge.core.services import Services
 from bridge.ports.handlers import HandlerState
 from bridge.ports.runtime import Ability, RuntimeFeatures
@@ -32,13 +33,14 @@ class NodeView:
     details: Callable[[], Mapping[str, str]]
 
 
-class RuntimeRpcs(SandboxRpcs, ContainerRpcs, StatsRpcs):
+class RuntimeRpcs(SandboxRpcs, ContainerRpcs, StreamingRpcs, StatsRpcs):
     """The RuntimeService. RPCs that no class here overrides answer UNIMPLEMENTED."""
 
-    def __init__(self, core: Services, node: NodeView) -> None:
+    def __init__(self, core: Services, node: NodeView, urls: Urls) -> None:
         SandboxRpcs.__init__(self, core)
         ContainerRpcs.__init__(self, core)
         StatsRpcs.__init__(self, core)
+        StreamingRpcs.__init__(self, core, urls)
         self._node = node
 
     async def version(self, message: v1.VersionRequest) -> v1.VersionResponse:

@@ -1,8 +1,8 @@
 """The HTTP server behind the URLs that Exec, Attach and PortForward answer with.
 
 What it bounds: the tokens that wait (``tokens``), the time until a request is whole, the connections that wait with theirs (the
-oldest gives way, so that nobody can lock the others out by opening many), the sessions at once, and the time for which a session
-may be silent. All that a session holds ends with its connection, and the connection with the session.
+oldest gives way, so that nobody can lock the others out by opening many), and the sessions at once; how long one may be silent is
+theirs to say. All that a session holds ends with its connection, and the connection with the session.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from __future__ import annotations
 import asyncio
 import errno
 import importlib
+import ipaddress
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import anyio
-import anyio.abc
 from anyio.to_thread import run_sync
 
 from bridge import log
+from bridge.aio import Supervisor
 from bridge.core.stream_requests import AttachRequest, ExecRequest, PortForwardRequest, StreamRequest
 from bridge.errors import ConfigError, HostError
 from bridge.streaming.channels import ConnectionLost
@@ -36,7 +38,7 @@ REQUEST_SECONDS = 10.0
 MAX_WAITING = 256
 """Connections whose request is not whole. A client on this node needs a millisecond for it."""
 _BACKLOG = 1024
-_KINDS = {"exec": ExecRequest, "attach": AttachRequest, "portforward": PortForwardRequest}
+_KINDS: Mapping[type[StreamRequest], str] = {ExecRequest: "exec", AttachRequest: "attach", PortForwardRequest: "portforward"}
 _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 4}  # seconds, seconds, probes
 _logger = log.get("streaming")
@@ -46,8 +48,7 @@ _logger = log.get("streaming")
 class StreamSettings:
     """Where to serve: an IP address and a port (0: any that is free). ``host`` stands in URLs; empty means the address.
 
-    ``certificate`` and ``key`` make it TLS; ``authorities``: clients need a certificate of theirs. ``idle_seconds`` ends a silent
-    session, ``sessions`` bounds how many there are.
+    ``certificate`` and ``key`` make it TLS; ``authorities``: clients need a certificate of theirs. ``sessions``: how many at once.
     """
 
     address: str = "127.0.0.1"
@@ -56,21 +57,21 @@ class StreamSettings:
     certificate: Path | None = None
     key: Path | None = None
     authorities: Path | None = None
-    idle_seconds: float = 4 * 3600.0
     sessions: int = 1000
 
 
 class StreamServer:
-    """Serves from ``open`` until its block ends. ``exec``, ``attach`` and ``port_forward`` make URLs; each raises LimitExceeded."""
+    """Serves from ``open`` until its block ends."""
 
-    def __init__(self, settings: StreamSettings, sessions: Sessions, listener: socket.socket, group: anyio.abc.TaskGroup) -> None:
+    def __init__(self, settings: StreamSettings, sessions: Sessions, listener: socket.socket, supervisor: Supervisor) -> None:
         self._settings = settings
         self._sessions = sessions
         self._listener = listener
-        self._group = group
+        self._supervisor = supervisor
         self._tokens = Tokens()
         self._waiting: dict[SocketWire, anyio.CancelScope] = {}
         self._running: set[SocketWire] = set()
+        self._ending = False
         self._conversation: ModuleType | None = None
         self._certificate = None
         if settings.certificate is not None:
@@ -84,16 +85,18 @@ class StreamServer:
         """Listen and serve while the block runs. Raises ConfigError for an address or certificate that is no good, HostError."""
         listener = _listen(settings)
         try:
-            async with anyio.create_task_group() as group:
-                server = cls(settings, sessions, listener, group)
+            async with Supervisor("streaming") as supervisor:
+                server = cls(settings, sessions, listener, supervisor)
                 if server._certificate is not None:
                     await run_sync(server._certificate.context)
-                group.start_soon(server._accept, name="streaming accept")
+                supervisor.spawn("streaming accept", server._accept)
                 _logger.info("serving streams on %s", server.base_url)
+                if server._certificate is None and not ipaddress.ip_address(settings.address).is_loopback:
+                    _logger.warning("streams go over the network as they are: set streaming.tls_certificate")
                 try:
                     yield server
                 finally:
-                    group.cancel_scope.cancel()
+                    server._ending = True
         finally:
             listener.close()
 
@@ -107,17 +110,9 @@ class StreamServer:
         """How many connections have not said yet what they want."""
         return len(self._waiting)
 
-    def exec(self, request: ExecRequest) -> str:
-        """The URL where the client may connect to the command, once, within a minute."""
-        return f"{self.base_url}/exec/{self._tokens.issue(request)}"
-
-    def attach(self, request: AttachRequest) -> str:
-        """The same for a container's process."""
-        return f"{self.base_url}/attach/{self._tokens.issue(request)}"
-
-    def port_forward(self, request: PortForwardRequest) -> str:
-        """The same for ports of a pod."""
-        return f"{self.base_url}/portforward/{self._tokens.issue(request)}"
+    def url(self, request: StreamRequest) -> str:
+        """Where the client may connect for ``request``, once, within a minute. Raises LimitExceeded while too many wait for theirs."""
+        return f"{self.base_url}/{_KINDS[type(request)]}/{self._tokens.issue(request)}"
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
@@ -130,7 +125,7 @@ class StreamServer:
                     self._drop_oldest()
                     await anyio.sleep(0.1)
                 continue
-            self._group.start_soon(self._serve, connection, name="streaming connection")
+            self._supervisor.spawn("streaming connection", partial(self._serve, connection))
             await asyncio.sleep(0)  # those who are connected have their turn, however many come
 
     def _drop_oldest(self) -> None:
@@ -149,18 +144,20 @@ class StreamServer:
                 self._drop_oldest()
             self._waiting[wire] = scope
             try:
-                await self._converse(wire, connection, unowned, scope)
+                await self._converse(wire, connection, unowned)
             except (ConnectionLost, OSError) as exc:  # OSError: a TLS handshake that fails, too
                 _logger.debug("a client's connection failed: %s", exc)
             except Exception:
                 _logger.exception("a stream ended by a defect of this server")
             finally:
+                if self._ending:
+                    wire.hang_up()
                 with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 2 * LINGER_SECONDS):
                     await wire.close()
                 self._waiting.pop(wire, None)
                 self._running.discard(wire)
 
-    async def _converse(self, wire: SocketWire, connection: socket.socket, unowned: ExitStack, scope: anyio.CancelScope) -> None:
+    async def _converse(self, wire: SocketWire, connection: socket.socket, unowned: ExitStack) -> None:
         conversation = self._conversation
         if conversation is None:
             conversation = self._conversation = await run_sync(importlib.import_module, "bridge.streaming.conversation")
@@ -172,7 +169,6 @@ class StreamServer:
             return
         self._running.add(wire)
         self._waiting.pop(wire, None)
-        wire.end_when_idle(self._settings.idle_seconds, scope.cancel)
         await conversation.hold(wire, upgrade, self._sessions)
 
     async def _connect(self, wire: SocketWire, connection: socket.socket, unowned: ExitStack) -> None:
@@ -194,7 +190,7 @@ class StreamServer:
         if len(self._running) >= self._settings.sessions:
             raise Refused(503, f"{self._settings.sessions} sessions run already", [("Retry-After", "10")])
         request = self._tokens.redeem(token)
-        return request if request is not None and isinstance(request, _KINDS.get(kind, ())) else None
+        return request if request is not None and _KINDS[type(request)] == kind else None
 
 
 def _listen(settings: StreamSettings) -> socket.socket:

@@ -42,8 +42,6 @@ class SocketWire(asyncio.BufferedProtocol):
         self._ended = False
         self._closing = False
         self._looking: asyncio.TimerHandle | None = None
-        self._idle: asyncio.TimerHandle | None = None
-        self._active = self._loop.time()
 
     # What asyncio calls
 
@@ -56,7 +54,6 @@ class SocketWire(asyncio.BufferedProtocol):
         return _arriving
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._active = self._loop.time()
         if self._closing:
             return
         self._came.append(bytes(memoryview(_arriving)[:nbytes]))
@@ -75,16 +72,14 @@ class SocketWire(asyncio.BufferedProtocol):
         self._writable.clear()
 
     def resume_writing(self) -> None:
-        self._active = self._loop.time()
         self._writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         self._ended = True
         for event in (self._news, self._writable, self._over):
             event.set()
-        for timer in (self._looking, self._idle):
-            if timer is not None:
-                timer.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         self._on_lost()
 
     def put_back(self, data: bytes) -> None:
@@ -112,7 +107,6 @@ class SocketWire(asyncio.BufferedProtocol):
         """See Wire."""
         if self._over.is_set() or self._closing or self._transport is None:
             raise ConnectionLost("the client's connection is gone")
-        self._active = self._loop.time()
         self._transport.write(data)
         while not self._writable.is_set():
             await self._writable.wait()
@@ -138,18 +132,16 @@ class SocketWire(asyncio.BufferedProtocol):
             await self._over.wait()
         self._transport.abort()
 
+    def hang_up(self) -> None:
+        """Hang up without waiting for the client."""
+        self._closing = True
+        if self._transport is not None:
+            self._transport.close()
+
     def abort(self) -> None:
-        """Hang up at once."""
+        """Hang up at once; what was not sent is lost."""
         if self._transport is not None:
             self._transport.abort()
-
-    def end_when_idle(self, seconds: float, on_idle: Callable[[], None]) -> None:
-        """Call ``on_idle`` once nothing has come nor gone for so long."""
-        left = self._active + seconds - self._loop.time()
-        if left <= 0:
-            on_idle()
-        else:
-            self._idle = self._loop.call_later(left, self.end_when_idle, seconds, on_idle)
 
     def _look(self) -> None:
         """Nobody reads: see whether the client has hung up meanwhile."""
