@@ -52,6 +52,7 @@ class Worker:
         self.handler = handler
         self.finished = 0
         self.replaced = 0
+        self.ids: list[pb.IdMapping] = []
         self.over = False
 
     async def ask(self, call: Callable[[Kubelet], Awaitable[T]]) -> T:
@@ -65,15 +66,16 @@ class Worker:
     async def pod(self, name: str) -> None:
         pid = pb.NamespaceMode.POD if self.finished % 3 == 2 else pb.NamespaceMode.CONTAINER
         options = namespaces(pid=pid)
-        if self.finished % 4 == 1:
-            ids = [pb.IdMapping(host_id=100000, container_id=0, length=65536)]
-            options.userns_options = pb.UserNamespace(mode=pb.NamespaceMode.POD, uids=ids, gids=ids)
+        self.ids = [pb.IdMapping(host_id=100000, container_id=0, length=65536)] if self.finished % 4 == 1 else []
+        if self.ids:
+            options.userns_options = pb.UserNamespace(mode=pb.NamespaceMode.POD, uids=self.ids, gids=self.ids)
         config = Kubelet.pod_config(self.some(), name, options=options)
         pod = await self.ask(lambda kubelet: kubelet.run(config=config))
         self.configs = {pod: config}
         first = await self.started(pod, options, "first", "exec sleep 1000")
         await self.started(pod, options, "second", "exit 5")
         await self.exec(first)
+        await self.update(first)
         await self.ask(lambda kubelet: kubelet.stop(first, 0))
         await self.ask(lambda kubelet: kubelet.remove(first))
         await self.ask(lambda kubelet: kubelet.stop_pod(pod))
@@ -103,8 +105,24 @@ class Worker:
     ) -> str:
         kubelet.configs = self.configs
         mount = pb.Mount(container_path="/image", readonly=True, image=pb.ImageSpec(image=IMAGE), image_sub_path=self.finished % 2 * "etc")
-        copied = pb.Mount(container_path="/copied", readonly=True, recursive_read_only=True, host_path=str(self.node.logs))
-        return await kubelet.create(pod, command, name, options=options, metadata=metadata, mounts=[mount, copied])
+        path, ids = str(self.node.logs), self.ids
+        copied = pb.Mount(
+            container_path="/copied", readonly=True, recursive_read_only=True, host_path=path, uid_mappings=ids, gid_mappings=ids
+        )
+        # A user that the image doesn't know: its passwd is made anew.
+        security = pb.LinuxContainerSecurityContext(namespace_options=options, run_as_user=pb.Int64Value(value=4321))
+        linux = pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(memory_limit_in_bytes=64 << 20), security_context=security)
+        return await kubelet.create(pod, command, name, linux=linux, metadata=metadata, mounts=[mount, copied])
+
+    async def update(self, container: str) -> None:
+        """More memory, which is in force and told however often the server was killed meanwhile."""
+        wanted = pb.LinuxContainerResources(memory_limit_in_bytes=96 << 20)
+        request = pb.UpdateContainerResourcesRequest(container_id=container, linux=wanted)
+        await self.ask(lambda kubelet: kubelet.cri.runtime.update_container_resources(request))
+        status = await self.ask(lambda kubelet: kubelet.status(container))
+        assert status.resources is not None
+        assert status.resources.linux is not None
+        assert status.resources.linux.memory_limit_in_bytes == 96 << 20
 
     async def exec(self, container: str) -> None:
         async with connect(self.node.socket, wait=30) as cri:
