@@ -39,6 +39,7 @@ package_set() {
     peers)
         echo "containerd|containerd|the runtime to compare with"
         echo "conmon|conmon|the log writer to compare with"
+        echo "umoci|umoci|the unpacker to compare with"
         ;;
     esac
 }

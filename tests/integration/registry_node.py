@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import anyio
 from aiohttp import web
 
-REGISTRY = Path("/usr/bin/docker-registry")
+from bridge.testing.registry import REGISTRY, free_port, registry
 
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def registry(directory: Path) -> Iterator[str]:
-    """``127.0.0.1:port`` of a running, empty registry."""
-    port = free_port()
-    directory.mkdir()
-    (directory / "config.yml").write_text(
-        f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"
-        f"storage: {{filesystem: {{rootdirectory: {directory}/data}}, delete: {{enabled: true}}}}\n"
-    )
-    process = subprocess.Popen([REGISTRY, "serve", directory / "config.yml"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            if process.poll() is not None:
-                raise RuntimeError("docker-registry ended at once")
-            time.sleep(0.02)  # it has no other sign of being ready
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
+__all__ = ["REGISTRY", "Proxy", "free_port", "proxy", "push", "registry"]
 
 
 async def push(layout: Path, name: str, host: str, repository: str, *flags: str) -> None:
