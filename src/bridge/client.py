@@ -198,6 +198,13 @@ class AdminService(Service):
     trace = Unary("Trace", admin.TraceRequest, admin.TraceResponse)
     handlers = Unary("Handlers", admin.HandlersRequest, admin.HandlersResponse)
     collect_garbage = Unary("CollectGarbage", admin.CollectGarbageRequest, admin.CollectGarbageResponse)
+    list_images = Unary("ListImages", admin.ListImagesRequest, admin.ListImagesResponse)
+    inspect_image = Unary("InspectImage", admin.InspectImageRequest, admin.InspectImageResponse)
+    pull_image = Streaming("PullImage", admin.PullImageRequest, admin.PullImageResponse)
+    import_images = Streaming("ImportImages", admin.ImportImageRequest, admin.ImportImagesResponse)
+    export_images = Streaming("ExportImages", admin.ExportImagesRequest, admin.ExportImagesResponse)
+    check_images = Unary("CheckImages", admin.CheckImagesRequest, admin.CheckImagesResponse)
+    prune_images = Unary("PruneImages", admin.PruneImagesRequest, admin.PruneImagesResponse)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

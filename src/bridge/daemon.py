@@ -23,7 +23,7 @@ from anyio.to_thread import run_sync
 from bridge import daemon_settings as settings_of
 from bridge import log
 from bridge.aio import Supervisor
-from bridge.api.admin import AdminActions, AdminRpcs
+from bridge.api.admin import AdminRpcs
 from bridge.api.images import ImageRpcs
 from bridge.api.runtime import NodeView, RuntimeRpcs
 from bridge.api.server import GrpcServer
@@ -33,7 +33,7 @@ from bridge.core.injections import Sources
 from bridge.core.services import Ports, Services, assemble
 from bridge.core.store import MIGRATIONS, Store
 from bridge.daemon_settings import Host
-from bridge.daemon_status import NodeDetails, announce, collect_garbage, tell_plugins
+from bridge.daemon_status import NodeDetails, announce, tell_plugins
 from bridge.errors import BridgeError, CorruptData, HostError
 from bridge.handlers import HandlerRegistry, open_handlers
 from bridge.host import facts, files, selinux, staticroot, syscalls
@@ -216,7 +216,7 @@ def _server(config: Config, host: Host, core: Services, images: ImageStore, link
         selinux={"mode": host.selinux_mode, "labels": host.selinux is not None},
     )
     node = NodeView(systemd_cgroups=systemd, mount_copies=host.facts.mount_copies, health=details.health, details=details.info)
-    admin = AdminRpcs(core, AdminActions(import_archive=images.import_archive, collect=lambda: collect_garbage(images)))
+    admin = AdminRpcs(core, images)
     return GrpcServer(
         [RuntimeRpcs(core, node, streams), ImageRpcs(images, core.ports.handlers), admin], max_message=config.server.max_message
     )

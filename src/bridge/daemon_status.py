@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from bridge import __version__, log
-from bridge.api.admin import Collected
 from bridge.config import Config
 from bridge.core.entities import Container
 from bridge.core.services import Ports
@@ -18,7 +17,6 @@ from bridge.core.store import Change, Store
 from bridge.errors import LimitExceeded
 from bridge.host.lookups import Statistics
 from bridge.images.progress import PullProgress
-from bridge.images.store import ImageStore
 from bridge.monitor.link import MonitorLink
 from bridge.plugins import Plugins
 from bridge.streaming.server import StreamServer
@@ -84,13 +82,6 @@ class NodeDetails:
             "lookups": json.dumps(asdict(self.lookups())),
             "pulls": json.dumps([asdict(pull) for pull in self.pulls()]),
         }
-
-
-async def collect_garbage(images: ImageStore) -> Collected:
-    """Have the image store drop what nothing refers to."""
-    before = images.image_usage().used_bytes
-    layers = await images.gc()
-    return Collected(images=0, layers=layers, freed_bytes=max(0, before - images.image_usage().used_bytes))
 
 
 async def tell_plugins(store: Store, plugins: Plugins) -> None:

@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
 from bridge._proto.bridge.admin import v1
+from bridge.api.admin_images import ImageAdminRpcs
 from bridge.core.services import Services
-from bridge.errors import InvalidRequest, NotFound
+from bridge.errors import NotFound
+from bridge.images.store import ImageStore
 from bridge.ports.handlers import HandlerState
-from bridge.ports.images import Image
 
 
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """What a garbage collection removed."""
+class AdminRpcs(ImageAdminRpcs):
+    """Trace, Handlers, CollectGarbage, and the RPCs about images."""
 
-    images: int
-    layers: int
-    freed_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class AdminActions:
-    """What the daemon lends to this service: importing an archive, collecting garbage."""
-
-    import_archive: Callable[[Path, str | None], Awaitable[Sequence[Image]]]
-    collect: Callable[[], Awaitable[Collected]]
-
-
-class AdminRpcs(v1.AdminBase):
-    """ImportImage, Trace, Handlers, CollectGarbage."""
-
-    def __init__(self, core: Services, actions: AdminActions) -> None:
-        super().__init__()
+    def __init__(self, core: Services, images: ImageStore) -> None:
+        super().__init__(images)
         self._core = core
-        self._actions = actions
-
-    async def import_image(self, message: v1.ImportImageRequest) -> v1.ImportImageResponse:
-        """Load an archive or layout of this host."""
-        if not message.path.startswith("/"):
-            raise InvalidRequest(f"{message.path!r} must be absolute", field="path")
-        images = await self._actions.import_archive(Path(message.path), message.reference or None)
-        return v1.ImportImageResponse(images=[v1.ImportedImage(id=image.id, tags=list(image.repo_tags)) for image in images])
 
     async def trace(self, message: v1.TraceRequest) -> v1.TraceResponse:
         """Where the pod's start spent its time. NotFound when the server has restarted since."""
@@ -63,8 +35,9 @@ class AdminRpcs(v1.AdminBase):
     async def collect_garbage(self, message: v1.CollectGarbageRequest) -> v1.CollectGarbageResponse:
         """Remove what nothing refers to, now."""
         del message
-        done = await self._actions.collect()
-        return v1.CollectGarbageResponse(images=done.images, layers=done.layers, freed_bytes=done.freed_bytes)
+        before = self._images.image_usage().used_bytes
+        layers = await self._images.gc()
+        return v1.CollectGarbageResponse(layers=layers, freed_bytes=max(0, before - self._images.image_usage().used_bytes))
 
 
 def _handler(state: HandlerState, default: str) -> v1.Handler:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from bridge._proto.runtime import v1
 from bridge.api import convert, convert_config, convert_parts, encoding, info
-from bridge.api.pieces import Pieces
+from bridge.api.pieces import Pieces, messages, revision
 from bridge.core.services import Services
 
 
 class ContainerRpcs(v1.RuntimeServiceBase):
-    """Create, Start, Stop, Remove, Status, List of containers, UpdateContainerResources, ExecSync, ReopenContainerLog."""
+    """Create, Start, Stop, Remove, Status, List and Stream of containers, UpdateContainerResources, ExecSync, ReopenContainerLog."""
 
     def __init__(self, core: Services) -> None:
         self._core = core
-        self._container_pieces = Pieces(convert.container)
+        self._container_pieces = Pieces(convert.container, revision)
 
     async def create_container(self, message: v1.CreateContainerRequest) -> v1.CreateContainerResponse:
         """Make a container; the retry of a request that was given up joins it."""
@@ -43,9 +45,17 @@ class ContainerRpcs(v1.RuntimeServiceBase):
 
     async def list_containers(self, message: v1.ListContainersRequest) -> v1.ListContainersResponse:
         """From memory, encoded pieces joined."""
-        wanted = convert.container_filter(message.filter)
+        return encoding.ready(v1.ListContainersResponse, self._listed_containers(message.filter))
+
+    async def stream_containers(self, message: v1.StreamContainersRequest) -> AsyncIterator[v1.StreamContainersResponse]:
+        """The list in several messages: what there was when the call came."""
+        for pieces in messages(self._listed_containers(message.filter)):
+            yield encoding.ready(v1.StreamContainersResponse, pieces)
+
+    def _listed_containers(self, condition: v1.ContainerFilter | None) -> list[bytes]:
+        wanted = convert.container_filter(condition)
         found = self._core.containers.list(wanted.id, wanted.sandbox_id, wanted.states, wanted.labels)
-        return encoding.ready(v1.ListContainersResponse, self._container_pieces.of(found, len(self._core.store.containers)))
+        return self._container_pieces.of(found, len(self._core.store.containers))
 
     async def exec_sync(self, message: v1.ExecSyncRequest) -> v1.ExecSyncResponse:
         """Run a command and collect its output; belongs to this call."""

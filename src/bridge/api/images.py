@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from bridge._proto.runtime import v1
-from bridge.api import convert, info
+from bridge.api import convert, encoding, info
+from bridge.api.pieces import Pieces, messages
 from bridge.ports.handlers import Handlers
 from bridge.ports.images import Images
 
 
 class ImageRpcs(v1.ImageServiceBase):
-    """ListImages, ImageStatus, PullImage, RemoveImage, ImageFsInfo."""
+    """ListImages, StreamImages, ImageStatus, PullImage, RemoveImage, ImageFsInfo."""
 
     def __init__(self, images: Images, handlers: Handlers) -> None:
         super().__init__()
         self._images = images
         self._handlers = handlers
+        self._pieces = Pieces(convert.image, lambda image: image)  # an image is a value: it has changed when it is another
 
     async def list_images(self, message: v1.ListImagesRequest) -> v1.ListImagesResponse:
-        """From memory; the filter names one image."""
-        wanted = message.filter.image.image if message.filter and message.filter.image else ""
-        found = self._images.list() if not wanted else [image for image in [self._images.find(wanted)] if image]
-        return v1.ListImagesResponse(images=[convert.image(image) for image in found])
+        """From memory, encoded pieces joined; the filter names one image."""
+        return encoding.ready(v1.ListImagesResponse, self._listed(message.filter))
+
+    async def stream_images(self, message: v1.StreamImagesRequest) -> AsyncIterator[v1.StreamImagesResponse]:
+        """The list in several messages: what there was when the call came."""
+        for pieces in messages(self._listed(message.filter)):
+            yield encoding.ready(v1.StreamImagesResponse, pieces)
+
+    def _listed(self, condition: v1.ImageFilter | None) -> list[bytes]:
+        wanted = condition.image.image if condition and condition.image else ""
+        everything = self._images.list()
+        found = everything if not wanted else [image for image in [self._images.find(wanted)] if image]
+        return self._pieces.of(found, len(everything))
 
     async def image_status(self, message: v1.ImageStatusRequest) -> v1.ImageStatusResponse:
         """An absent image is an empty response, not an error."""
         image = self._images.find(convert.image_name(message.image))
         if image is None:
             return v1.ImageStatusResponse()
-        return v1.ImageStatusResponse(image=convert.image(image), info=info.of_image(image) if message.verbose else {})
+        details = info.of_image(image, await self._images.config_document(image.id)) if message.verbose else {}
+        return v1.ImageStatusResponse(image=convert.image(image), info=details)
 
     async def pull_image(self, message: v1.PullImageRequest) -> v1.PullImageResponse:
         """Join or start the pull; image_ref is the image's id, the same in every RPC. An unknown handler is refused."""

@@ -11,6 +11,7 @@ from bridge.core.entities import Container, Sandbox
 from bridge.core.model import Resources
 from bridge.core.services import Services
 from bridge.host import files
+from bridge.images.manifest import load
 from bridge.ports.images import Image
 
 _LARGEST_SPEC = 16 << 20
@@ -57,26 +58,13 @@ async def of_container(container: Container, core: Services) -> dict[str, str]:
     )
 
 
-def of_image(image: Image) -> dict[str, str]:
-    """The layers and the parts of the image's config that a container start uses."""
-    config = image.config
+def of_image(image: Image, document: bytes) -> dict[str, str]:
+    """The layers, and the whole config as its maker wrote it, where ``crictl inspecti`` and its readers look for it."""
     return _info(
         {
+            "chainID": image.chain_ids[-1] if image.chain_ids else "",
             "chainIDs": list(image.chain_ids),
-            "imageSpec": {
-                "architecture": config.architecture,
-                "os": config.os,
-                "config": {
-                    "User": config.user,
-                    "Env": list(config.env),
-                    "Entrypoint": list(config.entrypoint),
-                    "Cmd": list(config.cmd),
-                    "WorkingDir": config.working_dir,
-                    "StopSignal": config.stop_signal,
-                    "Volumes": {volume: {} for volume in config.volumes},
-                    "Labels": dict(config.labels),
-                },
-            },
+            "imageSpec": load(document, "image config") if document else {},
         }
     )
 

@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 from betterproto2 import Message
 
 from bridge.api import encoding
 
+_MESSAGE = 1 << 20
+"""Bytes after which a streamed list begins its next message: far below the limit of any client, far above what a call costs."""
 
-class _Versioned(Protocol):
+
+class _Identified(Protocol):
     @property
     def id(self) -> str: ...
+
+
+class _Versioned(_Identified, Protocol):
     @property
     def revision(self) -> int: ...
 
 
-E = TypeVar("E", bound=_Versioned)
+E = TypeVar("E", bound=_Identified)
+
+
+def revision(entity: _Versioned) -> int:
+    """The version of an entity of core."""
+    return entity.revision
+
+
+def messages(pieces: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """The pieces of a list, spread over several messages of a stream."""
+    gathered: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        gathered.append(piece)
+        size += len(piece)
+        if size >= _MESSAGE:
+            yield gathered
+            gathered, size = [], 0
+    if gathered:
+        yield gathered
 
 
 class Pieces(Generic[E]):
-    """Encodings of list items as field 1 of a list response, by id and revision. Dropped with the objects they stand for."""
+    """Encodings of list items as field 1 of a list response, by id and version. Dropped with the objects they stand for."""
 
-    def __init__(self, convert: Callable[[E], Message]) -> None:
+    def __init__(self, convert: Callable[[E], Message], version: Callable[[E], object]) -> None:
         self._convert = convert
-        self._kept: dict[str, tuple[int, bytes]] = {}
+        self._version = version
+        self._kept: dict[str, tuple[object, bytes]] = {}
 
     def of(self, entities: Iterable[E], alive: int) -> list[bytes]:
         """One piece an entity; ``alive`` is how many objects exist, past which old pieces are swept."""
@@ -35,9 +61,9 @@ class Pieces(Generic[E]):
         return found
 
     def _piece(self, entity: E) -> bytes:
-        kept = self._kept.get(entity.id)
-        if kept is not None and kept[0] == entity.revision:
+        kept, version = self._kept.get(entity.id), self._version(entity)
+        if kept is not None and kept[0] == version:
             return kept[1]
         data = encoding.piece(1, self._convert(entity))
-        self._kept[entity.id] = (entity.revision, data)
+        self._kept[entity.id] = (version, data)
         return data

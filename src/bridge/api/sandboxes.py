@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from bridge._proto.runtime import v1
 from bridge.api import convert, convert_config, convert_parts, encoding, info
-from bridge.api.pieces import Pieces
+from bridge.api.pieces import Pieces, messages, revision
 from bridge.core.services import Services
 
 
 class SandboxRpcs(v1.RuntimeServiceBase):
-    """RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus, ListPodSandbox, UpdatePodSandboxResources."""
+    """RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus, ListPodSandbox, StreamPodSandboxes,
+    UpdatePodSandboxResources."""
 
     def __init__(self, core: Services) -> None:
         self._core = core
-        self._sandbox_pieces = Pieces(convert.pod_sandbox)
+        self._sandbox_pieces = Pieces(convert.pod_sandbox, revision)
 
     async def run_pod_sandbox(self, message: v1.RunPodSandboxRequest) -> v1.RunPodSandboxResponse:
         """Make the pod's sandbox; the retry of a request that was given up joins it."""
@@ -44,6 +47,14 @@ class SandboxRpcs(v1.RuntimeServiceBase):
 
     async def list_pod_sandbox(self, message: v1.ListPodSandboxRequest) -> v1.ListPodSandboxResponse:
         """From memory, encoded pieces joined."""
-        wanted = convert.sandbox_filter(message.filter)
+        return encoding.ready(v1.ListPodSandboxResponse, self._listed_sandboxes(message.filter))
+
+    async def stream_pod_sandboxes(self, message: v1.StreamPodSandboxesRequest) -> AsyncIterator[v1.StreamPodSandboxesResponse]:
+        """The list in several messages: what there was when the call came."""
+        for pieces in messages(self._listed_sandboxes(message.filter)):
+            yield encoding.ready(v1.StreamPodSandboxesResponse, pieces)
+
+    def _listed_sandboxes(self, condition: v1.PodSandboxFilter | None) -> list[bytes]:
+        wanted = convert.sandbox_filter(condition)
         found = self._core.sandboxes.list(wanted.id, wanted.ready, wanted.labels)
-        return encoding.ready(v1.ListPodSandboxResponse, self._sandbox_pieces.of(found, len(self._core.store.sandboxes)))
+        return self._sandbox_pieces.of(found, len(self._core.store.sandboxes))

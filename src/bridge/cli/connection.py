@@ -13,7 +13,7 @@ from grpclib.const import Status
 
 from bridge.client import CriClient, CriError, connect
 from bridge.config_files import load
-from bridge.errors import Unavailable
+from bridge.errors import Unavailable, Unsupported
 
 DEFAULT_TIMEOUT = 30.0
 
@@ -41,7 +41,16 @@ async def server(path: Path, *, timeout: float) -> AsyncIterator[CriClient]:
         async with connect(path, timeout=timeout) as client:
             yield client
     except CriError as exc:
+        if older(exc):
+            method = exc.message.rpartition("/")[2].strip('"')
+            hint = "it is older than this command, or another runtime's; after an upgrade: systemctl restart cri-bridge"
+            raise Unsupported(f"the server on {path} does not know {method}: {hint}") from exc
         if exc.code is not Status.UNAVAILABLE or not exc.message.startswith("no server answers"):
             raise
         hint = "start it (systemctl start cri-bridge, or cri-bridge serve), or name another socket with --socket"
         raise Unavailable(f"{exc.message}; {hint}") from exc
+
+
+def older(error: CriError) -> bool:
+    """Whether the server does not know the RPC at all: one of an earlier release, or one that speaks CRI only."""
+    return error.code is Status.UNIMPLEMENTED and error.message.startswith(("unknown method", "unknown service"))

@@ -11,9 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from bridge import __version__
+from bridge.cli import image_verbs
+from bridge.cli.verbs import Verbs, output, socket, verb
 from bridge.errors import BridgeError
 
 FAILED = 1
@@ -53,73 +54,38 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)
     _server_verbs(verbs)
     _config_verbs(verbs)
-    _image_verbs(verbs)
+    image_verbs.add(verbs)
     _question_verbs(verbs)
     return top
 
 
-_Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-
-def _verb(verbs: _Verbs, name: str, run: str, help: str) -> argparse.ArgumentParser:
-    added = verbs.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
-    added.set_defaults(run=run)
-    return added
-
-
-def _output(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how to print (default: table)")
-
-
-def _socket(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--socket", type=Path, help="socket of the server (default: the configured one)")
-    verb.add_argument("--timeout", type=float, default=None, help="seconds to wait for the answer")
-    _output(verb)
-
-
-def _server_verbs(verbs: _Verbs) -> None:
-    serve = _verb(verbs, "serve", "bridge.cli.serve:run", "run the CRI server in the foreground")
+def _server_verbs(verbs: Verbs) -> None:
+    serve = verb(verbs, "serve", "bridge.cli.serve:run", "run the CRI server in the foreground")
     serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="overrides server.log_level")
     # The verb that __main__ handles before this parser is made; here for the help text only.
-    monitor = _verb(verbs, "monitor", "bridge.cli.serve:monitor", "run the monitor process (the server starts it by itself)")
+    monitor = verb(verbs, "monitor", "bridge.cli.serve:monitor", "run the monitor process (the server starts it by itself)")
     monitor.add_argument("rest", nargs=argparse.REMAINDER, help="the monitor's own arguments (see cri-bridge monitor --help)")
-    demo = _verb(verbs, "demo", "bridge.cli.demo:run", "run pods on every handler under a private root, and clean up")
+    demo = verb(verbs, "demo", "bridge.cli.demo:run", "run pods on every handler under a private root, and clean up")
     demo.add_argument("--handler", action="append", help="only this handler; may be repeated")
     demo.add_argument("--keep-logs", type=Path, metavar="DIR", help="copy the logs of server and monitor here at the end")
 
 
-def _config_verbs(verbs: _Verbs) -> None:
+def _config_verbs(verbs: Verbs) -> None:
     config = verbs.add_parser("config", help="print or check the configuration", description="Print or check the configuration.")
     actions = config.add_subparsers(metavar="ACTION", required=True)
-    default = _verb(
+    default = verb(
         actions, "default", "bridge.cli.config:default", "print a configuration file with every key, its default and its meaning"
     )
     default.add_argument("--markdown", action="store_true", help="as the page docs/config.md")
-    _verb(actions, "check", "bridge.cli.config:check", "check the configuration files and say what is wrong where")
-    _output(_verb(actions, "show", "bridge.cli.config:show", "print the configuration in force and the file each value is from"))
+    verb(actions, "check", "bridge.cli.config:check", "check the configuration files and say what is wrong where")
+    output(verb(actions, "show", "bridge.cli.config:show", "print the configuration in force and the file each value is from"))
 
 
-def _image_verbs(verbs: _Verbs) -> None:
-    image = verbs.add_parser("image", help="import, list, pull or remove images", description="Import, list, pull or remove images.")
-    actions = image.add_subparsers(metavar="ACTION", required=True)
-    load = _verb(actions, "import", "bridge.cli.image:load", "import an OCI layout or archive, or a docker archive")
-    load.add_argument("path", type=Path, help="directory or archive, as the server sees it")
-    load.add_argument("--name", default="", help="name for the image, when the archive holds exactly one")
-    _socket(load)
-    _socket(_verb(actions, "list", "bridge.cli.image:show", "list the images"))
-    pull = _verb(actions, "pull", "bridge.cli.image:pull", "pull an image")
-    pull.add_argument("reference", help="such as docker.io/library/busybox:latest")
-    _socket(pull)
-    remove = _verb(actions, "rm", "bridge.cli.image:remove", "remove images")
-    remove.add_argument("reference", nargs="+", help="name or id")
-    _socket(remove)
-
-
-def _question_verbs(verbs: _Verbs) -> None:
-    _socket(_verb(verbs, "handlers", "bridge.cli.handlers:run", "list the runtime handlers, and why one is disabled"))
-    trace = _verb(verbs, "trace", "bridge.cli.trace:run", "show where the start of a pod spent its time")
+def _question_verbs(verbs: Verbs) -> None:
+    socket(verb(verbs, "handlers", "bridge.cli.handlers:run", "list the runtime handlers, and why one is disabled"))
+    trace = verb(verbs, "trace", "bridge.cli.trace:run", "show where the start of a pod spent its time")
     trace.add_argument("pod", help="id of the pod sandbox, or the beginning of one")
-    _socket(trace)
-    doctor = _verb(verbs, "doctor", "bridge.cli.doctor:run", "say what this host lacks, and the command that mends it")
+    socket(trace)
+    doctor = verb(verbs, "doctor", "bridge.cli.doctor:run", "say what this host lacks, and the command that mends it")
     doctor.add_argument("--all", action="store_true", help="also list what is well")
-    _output(doctor)
+    output(doctor)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,18 @@ class Importer:
         self._assembler = assembler
 
     async def run(self, path: Path, scratch: Path, reference: str | None) -> list[Record]:
-        """Import every image of the archive at ``path``; ``scratch`` is a new file that the caller removes.
+        """Import every image of the archive at ``path``, each once; ``scratch`` is a new file that the caller removes.
 
         ``reference`` names the image of an archive that has just one. Raises InvalidRequest, CorruptData, Unsupported, HostError.
         """
         name = parse_reference(reference) if reference is not None else None
         found = await disk.blocking(self._read, path, scratch, name)
-        return [await self._assembler.assemble(one.plan, one.source) for one in found]
+        records = {}
+        for one in found:
+            with self._assembler.board.pull(str(path)) as shown:
+                record = await self._assembler.assemble(one.plan, one.source, shown)
+            records[record.id] = record
+        return list(records.values())
 
     def _read(self, path: Path, scratch: Path, name: Reference | None) -> list[Found]:
         bundle = open_archive(path, scratch, self._settings.limits)
@@ -76,7 +81,7 @@ class Importer:
         index = parse(self._document(bundle, "index.json"), OCI_INDEX)
         if not isinstance(index, Index) or not index.manifests:
             raise CorruptData(f"{bundle.origin}: index.json lists no image")
-        _one_for(name, index.manifests, bundle)
+        _one_for(name, {entry.digest for entry in index.manifests}, bundle)
         return [self._oci_image(bundle, entry, name) for entry in index.manifests]
 
     def _oci_image(self, bundle: Bundle, entry: Descriptor, name: Reference | None) -> Found:
@@ -150,7 +155,7 @@ def _blob_name(digest: str) -> str:
     return "blobs/" + digest.replace(":", "/")
 
 
-def _one_for(name: Reference | None, entries: Sequence[object], bundle: Bundle) -> None:
+def _one_for(name: Reference | None, entries: Sized, bundle: Bundle) -> None:
     if name is not None and len(entries) != 1:
         raise InvalidRequest(f"{bundle.origin} holds {len(entries)} images, so one name can't be given", field="reference")
 
@@ -160,6 +165,9 @@ def _annotated(entry: Descriptor, bundle: Bundle) -> list[Reference]:
     if text is None:
         return []
     try:
-        return [parse_reference(text)]
+        name = parse_reference(text)
     except BridgeError as exc:
         raise InvalidRequest(f"{bundle.origin} names an image {text!r}: {exc}; give a reference", field="reference") from exc
+    if name.digest not in ("", entry.digest):
+        raise CorruptData(f"{bundle.origin} names an image {text!r}, but that image's digest is {entry.digest}")
+    return [name]

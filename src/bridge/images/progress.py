@@ -23,6 +23,8 @@ class LayerState(StrEnum):
     """It is unpacked as it comes."""
     UNPACKING = "unpacking"
     """All of it has come."""
+    WRITING = "writing"
+    """Into an archive: only of exports."""
     DONE = "done"
 
 

@@ -21,6 +21,7 @@ from bridge.aio import Supervisor
 from bridge.errors import ImagePullFailed, InUse, InvalidRequest, RegistryUnavailable
 from bridge.host.database import Database
 from bridge.images import disk, index_file, ownership, reference
+from bridge.images.administration import Administration
 from bridge.images.assemble import Assembler
 from bridge.images.catalogue import Catalogue
 from bridge.images.check import Checker, Repair, Report
@@ -62,6 +63,7 @@ class ImageStore:
         self._volumes = Volumes(directories, self._catalogue)
         self._short_names = ShortNames(settings.registries_conf)
         self.checker = Checker(database, self._catalogue, directories, self._layers, self._refetch)
+        self.administration = Administration(self, self._catalogue, directories, self._layers)
 
     @classmethod
     @asynccontextmanager
@@ -113,12 +115,12 @@ class ImageStore:
 
     def list(self) -> Sequence[Image]:
         """All images, by id. Not those with a layer that is known to be damaged: they are to be pulled again."""
-        return [self._image(record) for _, record in sorted(self._catalogue.images.items()) if self._catalogue.is_whole(record)]
+        return [self.image(record) for _, record in sorted(self._catalogue.images.items()) if self._catalogue.is_whole(record)]
 
     def find(self, text: str) -> Image | None:
         """See the port."""
-        found = self._find(text)
-        return self._image(found[0]) if found is not None and self._catalogue.is_whole(found[0]) else None
+        found = self.meant(text)
+        return self.image(found[0]) if found is not None and self._catalogue.is_whole(found[0]) else None
 
     async def pull(self, text: str, auth: RegistryAuth | None = None) -> Image:
         """See the port."""
@@ -126,14 +128,14 @@ class ImageStore:
         names = await self._short_names.candidates(text)
         for name in names[:-1]:
             try:
-                return self._image(await puller.pull(reference.parse(name), auth))
+                return self.image(await puller.pull(reference.parse(name), auth))
             except (ImagePullFailed, RegistryUnavailable) as exc:
                 _logger.info("%s is not to be had as %s: %s", text, name, exc)
-        return self._image(await puller.pull(reference.parse(names[-1]), auth))
+        return self.image(await puller.pull(reference.parse(names[-1]), auth))
 
     async def remove(self, text: str) -> None:
         """See the port. Removing the last name of an image removes it; by id, all its names go."""
-        found = self._find(text)
+        found = self.meant(text)
         if found is None:
             return
         record, name = found
@@ -184,8 +186,12 @@ class ImageStore:
 
     # Beyond the port: for the command line and the daemon
 
+    async def config_document(self, image_id: str) -> bytes:
+        """See the port."""
+        return (await self._catalogue.blobs([image_id])).get(image_id, b"")
+
     async def import_archive(self, path: Path, name: str | None = None) -> Sequence[Image]:
-        """Import an OCI layout or docker archive; ``name`` is for an archive with one image.
+        """Import an OCI layout or docker archive; ``name`` is for an archive with one image. Its progress is that of pulls.
 
         Raises InvalidRequest, CorruptData, Unsupported, LimitExceeded, HostError.
         """
@@ -194,7 +200,7 @@ class ImageStore:
             records = await Importer(self._settings, self._assembler).run(path, scratch, name)
         finally:
             self._layers.bury([scratch])
-        return [self._image(record) for record in records]
+        return [self.image(self._catalogue.images.get(record.id, record)) for record in records]
 
     async def check(self, full: bool) -> Report:
         """See ``Checker.check``."""
@@ -215,14 +221,18 @@ class ImageStore:
         return dropped
 
     def progress(self) -> Sequence[PullProgress]:
-        """How far the running pulls are."""
+        """How far the running pulls and imports are."""
         return self._assembler.board.show()
 
     def containers(self) -> Sequence[str]:
         """The containers that have a writable layer or a volume: for the daemon to remove those it does not know."""
         return sorted({*self._catalogue.snapshots, *self._catalogue.holds})
 
-    def _find(self, text: str) -> tuple[Record, str | None] | None:
+    def meanings(self, text: str) -> Sequence[str]:
+        """The full names that ``text`` may stand for."""
+        return self._short_names.meanings(text)
+
+    def meant(self, text: str) -> tuple[Record, str | None] | None:
         """The image that ``text`` means, and the name it was called by (None: by id). Raises InvalidRequest."""
         images = self._catalogue.images
         prefix = reference.id_prefix(text)
@@ -252,7 +262,7 @@ class ImageStore:
         pair = (wanted.repository, wanted.digest)
         return next(((record, str(wanted)) for record in self._catalogue.images.values() if pair in record.digests), None)
 
-    def _image(self, record: Record) -> Image:
+    def image(self, record: Record) -> Image:
         tags = sorted(name for name in record.names if "@" not in name)
         pinned = any(fnmatch.fnmatchcase(name, glob) for glob in self._settings.pinned for name in (*record.names, record.id))
         return Image(

@@ -14,15 +14,12 @@ from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
 
-from bridge.images import confine, decompress, listing
+from bridge.images import confine, decompress, listing, retar
 from bridge.images.decompress import BadStream, Source
-from bridge.images.extract import clean
-from bridge.images.tarstream import REGULAR, BadArchive, Member, TarReader
+from bridge.images.tarstream import BadArchive
 
 _CHUNK = 1 << 20
-_BLOCK = 512
 _MOST_PROBLEMS = 20
-_WHITEOUT = b".wh."
 _NICE = 19
 
 
@@ -171,47 +168,11 @@ def _shown(path: bytes) -> str:
     return repr("/" + path.decode("utf-8", "backslashreplace"))
 
 
-class Replay:
-    """The chunks of the layer's tar: those of its log, and the content of the current member where the reader wants it."""
-
-    def __init__(self, log: Iterator[bytes]) -> None:
-        self._log = log
-        self._chunk = b""
-        self.content: Iterator[bytes] | None = None
-
-    def __iter__(self) -> Iterator[bytes]:
-        while True:
-            size = _BLOCK
-            if self.content is not None:
-                given = 0
-                for piece in self.content:
-                    given += len(piece)
-                    yield piece
-                self.content = None
-                size = -given % _BLOCK or _BLOCK
-            while len(self._chunk) < size and (more := next(self._log, b"")):
-                self._chunk += more
-            if not self._chunk:
-                return
-            piece, self._chunk = self._chunk[:size], self._chunk[size:]
-            yield piece
-
-
 def rebuilt(log: Iterator[bytes], files: Files) -> str:
     """The diff id of the layer that is the current directory, by its files and its log. Raises BadArchive, BadStream, OSError."""
     whole = sha256()
-    replay = Replay(log)
-    reader = TarReader(iter(replay), whole.update)
-    for member in reader:
-        if _has_content(member):
-            replay.content = files.pieces(clean(member.name, member.name), member.segments)
-            for piece in reader.content():
-                whole.update(piece)
+    retar.again(log, files.pieces, whole.update)
     return "sha256:" + whole.hexdigest()
-
-
-def _has_content(member: Member) -> bool:
-    return member.type in REGULAR and not member.name.rpartition(b"/")[2].startswith(_WHITEOUT)
 
 
 def verify(layer: str, log: int, files: int, *, diff_id: str, listing_digest: str, content: bool, rate: int) -> list[str]:

@@ -79,6 +79,10 @@ class Images(Protocol):
         """By reference (normalised as docker.io does), by id, or by unique id prefix. Raises InvalidRequest for a bad or ambiguous one."""
         ...
 
+    async def config_document(self, image_id: str) -> bytes:
+        """The image's config as its maker wrote it (OCI image spec, config.md); empty when the image is gone."""
+        ...
+
     async def pull(self, reference: str, auth: RegistryAuth | None = None) -> Image:
         """Pull (single flight per reference and credentials). Raises ImagePullFailed, RegistryUnavailable, InvalidRequest."""
         ...

@@ -106,6 +106,12 @@ class FakeImages:
                 return image
         return None
 
+    async def config_document(self, image_id: str) -> bytes:
+        """One that says no more than ``IMAGE`` does."""
+        await anyio.lowlevel.checkpoint()
+        known = any(image.id == image_id for image in self.images)
+        return b'{"architecture":"amd64","os":"linux","config":{"Cmd":["sh"]}}' if known else b""
+
     async def pull(self, reference: str, auth: RegistryAuth | None = None) -> Image:
         """Add an image with that tag."""
         image = dataclasses.replace(IMAGE, repo_tags=(reference,))

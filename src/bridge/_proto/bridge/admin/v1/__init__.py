@@ -6,19 +6,40 @@
 __all__ = (
     "Ability",
     "AdminBase",
+    "CheckImagesRequest",
+    "CheckImagesResponse",
     "CollectGarbageRequest",
     "CollectGarbageResponse",
+    "DamagedLayer",
+    "ExportImagesRequest",
+    "ExportImagesResponse",
+    "ExportedFile",
     "Handler",
     "HandlersRequest",
     "HandlersResponse",
     "ImportImageRequest",
     "ImportImageResponse",
+    "ImportImagesResponse",
     "ImportedImage",
+    "InspectImageRequest",
+    "InspectImageResponse",
+    "LayerProgress",
+    "ListImagesRequest",
+    "ListImagesResponse",
+    "Progress",
+    "PruneImagesRequest",
+    "PruneImagesResponse",
+    "PullImageRequest",
+    "PullImageResponse",
+    "RepairedImage",
     "Span",
+    "StoredImage",
+    "StoredLayer",
     "TraceRequest",
     "TraceResponse",
 )
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,6 +71,67 @@ class Ability(betterproto2.Message):
 
 
 default_message_pool.register_message("bridge.admin.v1", "Ability", Ability)
+
+
+@dataclass(eq=False, repr=False)
+class CheckImagesRequest(betterproto2.Message):
+    """
+    Asks for a check.
+    """
+
+    full: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
+    """
+    Read every byte, not only the attributes of all files.
+    """
+
+    repair: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    Fetch again what is damaged.
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "CheckImagesRequest", CheckImagesRequest)
+
+
+@dataclass(eq=False, repr=False)
+class CheckImagesResponse(betterproto2.Message):
+    """
+    What was found, and what became of it.
+    """
+
+    full: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
+
+    layers: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    """
+    How many layers were looked at.
+    """
+
+    damaged: "list[DamagedLayer]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
+
+    index_faults: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
+    """
+    What is wrong with the index.
+    """
+
+    damaged_documents: "list[str]" = betterproto2.field(5, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Digests of manifests and configurations that are damaged.
+    """
+
+    recounted: "int" = betterproto2.field(6, betterproto2.TYPE_UINT32)
+    """
+    Layers whose counters were wrong, and are right now.
+    """
+
+    seconds: "float" = betterproto2.field(7, betterproto2.TYPE_DOUBLE)
+
+    repairs: "list[RepairedImage]" = betterproto2.field(8, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    What became of each damaged image; empty unless asked for.
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "CheckImagesResponse", CheckImagesResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -86,6 +168,101 @@ class CollectGarbageResponse(betterproto2.Message):
 
 
 default_message_pool.register_message("bridge.admin.v1", "CollectGarbageResponse", CollectGarbageResponse)
+
+
+@dataclass(eq=False, repr=False)
+class DamagedLayer(betterproto2.Message):
+    """
+    A layer that is not what it was when it was committed.
+    """
+
+    chain_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    directory: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Its directory below the store's layers.
+    """
+
+    problems: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
+
+    images: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Names or ids of the images that stand on it.
+    """
+
+    containers: "list[str]" = betterproto2.field(5, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Ids of the containers that do.
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "DamagedLayer", DamagedLayer)
+
+
+@dataclass(eq=False, repr=False)
+class ExportedFile(betterproto2.Message):
+    """
+    What was written.
+    """
+
+    size: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
+
+    images: "list[ImportedImage]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
+
+
+default_message_pool.register_message("bridge.admin.v1", "ExportedFile", ExportedFile)
+
+
+@dataclass(eq=False, repr=False)
+class ExportImagesRequest(betterproto2.Message):
+    """
+    Asks for an export.
+    """
+
+    references: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Names or ids; a name is exported alone, an id with all its tags.
+    """
+
+    path: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Absolute path as the server sees it.
+    """
+
+    format: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    "oci" (archive that docker load reads too), "oci-dir" or "docker".
+    """
+
+    compression: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    "gzip", "zstd" or "none".
+    """
+
+    replace: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)
+    """
+    Whether a file that is there may be replaced.
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "ExportImagesRequest", ExportImagesRequest)
+
+
+@dataclass(eq=False, repr=False)
+class ExportImagesResponse(betterproto2.Message):
+    """
+    How far the export is, or its end.
+    """
+
+    progress: "Progress | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+
+    file: "ExportedFile | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    In the last answer only.
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "ExportImagesResponse", ExportImagesResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -198,6 +375,234 @@ default_message_pool.register_message("bridge.admin.v1", "ImportImageResponse", 
 
 
 @dataclass(eq=False, repr=False)
+class ImportImagesResponse(betterproto2.Message):
+    """
+    How far the import is, or its end.
+    """
+
+    progress: "Progress | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+
+    images: "list[ImportedImage]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    In the last answer only.
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "ImportImagesResponse", ImportImagesResponse)
+
+
+@dataclass(eq=False, repr=False)
+class InspectImageRequest(betterproto2.Message):
+    """
+    Asks for one image.
+    """
+
+    reference: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Name, id, or the beginning of one.
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "InspectImageRequest", InspectImageRequest)
+
+
+@dataclass(eq=False, repr=False)
+class InspectImageResponse(betterproto2.Message):
+    """
+    One image and what it is made of.
+    """
+
+    image: "StoredImage | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+
+    manifest_digest: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    manifest: "bytes" = betterproto2.field(3, betterproto2.TYPE_BYTES)
+    """
+    The manifest's own bytes.
+    """
+
+    config: "bytes" = betterproto2.field(4, betterproto2.TYPE_BYTES)
+    """
+    The configuration's own bytes.
+    """
+
+    layers: "list[StoredLayer]" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    From base to top.
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "InspectImageResponse", InspectImageResponse)
+
+
+@dataclass(eq=False, repr=False)
+class LayerProgress(betterproto2.Message):
+    """
+    How far one layer is.
+    """
+
+    digest: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    size: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+    """
+    Bytes in all, and so far.
+    """
+
+    done: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
+
+    state: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    "present", "waiting", "downloading", "unpacking", "writing" or "done".
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "LayerProgress", LayerProgress)
+
+
+@dataclass(eq=False, repr=False)
+class ListImagesRequest(betterproto2.Message):
+    """
+    Asks for the images.
+    """
+
+    pass
+
+
+default_message_pool.register_message("bridge.admin.v1", "ListImagesRequest", ListImagesRequest)
+
+
+@dataclass(eq=False, repr=False)
+class ListImagesResponse(betterproto2.Message):
+    """
+    The images, by id.
+    """
+
+    images: "list[StoredImage]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+
+
+default_message_pool.register_message("bridge.admin.v1", "ListImagesResponse", ListImagesResponse)
+
+
+@dataclass(eq=False, repr=False)
+class Progress(betterproto2.Message):
+    """
+    How far a transfer is.
+    """
+
+    subject: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    What is transferred now: a reference or a path; empty: not known yet.
+    """
+
+    layers: "list[LayerProgress]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
+
+
+default_message_pool.register_message("bridge.admin.v1", "Progress", Progress)
+
+
+@dataclass(eq=False, repr=False)
+class PruneImagesRequest(betterproto2.Message):
+    """
+    Asks to remove what nothing uses.
+    """
+
+    all: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
+    """
+    Images that have a name too, not only those that have none.
+    """
+
+    dry_run: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    Only say which.
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "PruneImagesRequest", PruneImagesRequest)
+
+
+@dataclass(eq=False, repr=False)
+class PruneImagesResponse(betterproto2.Message):
+    """
+    What was removed.
+    """
+
+    images: "list[StoredImage]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+
+    layers: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    """
+    Layers that went with them or had been left behind.
+    """
+
+    freed_bytes: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
+
+
+default_message_pool.register_message("bridge.admin.v1", "PruneImagesResponse", PruneImagesResponse)
+
+
+@dataclass(eq=False, repr=False)
+class PullImageRequest(betterproto2.Message):
+    """
+    Asks for a pull.
+    """
+
+    reference: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    username: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Credentials as in CRI's AuthConfig; all empty: those that the server has.
+    """
+
+    password: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+
+    auth: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+
+    server_address: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+
+    identity_token: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+
+    registry_token: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message("bridge.admin.v1", "PullImageRequest", PullImageRequest)
+
+
+@dataclass(eq=False, repr=False)
+class PullImageResponse(betterproto2.Message):
+    """
+    How far the pull is, or its end.
+    """
+
+    progress: "Progress | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+
+    image: "StoredImage | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    In the last answer only.
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "PullImageResponse", PullImageResponse)
+
+
+@dataclass(eq=False, repr=False)
+class RepairedImage(betterproto2.Message):
+    """
+    The outcome of a repair.
+    """
+
+    id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    names: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+
+    error: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Why it could not be mended; empty when it is whole.
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "RepairedImage", RepairedImage)
+
+
+@dataclass(eq=False, repr=False)
 class Span(betterproto2.Message):
     """
     A stretch of time with a name.
@@ -222,6 +627,95 @@ class Span(betterproto2.Message):
 
 
 default_message_pool.register_message("bridge.admin.v1", "Span", Span)
+
+
+@dataclass(eq=False, repr=False)
+class StoredImage(betterproto2.Message):
+    """
+    An image in the store.
+    """
+
+    id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Digest of its configuration.
+    """
+
+    tags: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+
+    digests: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
+    """
+    repository@digest.
+    """
+
+    size: "int" = betterproto2.field(4, betterproto2.TYPE_UINT64)
+    """
+    Bytes on disk.
+    """
+
+    pinned: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)
+
+    used_by: "list[str]" = betterproto2.field(6, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Ids of the containers that stand on it or have it as a volume.
+    """
+
+    damaged: "bool" = betterproto2.field(7, betterproto2.TYPE_BOOL)
+    """
+    A layer or document is known to be damaged: CRI does not show the image, so that it is pulled again.
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "StoredImage", StoredImage)
+
+
+@dataclass(eq=False, repr=False)
+class StoredLayer(betterproto2.Message):
+    """
+    An unpacked layer.
+    """
+
+    diff_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    chain_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    digest: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Digest, media type and bytes of the blob that the manifest names.
+    """
+
+    media_type: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+
+    blob_size: "int" = betterproto2.field(5, betterproto2.TYPE_UINT64)
+
+    tar_size: "int" = betterproto2.field(6, betterproto2.TYPE_UINT64)
+    """
+    Bytes of its tar.
+    """
+
+    disk_size: "int" = betterproto2.field(7, betterproto2.TYPE_UINT64)
+    """
+    Bytes and files on disk.
+    """
+
+    inodes: "int" = betterproto2.field(8, betterproto2.TYPE_UINT64)
+
+    images: "int" = betterproto2.field(9, betterproto2.TYPE_UINT32)
+    """
+    How many images stand on it.
+    """
+
+    directory: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
+    """
+    Its directory on this host.
+    """
+
+    exact: "bool" = betterproto2.field(11, betterproto2.TYPE_BOOL)
+    """
+    Whether its tar can be made again byte for byte.
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "StoredLayer", StoredLayer)
 
 
 @dataclass(eq=False, repr=False)
@@ -286,6 +780,58 @@ class AdminBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
+    async def list_images(self, message: "ListImagesRequest") -> "ListImagesResponse":
+        """
+        The images of the store, with what uses them.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def inspect_image(self, message: "InspectImageRequest") -> "InspectImageResponse":
+        """
+        All that the store knows of one image.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def pull_image(self, message: "PullImageRequest") -> "AsyncIterator[PullImageResponse]":
+        """
+        Pull an image; the answers say how far it is, the last one has the image.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+        yield PullImageResponse()
+
+    async def import_images(self, message: "ImportImageRequest") -> "AsyncIterator[ImportImagesResponse]":
+        """
+        Load images as ImportImage does; the answers say how far it is, the last one has the images.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+        yield ImportImagesResponse()
+
+    async def export_images(self, message: "ExportImagesRequest") -> "AsyncIterator[ExportImagesResponse]":
+        """
+        Write images to a file of this host; the answers say how far it is. Leaving cancels it and leaves no file.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+        yield ExportImagesResponse()
+
+    async def check_images(self, message: "CheckImagesRequest") -> "CheckImagesResponse":
+        """
+        Compare the store with its index, and fetch again what is damaged.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def prune_images(self, message: "PruneImagesRequest") -> "PruneImagesResponse":
+        """
+        Remove images that nothing uses.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def __rpc_import_image(self, stream: "grpclib.server.Stream[ImportImageRequest, ImportImageResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -308,6 +854,57 @@ class AdminBase(betterproto2_grpclib.ServiceBase):
         request = await stream.recv_message()
         assert request is not None
         response = await self.collect_garbage(request)
+        await stream.send_message(response)
+
+    async def __rpc_list_images(self, stream: "grpclib.server.Stream[ListImagesRequest, ListImagesResponse]") -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.list_images(request)
+        await stream.send_message(response)
+
+    async def __rpc_inspect_image(self, stream: "grpclib.server.Stream[InspectImageRequest, InspectImageResponse]") -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.inspect_image(request)
+        await stream.send_message(response)
+
+    async def __rpc_pull_image(self, stream: "grpclib.server.Stream[PullImageRequest, PullImageResponse]") -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        await self._call_rpc_handler_server_stream(
+            self.pull_image,
+            stream,
+            request,
+        )
+
+    async def __rpc_import_images(self, stream: "grpclib.server.Stream[ImportImageRequest, ImportImagesResponse]") -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        await self._call_rpc_handler_server_stream(
+            self.import_images,
+            stream,
+            request,
+        )
+
+    async def __rpc_export_images(self, stream: "grpclib.server.Stream[ExportImagesRequest, ExportImagesResponse]") -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        await self._call_rpc_handler_server_stream(
+            self.export_images,
+            stream,
+            request,
+        )
+
+    async def __rpc_check_images(self, stream: "grpclib.server.Stream[CheckImagesRequest, CheckImagesResponse]") -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.check_images(request)
+        await stream.send_message(response)
+
+    async def __rpc_prune_images(self, stream: "grpclib.server.Stream[PruneImagesRequest, PruneImagesResponse]") -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.prune_images(request)
         await stream.send_message(response)
 
     def __mapping__(self) -> "dict[str, grpclib.const.Handler]":
@@ -335,5 +932,47 @@ class AdminBase(betterproto2_grpclib.ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 CollectGarbageRequest,
                 CollectGarbageResponse,
+            ),
+            "/bridge.admin.v1.Admin/ListImages": grpclib.const.Handler(
+                self.__rpc_list_images,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ListImagesRequest,
+                ListImagesResponse,
+            ),
+            "/bridge.admin.v1.Admin/InspectImage": grpclib.const.Handler(
+                self.__rpc_inspect_image,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                InspectImageRequest,
+                InspectImageResponse,
+            ),
+            "/bridge.admin.v1.Admin/PullImage": grpclib.const.Handler(
+                self.__rpc_pull_image,
+                grpclib.const.Cardinality.UNARY_STREAM,
+                PullImageRequest,
+                PullImageResponse,
+            ),
+            "/bridge.admin.v1.Admin/ImportImages": grpclib.const.Handler(
+                self.__rpc_import_images,
+                grpclib.const.Cardinality.UNARY_STREAM,
+                ImportImageRequest,
+                ImportImagesResponse,
+            ),
+            "/bridge.admin.v1.Admin/ExportImages": grpclib.const.Handler(
+                self.__rpc_export_images,
+                grpclib.const.Cardinality.UNARY_STREAM,
+                ExportImagesRequest,
+                ExportImagesResponse,
+            ),
+            "/bridge.admin.v1.Admin/CheckImages": grpclib.const.Handler(
+                self.__rpc_check_images,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                CheckImagesRequest,
+                CheckImagesResponse,
+            ),
+            "/bridge.admin.v1.Admin/PruneImages": grpclib.const.Handler(
+                self.__rpc_prune_images,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                PruneImagesRequest,
+                PruneImagesResponse,
             ),
         }
