@@ -162,9 +162,11 @@ class StreamServer:
         if conversation is None:
             conversation = self._conversation = await run_sync(importlib.import_module, "bridge.streaming.conversation")
         upgrade = None
-        with anyio.move_on_after(REQUEST_SECONDS):
+        with anyio.move_on_after(REQUEST_SECONDS) as patience:
             await self._connect(wire, connection, unowned)
             upgrade = await conversation.upgraded(wire, self._redeem)
+        if patience.cancelled_caught:
+            wire.abort()
         if upgrade is None:
             return
         self._running.add(wire)

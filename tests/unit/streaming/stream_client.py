@@ -127,6 +127,8 @@ async def connected(url: str, context: ssl.SSLContext | None = None) -> AsyncIte
     try:
         yield Client(reader, writer)
     finally:
+        if writer.transport.get_write_buffer_size():
+            writer.transport.abort()  # what the server does not take would keep us here
         writer.close()
         with suppress(OSError, ssl.SSLError):
             await writer.wait_closed()
