@@ -246,6 +246,11 @@ async def test_a_volume_that_does_not_answer(kubelet: Kubelet, node: DaemonNode,
         assert f"config.mounts[1].host_path: {dead.target} did not answer within {VOLUME_TIMEOUT:g} s" in str(failure)
         await create()  # known by now, and at once
         assert "an earlier look at it is still stuck" in str(failures[1])
+        device = pb.Device(host_path=str(dead.target), container_path="/dev/x", permissions="r")
+        with pytest.raises(CriError, match=r"config\.devices\[0\]\.host_path: .* an earlier look at it is still stuck"):
+            await kubelet.create(pod, name="device", devices=[device])
+        with pytest.raises(CriError, match=r"config\.mounts\[0\]\.container_path: only the host's own /dev can be mounted at /dev"):
+            await kubelet.create(pod, name="dev", mounts=[pb.Mount("/dev", str(tmp_path))])
         info = (await kubelet.cri.runtime.status(pb.StatusRequest(verbose=True))).info
         assert json.loads(info["lookups"])["stuck"] == [str(dead.target)]
         dead.answers.set()

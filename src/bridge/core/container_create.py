@@ -149,7 +149,7 @@ class ContainerCreator:
 
     async def _inputs(self, making: Making, root: Path, who: accounts.Identity, prepared: tuple[Volume, ...]) -> spec.ContainerInputs:
         config, security = making.config, making.config.security
-        devices = await device_nodes.find(config, who.user, self.settings)
+        devices = await device_nodes.find(config, who.user, self.settings, self.lookups)
         return spec.ContainerInputs(
             container_id=making.container.id,
             sandbox=making.sandbox,

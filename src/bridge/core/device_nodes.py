@@ -15,9 +15,11 @@ from bridge.core.settings import CoreSettings
 from bridge.core.spec_inputs import DeviceNode
 from bridge.errors import HostError, InvalidRequest, NotFound, TimedOut
 from bridge.host import devices
+from bridge.host.lookups import Lookups
 
 _PERMISSIONS = frozenset("rwm")
 _OPTION = "runtime.additional_devices"
+_DEV = "/dev/"
 
 
 def check(config: ContainerConfig) -> None:
@@ -33,13 +35,13 @@ def check(config: ContainerConfig) -> None:
             raise InvalidRequest("can't be the container's root", field=f"{field}.container_path")
 
 
-async def find(config: ContainerConfig, user: User, settings: CoreSettings) -> tuple[DeviceNode, ...]:
+async def find(config: ContainerConfig, user: User, settings: CoreSettings, lookups: Lookups) -> tuple[DeviceNode, ...]:
     """Every node that the container gets, by its path inside; of two for one path the request's counts. Looks at the host now,
     so that what was plugged in since is found. Raises InvalidRequest naming the field, TimedOut, HostError."""
     found: dict[str, DeviceNode] = {}
     for request in settings.additional_devices:
         try:
-            await _add(found, request, settings.volume_timeout)
+            await _add(found, request, settings.volume_timeout, lookups)
         except (NotFound, HostError, TimedOut) as exc:
             raise HostError(f"{_OPTION}: {exc.message}") from exc
     if config.security.privileged:
@@ -49,7 +51,7 @@ async def find(config: ContainerConfig, user: User, settings: CoreSettings) -> t
     for index, request in enumerate(config.devices):
         field = f"config.devices[{index}].host_path"
         try:
-            await _add(asked, request, settings.volume_timeout)
+            await _add(asked, request, settings.volume_timeout, lookups)
         except (NotFound, HostError) as exc:
             raise InvalidRequest(exc.message, field=field) from exc
         except TimedOut as exc:
@@ -59,8 +61,11 @@ async def find(config: ContainerConfig, user: User, settings: CoreSettings) -> t
     return tuple({**found, **asked}.values())
 
 
-async def _add(found: dict[str, DeviceNode], request: DeviceRequest, timeout: float) -> None:
+async def _add(found: dict[str, DeviceNode], request: DeviceRequest, timeout: float, lookups: Lookups) -> None:
     host_path = posixpath.normpath(request.host_path)
+    if not host_path.startswith(_DEV):
+        # It may lie on a dead network mount, where only a child that can be killed may look first.
+        await lookups.look(host_path, timeout=timeout)
     for node in await devices.at(Path(host_path), timeout=timeout):
         inside = posixpath.normpath(request.container_path) + node.path.removeprefix(host_path)
         found[inside] = _device(node, inside, request.permissions)

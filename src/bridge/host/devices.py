@@ -34,7 +34,8 @@ async def at(path: Path, *, timeout: float) -> list[Node]:
     """The node or fifo at ``path``, links followed, or every device node below it when it is a directory.
 
     Raises NotFound when there is nothing, HostError when it holds no device, TimedOut when the look takes longer than
-    ``timeout`` s (a dead network mount keeps one worker thread until the kernel lets it go).
+    ``timeout`` s; then a worker thread is kept until the kernel lets it go, so a path that may lie on a network mount is for
+    bridge.host.lookups first.
     """
     try:
         with anyio.fail_after(timeout):

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from bridge.aio import Supervisor
 from bridge.core import device_nodes, spec_devices
 from bridge.core.entities import Sandbox, User
 from bridge.core.model import ContainerSecurity, DeviceRequest, NamespaceMode, UserNamespace
 from bridge.core.settings import CoreSettings
 from bridge.core.spec_inputs import DeviceNode
 from bridge.errors import HostError, InvalidRequest
+from bridge.host.lookups import Lookups
 from tests.unit.core.spec_cases import config, sandbox
 
 SETTINGS = CoreSettings(run_dir=Path("/run/x"), pause_rootfs=None, pause_argv=(), boot_id="b")
@@ -25,7 +27,8 @@ async def found(*requests: DeviceRequest, user: User = USER, privileged: bool = 
     chosen = dataclasses.replace(SETTINGS, **settings)  # type: ignore[arg-type]
     wanted = config(devices=requests, security=ContainerSecurity(privileged=privileged))
     device_nodes.check(wanted)
-    return {node.path: node for node in await device_nodes.find(wanted, user, chosen)}
+    async with Supervisor() as supervisor:
+        return {node.path: node for node in await device_nodes.find(wanted, user, chosen, Lookups(supervisor))}
 
 
 async def test_a_node_keeps_numbers_mode_and_owner_of_the_host() -> None:
