@@ -65,7 +65,7 @@ async def test_the_hosts_own_namespace() -> None:
     with closing(await listen(None, socket.AF_INET, "127.0.0.1")) as listener:
         threads = threading.active_count()
         (await netdial.dial(None, listener.getsockname()[1])).close()
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads  # that of listen may only be ending now
 
 
 async def test_four_comes_before_six(pin: Path) -> None:
