@@ -159,6 +159,18 @@ async def test_damage_is_noticed(tmp_path: Path, layer: bytes, kind: str) -> Non
         assert sorted(os.listdir(tmp_path / "store/layers")) == ["1", "2"]
 
 
+async def test_a_layer_is_listed_the_same_each_time(tmp_path: Path) -> None:
+    """Else a power cut between a repair and its row would make a good layer look damaged."""
+    with Layout(tmp_path / "layout") as layout:
+        layout.image("example.com/a:1", [EXACT, REPEATED, tar([Entry("a/b/c", b""), Entry("d/e/f", b"")])])
+    seen = set()
+    for number in range(2):
+        async with opened(tmp_path / f"store{number}") as store:
+            await store.import_archive(tmp_path / "layout")
+            seen.add(tuple(y.listing for y in store._catalogue.layers.values()))
+    assert len(seen) == 1
+
+
 async def test_what_is_known_to_be_damaged_outlives_a_restart_and_goes_with_the_image(tmp_path: Path) -> None:
     with Layout(tmp_path / "layout") as layout:
         layout.image("example.com/a:1", [EXACT])

@@ -180,19 +180,35 @@ class Catalogue:
         rows = [(name, image) for name in gone]
         await self._change(lambda c: c.executemany("DELETE FROM names WHERE name = ? AND image = ?", rows), forget)
 
-    async def drop_image(self, image: str) -> None:
-        """Remove an image with its names and digests; absent is success. Raises InUse while a snapshot stands on it."""
+    async def drop_image(self, image: str, names: Iterable[str] | None = None) -> bool:
+        """Remove an image with its names and digests; absent is success. Raises InUse while a snapshot stands on it.
+
+        With ``names`` only these go, and the image only if it has no others by now: then True.
+        """
+        gone = list(names) if names is not None else None
+        left = False
 
         def write(c: sqlite3.Connection) -> None:
-            c.execute("DELETE FROM images WHERE id = ?", (image,))
-            c.execute(schema.DROP_UNUSED_BLOBS)
+            nonlocal left
+            if gone is not None:
+                c.executemany("DELETE FROM names WHERE name = ? AND image = ?", [(name, image) for name in gone])
+                left = c.execute("SELECT 1 FROM names WHERE image = ?", (image,)).fetchone() is not None
+            if not left:
+                c.execute("DELETE FROM images WHERE id = ?", (image,))
+                c.execute(schema.DROP_UNUSED_BLOBS)
 
         def forget() -> None:
-            record = self.images.pop(image, None)
-            if record is not None:
-                self._forget_names(image, record.names)
+            record = self.images.get(image)
+            if record is None:
+                return
+            self._forget_names(image, gone if left and gone is not None else record.names)
+            if left:
+                self.images[image] = replace(record, names=record.names - set(gone or ()))
+            else:
+                del self.images[image]
 
         await self._change(write, forget)
+        return not left
 
     def _forget_names(self, image: str, names: Iterable[str]) -> None:
         for name in names:

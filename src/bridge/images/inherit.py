@@ -58,7 +58,7 @@ def _records(layer: Path, implicit: Iterable[bytes]) -> bytes:
     for path in sorted(implicit, key=lambda p: p.split(b"/")):
         with _walk(layer, path) as (target, _):
             if target is not None:
-                parts.append(b"%b\0%b\0\0" % (listing.looks(target, os.fstat(target)), path))
+                parts.append(b"%b\0%b\0\0" % (listing.looks(target, os.fstat(target), dated=False), path))
     return b"".join(parts)
 
 

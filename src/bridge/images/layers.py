@@ -88,12 +88,21 @@ class LayerStore:
             left = [chain_id for chain_id in chain if self._wanted[chain_id] <= 0]
             for chain_id in left:
                 del self._wanted[chain_id]
-            if any(chain_id in self._staged for chain_id in left):
+            if any(chain_id in self._staged or self._is_orphan(chain_id) for chain_id in left):
                 self._spawn("staged layers", lambda: self._expire(left))
 
     def has(self, chain_id: str) -> bool:
         """Whether the layer is here, committed or about to be."""
         return chain_id in self._staged or chain_id in self._catalogue.layers
+
+    def is_wanted(self, chain_id: str) -> bool:
+        """Whether a running pull, import or check needs the layer."""
+        return self._wanted[chain_id] > 0
+
+    def _is_orphan(self, chain_id: str) -> bool:
+        """Whether it is committed, but the image it was for is not."""
+        layer = self._catalogue.layers.get(chain_id)
+        return layer is not None and not any(layer in record.layers for record in self._catalogue.images.values())
 
     async def stage(self, chain_id: str, unpack: Unpack) -> None:
         """Have ``chain_id`` staged, by ``unpack`` into a new directory unless another pull is at it already.
@@ -159,8 +168,8 @@ class LayerStore:
                 await disk.sync_file_system(self._directories.root)
                 await self._catalogue.add_layers(new)
             except BridgeError:
-                for layer in new:
-                    await self._directories.discard(self._directories.layer(layer.id))
+                graves = [await self._directories.discard(self._directories.layer(layer.id)) for layer in new]
+                self.bury([grave for grave in graves if grave is not None])
                 raise
 
     async def _install_one(self, chain_id: str, diff_id: str, below: Sequence[Layer]) -> Layer:
@@ -233,7 +242,14 @@ class LayerStore:
             except HostError as exc:
                 _logger.error("%s; the next start tries again", exc)
 
+    def drop_unfinished(self) -> int:
+        """Drop staged layers that no running pull wants, without waiting for their time; how many that were."""
+        idle = [chain_id for chain_id in self._staged if not self._wanted[chain_id]]
+        self.bury([self._staged.pop(chain_id).directory for chain_id in idle])
+        return len(idle)
+
     async def _expire(self, chain: Sequence[str]) -> None:
         await anyio.sleep(self._keep)
         idle = [chain_id for chain_id in chain if chain_id in self._staged and not self._wanted[chain_id]]
         self.bury([self._staged.pop(chain_id).directory for chain_id in idle])
+        await self.drop_unused()

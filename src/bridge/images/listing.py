@@ -65,12 +65,15 @@ def walk(totals: list[int]) -> Iterator[tuple[bytes, os.stat_result]]:
             todo += [path + b"/" + name for name in names] if path else names
 
 
-def looks(place: bytes | int, found: os.stat_result, digest: Content = no_content) -> bytes:
-    """The first part of a record. Size and content count for regular files only, mode not for links, times not for whiteouts."""
+def looks(place: bytes | int, found: os.stat_result, digest: Content = no_content, *, dated: bool = True) -> bytes:
+    """The first part of a record. Size and content count for regular files only, mode not for links, times not for whiteouts.
+
+    Nor do they when not ``dated``: a directory that the tar does not list may have got its time when it was made.
+    """
     kind = stat.S_IFMT(found.st_mode)
     size, data = (found.st_size, digest(place)) if kind == stat.S_IFREG and isinstance(place, bytes) else (0, b"-")
     xattrs = _xattrs(place) if kind in _HAVE_XATTRS else b"-"
-    changed = 0 if kind == stat.S_IFCHR else found.st_mtime_ns
+    changed = found.st_mtime_ns if dated and kind != stat.S_IFCHR else 0
     mode = 0 if kind == stat.S_IFLNK else stat.S_IMODE(found.st_mode)
     return b"%b %o %d %d %d %d %b %b" % (_KINDS.get(kind, b"?"), mode, found.st_uid, found.st_gid, size, changed, xattrs, data)
 

@@ -29,6 +29,7 @@ from bridge.images.disk import Directories
 from bridge.images.importing import Importer
 from bridge.images.layers import LayerStore
 from bridge.images.progress import PullProgress
+from bridge.images.prune import Pruned, prune
 from bridge.images.rows import Record
 from bridge.images.settings import ImageSettings
 from bridge.images.short_names import ShortNames
@@ -139,15 +140,16 @@ class ImageStore:
         if found is None:
             return
         record, name = found
-        left = record.names - _named(record, name) if name is not None else frozenset[str]()
-        if name is not None and left:
-            await self._catalogue.drop_names(record.id, record.names - left)
-            return
+        names = _named(record, name) if name is not None else None
         users = self._catalogue.users(record.id)
-        if users:
+        if users and (names is None or not record.names - names):
             raise InUse(f"image {record.id} is used by container{'s' if len(users) > 1 else ''} {', '.join(users)}")
-        await self._catalogue.drop_image(record.id)
-        await self.gc()
+        try:
+            dropped = await self._catalogue.drop_image(record.id, names)
+        except InUse as exc:
+            raise InUse(f"image {record.id} is used by a container that was created just now") from exc
+        if dropped:
+            await self.gc()
 
     def image_usage(self) -> FsUsage:
         """What the layers take."""
@@ -213,6 +215,10 @@ class ImageStore:
     async def _refetch(self, record: Record, repository: str, digest: str) -> None:
         await (await self._open_puller()).refetch(record, repository, digest)
 
+    async def prune(self, *, unused: bool = False) -> Pruned:
+        """Make room: see ``prune.prune``."""
+        return await prune(self._catalogue, self._layers, self._pinned, unused=unused)
+
     async def gc(self) -> int:
         """Drop layers that nothing stands on; how many. Runs at start and after each removal."""
         dropped = await self._layers.drop_unused()
@@ -264,16 +270,18 @@ class ImageStore:
 
     def image(self, record: Record) -> Image:
         tags = sorted(name for name in record.names if "@" not in name)
-        pinned = any(fnmatch.fnmatchcase(name, glob) for glob in self._settings.pinned for name in (*record.names, record.id))
         return Image(
             id=record.id,
             repo_tags=tags,
             repo_digests=sorted(f"{repository}@{digest}" for repository, digest in record.digests),
             size=sum(layer.disk_bytes for layer in record.layers),
-            pinned=pinned,
+            pinned=self._pinned(record),
             config=record.config,
             chain_ids=[layer.chain_id for layer in record.layers],
         )
+
+    def _pinned(self, record: Record) -> bool:
+        return any(fnmatch.fnmatchcase(name, glob) for glob in self._settings.pinned for name in (*record.names, record.id))
 
     async def _open_puller(self) -> Puller:
         """The HTTP client is loaded at the first pull: it is the heaviest import of the server."""

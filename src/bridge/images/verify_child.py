@@ -146,7 +146,8 @@ def compare(records: Iterator[tuple[bytes, bytes, bytes]], content: listing.Cont
 def _looks(path: bytes, found: os.stat_result, expected: bytes, content: listing.Content | None, problems: Problems) -> bytes:
     known = expected.rpartition(b" ")[2]
     try:
-        return listing.looks(path or b".", found, content if content is not None and known != b"-" else lambda _: known)
+        digest = content if content is not None and known != b"-" else lambda _: known
+        return listing.looks(path or b".", found, digest, dated=expected != listing.LATER)
     except OSError as exc:
         problems.add(f"{_shown(path)} can't be read: {exc.strerror}")
         return expected
