@@ -54,7 +54,7 @@ async def emptied(store: ImageStore, root: Path) -> None:
     """Until all that arrived and was kept for a retry is pruned."""
     with anyio.fail_after(10):
         while os.listdir(root / "tmp") or os.listdir(root / "layers"):
-            await store.prune()
+            await store.administration.prune(every=False)
             await anyio.sleep(0.02)
 
 
@@ -146,7 +146,7 @@ async def _worker(store: ImageStore, host: str, tmp_path: Path, choose: random.R
             case 3:
                 await _remove(store, name)
             case 4:
-                await store.prune(unused=choose.random() < 0.5)
+                await store.administration.prune(every=choose.random() < 0.5)
             case 5:
                 assert (await store.check(False)).clean
             case 6:
@@ -206,18 +206,18 @@ async def test_what_pruning_takes_and_what_it_leaves(tmp_path: Path) -> None:
         await store.mount_rootfs("c1", ids["used"], tmp_path / "root")
         await store.mount_volume("c2", ids["held"], tmp_path / "volume")
         before = store.image_usage().used_bytes
-        pruned = await store.prune()
-        assert pruned.images == [ids["old"]]
+        pruned = await store.administration.prune(every=False)
+        assert [one.image.id for one in pruned.images] == [ids["old"]]
         assert (pruned.layers, pruned.unfinished) == (1, 0)
         assert pruned.freed_bytes == before - store.image_usage().used_bytes > 5000
         assert [image.pinned for image in store.list() if image.id == ids["pinned"]] == [True]
-        pruned = await store.prune(unused=True)
-        assert set(pruned.images) == {ids["named"], store_id(tmp_path / "moved")}
+        pruned = await store.administration.prune(every=True)
+        assert {one.image.id for one in pruned.images} == {ids["named"], store_id(tmp_path / "moved")}
         assert {image.id for image in store.list()} == {ids["pinned"], ids["used"], ids["held"]}
         await store.remove_rootfs("c1", tmp_path / "root")
         await mounts.unmount(tmp_path / "volume")
         await store.remove_rootfs("c2", tmp_path / "root")
-        await store.prune(unused=True)
+        await store.administration.prune(every=True)
         assert [image.id for image in store.list()] == [ids["pinned"]]
         await swept(tmp_path / "store")
         assert len(os.listdir(tmp_path / "store/layers")) == 2
@@ -239,7 +239,7 @@ async def test_unfinished_downloads_are_kept_for_a_retry_and_pruned_when_asked(t
             with pytest.raises(Exception, match=r"damaged|refused"):
                 await store.pull(f"{served.host}/part:1")
             assert len(os.listdir(tmp_path / "store/tmp")) >= 1
-            pruned = await store.prune()
+            pruned = await store.administration.prune(every=False)
             assert (pruned.images, pruned.layers, pruned.unfinished) == ([], 0, 1)
             await emptied(store, tmp_path / "store")
 

@@ -74,11 +74,12 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was removed."""
+    """What was removed; ``unfinished`` are downloaded layers of pulls that failed, and ``freed_bytes`` does not count them."""
 
     images: Sequence[Listed]
     layers: int
     freed_bytes: int
+    unfinished: int = 0
 
 
 class Administration:
@@ -88,6 +89,7 @@ class Administration:
         self._store = store
         self._catalogue = catalogue
         self._directories = directories
+        self._layers = layers
         self._exporter = Exporter(catalogue, directories, layers)
 
     def list(self) -> Sequence[Listed]:
@@ -150,7 +152,8 @@ class Administration:
     async def prune(self, *, every: bool, dry_run: bool = False) -> Pruned:
         """Remove the images that no container uses and that are not pinned: those that lost their names, or ``every`` one.
 
-        Layers that nothing stands on go too. With ``dry_run`` it is only told which images these are.
+        Layers that nothing stands on go too, and downloads that were not finished. What a running pull needs stays.
+        With ``dry_run`` it is only told which images these are.
         """
         before = self._store.image_usage().used_bytes
         records = [record for record in self._catalogue.images.values() if every or not record.names]
@@ -160,12 +163,16 @@ class Administration:
         count = len(self._catalogue.layers)
         removed = []
         for one in found:
+            now = self._catalogue.images.get(one.image.id)
+            if now is None or (now.names and not every) or any(self._layers.is_wanted(layer.chain_id) for layer in now.layers):
+                continue
             try:
                 await self._store.remove(one.image.id)
             except InUse as exc:  # a container was made meanwhile
                 _logger.info("%s", exc)
                 continue
             removed.append(one)
+        unfinished = self._layers.drop_unfinished()
         await self._store.gc()
         freed = max(0, before - self._store.image_usage().used_bytes)
-        return Pruned(removed, max(0, count - len(self._catalogue.layers)), freed)
+        return Pruned(removed, max(0, count - len(self._catalogue.layers)), freed, unfinished)

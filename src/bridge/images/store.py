@@ -20,7 +20,7 @@ from bridge import log
 from bridge.aio import Supervisor
 from bridge.errors import ImagePullFailed, InUse, InvalidRequest, RegistryUnavailable
 from bridge.host.database import Database
-from bridge.images import disk, index_file, ownership, reference
+from bridge.images import index_file, ownership, reference
 from bridge.images.administration import Administration
 from bridge.images.assemble import Assembler
 from bridge.images.catalogue import Catalogue
@@ -29,7 +29,7 @@ from bridge.images.disk import Directories
 from bridge.images.importing import Importer
 from bridge.images.layers import LayerStore
 from bridge.images.progress import PullProgress
-from bridge.images.prune import Pruned, prune
+from bridge.images.recovery import recover
 from bridge.images.rows import Record
 from bridge.images.settings import ImageSettings
 from bridge.images.short_names import ShortNames
@@ -79,7 +79,8 @@ class ImageStore:
         database = await index_file.open_index(settings.root)
         async with database:
             store = cls(settings, supervisor, database, directories)
-            await store._recover()
+            await recover(settings.root, store._catalogue, directories, store._layers)
+            await store.gc()
             store.id_mapping_fault = await ownership.fault(directories)
             await store._short_names.load()
             supervisor.spawn("images: measure", lambda: store.snapshots.measure_for_ever(settings.measure_seconds))
@@ -98,19 +99,6 @@ class ImageStore:
             await self._layers.stop(_CLOSE_SECONDS)
             if self._client is not None:
                 await self._client.close()
-
-    async def _recover(self) -> None:
-        await self._catalogue.load()
-        taken = [int(name) for name in await disk.blocking(_names, self._directories.layers) if name.isdigit()]
-        self._layers.start_numbers(max([await self._catalogue.next_id(), *(number + 1 for number in taken)]))
-        live_layers = {str(layer.id) for layer in self._catalogue.layers.values()}
-        live_snapshots = set(self._catalogue.snapshots)
-        live_layers.update(n for n, layer in (await disk.blocking(self._directories.set_aside)).items() if self._catalogue.in_use(layer))
-        if await index_file.was_set_aside(self._settings.root):
-            live_layers.update(await disk.blocking(_names, self._directories.layers))
-            live_snapshots.update(await disk.blocking(_names, self._directories.snapshots))
-        self._layers.bury(await self._directories.strays(live_layers, live_snapshots))
-        await self.gc()
 
     # The port
 
@@ -215,10 +203,6 @@ class ImageStore:
     async def _refetch(self, record: Record, repository: str, digest: str) -> None:
         await (await self._open_puller()).refetch(record, repository, digest)
 
-    async def prune(self, *, unused: bool = False) -> Pruned:
-        """Make room: see ``prune.prune``."""
-        return await prune(self._catalogue, self._layers, self._pinned, unused=unused)
-
     async def gc(self) -> int:
         """Drop layers that nothing stands on; how many. Runs at start and after each removal."""
         dropped = await self._layers.drop_unused()
@@ -301,7 +285,3 @@ def _named(record: Record, name: str) -> frozenset[str]:
         return frozenset((name,))
     repository = name.partition("@")[0]
     return frozenset(own for own in record.names if reference.parse(own).repository == repository)
-
-
-def _names(path: Path) -> list[str]:
-    return [entry.name for entry in path.iterdir()]
