@@ -21,6 +21,7 @@ from bridge.testing.images import CONFIG_TYPE, LAYER_TYPE, MANIFEST_TYPE, Entry,
 SIZE = 300_000
 """Bytes of the one file of an image; they are random, so that its blob has as many."""
 LAYER_LIMIT = 50 << 20
+_FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 
 Answer = Callable[[web.Request, bytes], Awaitable[web.StreamResponse | None]]
 """What the proxy does with a request and the real registry's body; None passes that on."""
@@ -223,6 +224,13 @@ def _artifact() -> str:
     return json.dumps({"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "artifactType": "x/y", "config": empty, "layers": [layer]})
 
 
+async def foreign(request: web.Request, body: bytes) -> web.Response:
+    """The manifest, but that its layer lies elsewhere."""
+    manifest = json.loads(body)
+    manifest["layers"][0] |= {"mediaType": _FOREIGN, "urls": ["https://elsewhere.example/layer"], "digest": digest(b"not here")}
+    return web.json_response(manifest, content_type=MANIFEST_TYPE)
+
+
 def _bomb(compression: str) -> Image:
     whole = tar([Entry("zeros", bytes(120 << 20))])
     data = zstandard.compress(whole) if compression == "zstd" else compress(whole, compression)
@@ -267,7 +275,8 @@ def cases() -> Mapping[str, Case]:
         "deep-json": Case(_REFUSED, "manifest is not JSON", manifests=says("[" * 100_000)),
         "huge-manifest": Case(_REFUSED, "more than 4194304 bytes", manifests=says(b"{" * (5 << 20))),
         "schema-1": Case(_REFUSED, "schema 1", manifests=says('{"schemaVersion": 1, "fsLayers": []}')),
-        "artifact": Case(_REFUSED, "no file system layer", manifests=says(_artifact())),
+        "artifact": Case(_REFUSED, "an artifact of type 'x/y', not an image", manifests=says(_artifact())),
+        "foreign-layer": Case(_REFUSED, "lies elsewhere .https://elsewhere.example/layer.*404", manifests=foreign),
         "index-loop": Case(_REFUSED, "sent a manifest with the digest", manifests=says(index_of(b"anything", OCI_INDEX), OCI_INDEX)),
         "index-depth": Case(_REFUSED, "indexes nest deeper than 4", manifests=nested(8)),
         "10000-layers": Case(_REFUSED, "has 10000 layers; at most 127", manifests=says(many_layers(10_000))),

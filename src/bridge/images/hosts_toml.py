@@ -64,7 +64,7 @@ def parse(text: str, file: Path, reference: Reference) -> Routes:
     """The places that the file names for ``reference``, in its order; the server last. Raises ConfigError naming file and key."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise ConfigError(f"{file}: {exc}") from exc
     hosts = table.get("host", {})
     if not isinstance(hosts, dict) or not all(isinstance(each, dict) for each in hosts.values()):
@@ -85,7 +85,7 @@ def _place(url: str, table: Mapping[str, Any], reference: Reference, file: Path,
     """One host; None when it may neither pull nor resolve."""
     where = f"{file}: {key}"
     given = table.get("capabilities", ["pull", "resolve"])
-    if not isinstance(given, list) or not set(given) <= _CAPABILITIES:
+    if not isinstance(given, list) or not all(isinstance(each, str) and each in _CAPABILITIES for each in given):
         raise ConfigError(f"{where}: capabilities: must be a list of {', '.join(sorted(_CAPABILITIES))}")
     if "pull" not in given:
         return None

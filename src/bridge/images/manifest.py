@@ -23,6 +23,8 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 ACCEPT = ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST))
 
+_CONFIGS = {OCI_CONFIG, DOCKER_CONFIG}
+_EMPTY = "application/vnd.oci.empty.v1+json"
 _INDEXES = {OCI_INDEX, DOCKER_LIST}
 _MANIFESTS = {OCI_MANIFEST, DOCKER_MANIFEST}
 _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"
@@ -179,16 +181,22 @@ def parse(data: bytes, media_type: str = "", *, max_layers: int = 127) -> Index 
     layers = _list(document.get("layers"), "manifest.layers")
     if len(layers) > max_layers:
         raise CorruptData(f"the manifest has {len(layers)} layers; at most {max_layers} are accepted")
-    return Manifest(
-        descriptor(document.get("config"), "manifest.config"),
-        tuple(_layer(descriptor(item, f"manifest.layers[{number}]")) for number, item in enumerate(layers)),
-    )
+    config = descriptor(document.get("config"), "manifest.config")
+    found = tuple(descriptor(item, f"manifest.layers[{number}]") for number, item in enumerate(layers))
+    _refuse_artifact(_string(document.get("artifactType"), "manifest.artifactType"), config, found)
+    return Manifest(config, found)
 
 
-def _layer(found: Descriptor) -> Descriptor:
-    if not _LAYER.fullmatch(found.media_type):
-        raise Unsupported(f"layer {found.digest} has the type {found.media_type!r}: it is no file system layer that we know")
-    return found
+def _refuse_artifact(kind: str, config: Descriptor, layers: Sequence[Descriptor]) -> None:
+    """An image has layers of file systems only. Older tools wrote other types for configs, so those alone prove nothing."""
+    strange = next((layer for layer in layers if not _LAYER.fullmatch(layer.media_type)), None)
+    if strange is None and config.media_type != _EMPTY:
+        return
+    if strange is None or config.media_type not in _CONFIGS:
+        raise Unsupported(
+            f"this is an artifact of type {kind or config.media_type!r}, not an image: a container can neither run nor mount it"
+        )
+    raise Unsupported(f"layer {strange.digest} has the type {strange.media_type!r}: it is no file system layer that we know")
 
 
 def parse_config(data: bytes) -> Config:

@@ -77,8 +77,12 @@ def mirror(url: str, name: str, where: str, *, insecure: bool = False, override_
 
     With ``override_path`` the URL's path is the whole API root and no /v2 is added. Raises ConfigError naming ``where``.
     """
-    parts = urlsplit(url if "://" in url else f"https://{url}")
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment or parts.username:
+    try:
+        parts = urlsplit(url if "://" in url else f"https://{url}")
+        port = parts.port
+    except ValueError as exc:
+        raise ConfigError(f"{where}: {url!r} is no URL: {exc}") from exc
+    if port == 0 or parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment or parts.username:
         raise ConfigError(f"{where}: {parts.scheme}://{parts.hostname}: must be a plain http:// or https:// URL without user or query")
     path = parts.path.rstrip("/")
     if not override_path and not path.endswith("/v2"):

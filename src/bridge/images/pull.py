@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import anyio
 
@@ -16,7 +18,7 @@ from bridge.images import auth as authentication
 from bridge.images.assemble import Assembler, plan
 from bridge.images.auth import Credentials
 from bridge.images.catalogue import Catalogue
-from bridge.images.manifest import Index, Manifest, is_what_it_says, parse, parse_config
+from bridge.images.manifest import Descriptor, Index, Manifest, is_what_it_says, parse, parse_config
 from bridge.images.platforms import choose
 from bridge.images.progress import Pull
 from bridge.images.reference import Reference
@@ -86,7 +88,7 @@ class Puller:
         if damaged is not None and new.id != damaged.id:
             raise CorruptData(f"it leads to image {new.id} now, not to {damaged.id}")
         wanted = plan(manifest, config, new)
-        return await self._assembler.assemble(wanted, lambda layer, again: repository.blob(layer, last_first=again), shown)
+        return await self._assembler.assemble(wanted, lambda layer, again: _layer(repository, layer, again), shown)
 
     async def _resolve(self, reference: Reference, repository: Repository) -> tuple[list[Fetched], Manifest]:
         """The documents from what the reference names down to the manifest for our platform."""
@@ -99,6 +101,20 @@ class Puller:
                 return documents, parsed
             documents.append(await repository.manifest(_chosen(parsed, self._settings)))
         raise CorruptData(f"indexes nest deeper than {limits.index_depth}")
+
+
+async def _layer(repository: Repository, layer: Descriptor, again: bool) -> AsyncGenerator[bytes]:
+    """A layer's blob, from its registry only: the URLs of a foreign layer would let an image send this node anywhere."""
+    try:
+        async with aclosing(repository.blob(layer, last_first=again)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+    except ImagePullFailed as exc:
+        if not layer.urls:
+            raise
+        places = ", ".join(layer.urls)[:200]
+        what = f"layer {layer.digest} lies elsewhere ({places}), and only registries are asked; push the image with its foreign layers"
+        raise ImagePullFailed(f"{what}: {exc}") from exc
 
 
 def _chosen(index: Index, settings: ImageSettings) -> str:

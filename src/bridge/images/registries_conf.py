@@ -136,7 +136,7 @@ def overlaid(below: RegistriesConf, text: str, where: str) -> RegistriesConf:
     """``below`` with what the file ``text`` says over it: entries and aliases by name, everything else whole. Raises ConfigError."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise ConfigError(f"{where}: {exc}") from exc
     if "registries" in table:
         raise ConfigError(f"{where}: this is version 1 of registries.conf ([registries.…]); write [[registry]] tables instead")

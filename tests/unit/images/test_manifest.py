@@ -15,6 +15,7 @@ from bridge.images.platforms import choose
 DIGEST = "sha256:" + "a" * 64
 CONFIG = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": DIGEST, "size": 7}
 LAYER = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": DIGEST, "size": 9}
+EMPTY = {**CONFIG, "mediaType": "application/vnd.oci.empty.v1+json"}
 
 
 def document(**changes: object) -> bytes:
@@ -28,6 +29,7 @@ def test_a_manifest_of_either_family() -> None:
     assert (parsed.config.size, parsed.layers[0].digest) == (7, DIGEST)
     docker = {**LAYER, "mediaType": "application/vnd.docker.image.rootfs.diff.tar.gzip"}
     assert isinstance(parse(document(mediaType="application/vnd.docker.distribution.manifest.v2+json", layers=[docker])), Manifest)
+    assert isinstance(parse(document(artifactType="a/signed", config={**CONFIG, "mediaType": "of/an.old.tool"})), Manifest)
     assert isinstance(parse(document(mediaType=None), OCI_MANIFEST + "; charset=utf-8"), Manifest)
 
 
@@ -55,6 +57,9 @@ def test_an_index(kind: str) -> None:
         (document(layers=[{**LAYER, "size": -1}]), CorruptData, "size"),
         (document(layers=[{**LAYER, "size": True}]), CorruptData, "size"),
         (document(layers=[{**LAYER, "mediaType": "text/html"}]), Unsupported, "text/html"),
+        (document(artifactType="a/model", config=EMPTY, layers=[{**LAYER, "mediaType": "x/y"}]), Unsupported, "artifact of type 'a/model'"),
+        (document(config={**CONFIG, "mediaType": "a/config"}, layers=[{**LAYER, "mediaType": "x/y"}]), Unsupported, "type 'a/config'"),
+        (document(config=EMPTY), Unsupported, "artifact of type 'application/vnd.oci.empty"),
         (document(config=None), CorruptData, "manifest.config"),
         (document(mediaType="application/x", config=None), Unsupported, "no image"),
     ],
