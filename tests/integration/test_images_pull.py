@@ -21,27 +21,30 @@ from bridge.images.manifest import Platform
 from bridge.images.settings import ImageSettings, Limits, Registry
 from bridge.images.store import ImageStore
 from bridge.ports.images import RegistryAuth
-from bridge.testing.images import Entry, Layout, tar
+from bridge.testing.images import Entry, Layout, compress, digest, tar
 from tests.integration.registry_node import REGISTRY, Proxy, free_port, proxy, push, registry
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(not REGISTRY.exists(), reason="needs Debian's docker-registry")]
 
 BIG = Entry("big", os.urandom(3_000_000))
+LAYERS = [tar([Entry("a", b"1")]), tar([BIG])]
 
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[str]:
     """A registry with example images below ``t/``."""
     with tempfile.TemporaryDirectory() as directory, registry(Path(directory) / "registry") as host:
-        layers = [tar([Entry("a", b"1")]), tar([BIG])]
+        layers = LAYERS
         with Layout(Path(directory) / "layout") as layout:
             layout.image("gzip", layers, config={"Cmd": ["/a"], "Env": ["A=b"]})
             layout.image("zstd", layers, compression="zstd", config={"Cmd": ["/z"]})
             layout.image("plain", [tar([Entry("p", b"")])], compression="")
             layout.image("other", [layers[0], tar([Entry("other", b"")])])
+            layout.image("rebased", [tar([Entry("base", b"")]), layers[1]])
+            layout.image("rebased-again", [layers[1], layers[0], layers[1]])
             offers = [layout.image(None, [tar([Entry(f"is-{name}", b"")])], architecture=name) for name in ("arm64", "amd64", "s390x")]
             layout.index("index", offers)
-        for name in ("gzip", "zstd", "plain", "other", "index"):
+        for name in ("gzip", "zstd", "plain", "other", "index", "rebased", "rebased-again"):
             anyio.run(push, Path(directory) / "layout", name, host, f"t/{name}:v1")
         yield host
 
@@ -175,6 +178,34 @@ async def test_many_pulls_are_one_download(front: Proxy, tmp_path: Path) -> None
         front.requests.clear()
         await store.pull(f"{front.host}/t/gzip:v1")
         assert front.blobs() == 0
+
+
+def downloads_of(front: Proxy, number: int) -> int:
+    """How often the blob of that layer was fetched, from whatever repository."""
+    name = digest(compress(LAYERS[number], "gzip"))
+    return sum(count for path, count in front.requests.items() if path.endswith(name))
+
+
+async def test_a_layer_on_two_bases_is_one_download(front: Proxy, tmp_path: Path) -> None:
+    async with opened(tmp_path / "s") as store:
+        async with anyio.create_task_group() as group:  # wanted twice at once, then again when it is there
+            group.start_soon(store.pull, f"{front.host}/t/gzip:v1")
+            group.start_soon(store.pull, f"{front.host}/t/rebased:v1")
+        await store.pull(f"{front.host}/t/rebased-again:v1")
+        assert downloads_of(front, 1) == 1
+        found = [path for path in (tmp_path / "s/layers").glob("*/fs/big") if path.read_bytes() == BIG.data]
+        assert len(found) == 4
+        report = await store.check(full=True)
+        assert report.clean, report
+
+
+async def test_a_damaged_twin_is_fetched(front: Proxy, tmp_path: Path) -> None:
+    async with opened(tmp_path / "s") as store:
+        await store.pull(f"{front.host}/t/gzip:v1")
+        (tmp_path / "s/layers/2/fs/big").write_bytes(BIG.data[::-1])
+        await store.pull(f"{front.host}/t/rebased:v1")
+        assert downloads_of(front, 1) == 2
+        assert (tmp_path / "s/layers/4/fs/big").read_bytes() == BIG.data
 
 
 async def test_a_broken_transfer_goes_on_where_it_ended(front: Proxy, tmp_path: Path) -> None:

@@ -8,13 +8,18 @@ from pathlib import Path
 
 import anyio
 
+from bridge import log
 from bridge.errors import BridgeError, CorruptData
+from bridge.images import disk
 from bridge.images.catalogue import Catalogue
 from bridge.images.layers import LayerStore, chain_ids
 from bridge.images.manifest import Config, Descriptor, Manifest
 from bridge.images.progress import Board, Pull, Wanted
 from bridge.images.rows import NewImage, Record
+from bridge.images.twins import Turns
 from bridge.images.unpack import Unpacked, Unpacker
+
+_logger = log.get("images.assemble")
 
 Source = Callable[[Descriptor, bool], AsyncGenerator[bytes]]
 """The bytes of a layer blob; the flag asks for the most trustworthy place, after damaged bytes came."""
@@ -45,6 +50,7 @@ class Assembler:
         self._catalogue = catalogue
         self._layers = layers
         self._unpacker = unpacker
+        self._turns = Turns()
         self.board = Board(layers.has)
 
     async def assemble(self, wanted: Plan, source: Source, shown: Pull | None = None) -> Record:
@@ -69,6 +75,11 @@ class Assembler:
         digest = layer.digest if wanted.checked else None
 
         async def unpack(directory: Path, again: bool) -> Unpacked:
+            async with self._turns.turn(diff_id):
+                unpacked = None if again else await self._from_twin(directory, diff_id)
+                return unpacked or await fetch(directory, again)
+
+        async def fetch(directory: Path, again: bool) -> Unpacked:
             try:
                 unpacked = await self._unpacker.unpack(directory, self.board.counted(chain_id, source(layer, again)), digest)
             finally:
@@ -78,6 +89,22 @@ class Assembler:
             return unpacked
 
         return lambda: self._layers.stage(chain_id, unpack)
+
+    async def _from_twin(self, directory: Path, diff_id: str) -> Unpacked | None:
+        """Unpack what is here already on another base; None when it isn't, or is damaged: then it is fetched."""
+        twin = self._layers.twin(diff_id)
+        if twin is None:
+            return None
+        try:
+            unpacked = await self._unpacker.unpack(directory, self._layers.tar(twin), None)
+        except BridgeError as exc:
+            _logger.info("layer %s is fetched, for its twin can't be read: %s", diff_id, exc)
+        else:
+            if unpacked.diff_id == diff_id:
+                return unpacked
+            _logger.warning("layer %s in %s is damaged: an image check mends it", diff_id, twin)
+        await disk.remove_tree(directory)
+        return None
 
 
 async def together(works: Sequence[Callable[[], Awaitable[None]]]) -> None:

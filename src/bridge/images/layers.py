@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import anyio
 from bridge import log
 from bridge.aio import SingleFlight, Supervisor
 from bridge.errors import BridgeError, CorruptData, HostError, Unavailable
-from bridge.images import disk
+from bridge.images import disk, twins
 from bridge.images.catalogue import Catalogue
 from bridge.images.disk import Directories
 from bridge.images.inherit import complete, copy_attributes
@@ -93,7 +93,21 @@ class LayerStore:
 
     def has(self, chain_id: str) -> bool:
         """Whether the layer is here, committed or about to be."""
-        return chain_id in self._staged or chain_id in self._catalogue.layers
+        return chain_id in self._staged or self._catalogue.is_sound(chain_id)
+
+    def twin(self, diff_id: str) -> Path | None:
+        """Where a layer with this content lies whose tar can be made again from it, on whatever base; None: nowhere."""
+        for layer in self._catalogue.layers.values():
+            if layer.diff_id == diff_id and layer.exact and self._catalogue.is_sound(layer.chain_id):
+                return self._directories.layer(layer.id)
+        for staged in self._staged.values():
+            if staged.unpacked.diff_id == diff_id and staged.unpacked.exact:
+                return staged.directory
+        return None
+
+    def tar(self, directory: Path) -> AsyncGenerator[bytes]:
+        """The tar of the layer in ``directory``, made again. Raises CorruptData, HostError."""
+        return twins.tar_of(directory, self._directories.scratch(), lambda scratch: self.bury([scratch]))
 
     def is_wanted(self, chain_id: str) -> bool:
         """Whether a running pull, import or check needs the layer."""
