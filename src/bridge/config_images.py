@@ -55,6 +55,15 @@ class Images(Table):
     retry_after_limit: Seconds = 30.0
     """Longest wait that a busy registry (429, 503 with Retry-After) may ask for before the pull fails.
     Why: the kubelet comes back by itself, with a message that says why."""
+    signature_policy: AbsolutePath | Literal[""] = ""
+    """The policy.json that says which images must be signed, and by whom; "" for /etc/containers/policy.json, if it is there.
+    Why: what CRI-O, Podman and skopeo read. It is read at each pull; a broken one, or an absent one that is named here, fails it."""
+    signature_policy_dir: AbsolutePath | Literal[""] = Path("/etc/cri-bridge/policies")
+    """Directory of policies for the pods of one namespace, NAMESPACE.json, instead of the node's; "" for none.
+    Why: empty unless you put one there; CRI-O's files can be used as they are."""
+    registries_d: AbsolutePath | Literal[""] = Path("/etc/containers/registries.d")
+    """Directory of *.yaml files that say where signatures lie (lookaside, use-sigstore-attachments); "" for none.
+    Why: what CRI-O, Podman and skopeo read, when a policy asks for signatures."""
     pinned: list[str] = []
     """Glob patterns of image names that are never garbage-collected. Why: the server itself needs no image."""
     parallel_downloads: Count = 4

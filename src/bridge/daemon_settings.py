@@ -25,6 +25,7 @@ from bridge.ports.host import PauseProcess, RuntimeTimeouts
 from bridge.streaming.server import StreamSettings
 
 SYSTEMD_MARK = Path("/run/systemd/system")
+SYSTEM_POLICY = Path("/etc/containers/policy.json")
 _CATATONIT = "catatonit"
 _ANSWER_OVERHEAD = 4096
 """More than everything else in an answer to ExecSync takes."""
@@ -152,6 +153,10 @@ def images(config: Config) -> ImageSettings:
         auth_files=tuple(section.auth_files),
         helper_seconds=section.credential_helper_timeout,
         patience=section.retry_after_limit,
+        signature_policy=section.signature_policy or SYSTEM_POLICY,
+        signature_policy_required=bool(section.signature_policy),
+        signature_policy_dir=section.signature_policy_dir or None,
+        registries_d=section.registries_d or None,
         limits=Limits(manifest_bytes=section.max_manifest, layer_bytes=section.max_layer, layer_entries=section.max_layer_files),
         pinned=tuple(section.pinned),
         parallel=section.parallel_downloads,

@@ -193,6 +193,11 @@ def image_name(value: pb.ImageSpec | None, where: str = "image") -> str:
     return parts.required("" if value is None else value.image, f"{where}.image")
 
 
+def namespace_of(value: pb.PodSandboxConfig | None) -> str:
+    """The namespace of the pod that a request is for, "" when it names none."""
+    return "" if value is None or value.metadata is None else value.metadata.namespace
+
+
 def registry_auth(value: pb.AuthConfig | None) -> RegistryAuth | None:
     """Credentials of a pull; None when the request brings none."""
     if value is None:

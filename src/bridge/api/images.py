@@ -48,7 +48,8 @@ class ImageRpcs(v1.ImageServiceBase):
         handler = message.image.runtime_handler if message.image else ""
         if handler not in ("", *(state.name for state in self._handlers.states())):
             self._handlers.backend(handler)  # raises NotFound, which lists those there are
-        image = await self._images.pull(convert.image_name(message.image), convert.registry_auth(message.auth))
+        name, auth = convert.image_name(message.image), convert.registry_auth(message.auth)
+        image = await self._images.pull(name, auth, convert.namespace_of(message.sandbox_config))
         return v1.PullImageResponse(image_ref=image.id)
 
     async def remove_image(self, message: v1.RemoveImageRequest) -> v1.RemoveImageResponse:

@@ -68,6 +68,7 @@ class ContainerCreator:
         check(config, sandbox)
         await selinux.check_known(selinux.of_container(sandbox, config), config.security.selinux, self.settings.selinux)
         image = self.image(config)
+        await self.images.admit(image.id, config.image.user_specified_image or config.image.image, sandbox.config.metadata.namespace)
         async with Rollback(f"create container {ident[:12]}", step_timeout=self.settings.undo_timeout) as undo:
             making = await self._journal(ident, sandbox, config, image, undo)
             with trace.span("rootfs"):

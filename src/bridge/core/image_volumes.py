@@ -56,18 +56,19 @@ async def mount(making: Making, index: int, options: tuple[str, ...]) -> Volume:
     request, target = making.config.mounts[index], _place(making.bundle, index)
     assert request.image is not None
     making.undo.push("unmount the image volume", lambda: mounts.unmount(target))
+    image, name = making.container.mount_images[index], request.image.user_specified_image or request.image.image
     try:
+        await making.images.admit(image, name, making.sandbox.config.metadata.namespace)
         async with id_mapped.namespace(request, making) as namespace:
             await making.images.mount_volume(
                 making.container.id,
-                making.container.mount_images[index],
+                image,
                 target,
                 request.image_sub_path,
                 label=making.labels.mount,
                 user_namespace=namespace,
             )
     except BridgeError as exc:
-        name = request.image.user_specified_image or request.image.image
         part = f"sub-path {request.image_sub_path!r} of " if request.image_sub_path else ""
         raise ImageVolumeMountFailed(f"config.mounts[{index}]: can't mount {part}image {name!r}: {exc}") from exc
     return Volume(str(target), ("bind", "rprivate", "ro", *options))

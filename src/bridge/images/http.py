@@ -25,7 +25,7 @@ from bridge.images.auth_files import AuthFiles
 from bridge.images.endpoints import Endpoint
 from bridge.images.places import TlsFiles
 from bridge.images.settings import ImageSettings
-from bridge.images.transfer import Busy, Pace, Untrusted, retry_after
+from bridge.images.transfer import Absent, Busy, Pace, Untrusted, retry_after
 
 T = TypeVar("T")
 _ANSWER_LIMIT = 64 << 10
@@ -147,7 +147,7 @@ class Exchange:
         message = f"{endpoint} answered {response.status} for {what}: {said or response.reason or 'it said nothing'}"
         if response.status >= 500 or response.status in (408, 429):
             return Busy(message, retry_after(response.headers.get("Retry-After")))
-        return ImagePullFailed(message)
+        return (Absent if response.status == 404 else ImagePullFailed)(message)
 
 
 def _words(body: bytes) -> str:

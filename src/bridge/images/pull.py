@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import anyio
@@ -18,14 +18,18 @@ from bridge.images import auth as authentication
 from bridge.images.assemble import Assembler, plan
 from bridge.images.auth import Credentials
 from bridge.images.catalogue import Catalogue
+from bridge.images.gate import Gate
 from bridge.images.manifest import Descriptor, Index, Manifest, is_what_it_says, parse, parse_config
 from bridge.images.platforms import choose
+from bridge.images.policy import Policy
 from bridge.images.progress import Pull
 from bridge.images.reference import Reference
 from bridge.images.reference import parse as parse_reference
 from bridge.images.registry import Fetched, RegistryClient, Repository
 from bridge.images.rows import Blob, NewImage, Record
 from bridge.images.settings import ImageSettings
+from bridge.images.signature_sources import NetworkSource
+from bridge.images.signatures import Document, document
 from bridge.ports.images import RegistryAuth
 
 _CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
@@ -35,19 +39,30 @@ class Puller:
     """Pulls images into a catalogue."""
 
     def __init__(
-        self, settings: ImageSettings, client: RegistryClient, catalogue: Catalogue, assembler: Assembler, supervisor: Supervisor
+        self,
+        settings: ImageSettings,
+        client: RegistryClient,
+        catalogue: Catalogue,
+        assembler: Assembler,
+        supervisor: Supervisor,
+        gate: Gate,
     ) -> None:
         self._settings = settings
         self._client = client
         self._catalogue = catalogue
         self._assembler = assembler
+        self._gate = gate
         self._flights: SingleFlight[Flight, Record] = SingleFlight(supervisor, "pull", linger=settings.linger)
 
-    async def pull(self, reference: Reference, auth: RegistryAuth | None) -> Record:
-        """Pull ``reference``. Raises ImagePullFailed, RegistryUnavailable, InvalidRequest (bad credentials), HostError."""
-        who = authentication.credentials(auth)
-        flight = Flight(reference.canonical(), _fingerprint(auth))
-        return await self._flights.join(flight, lambda: self._pull(reference.canonical(), who))
+    async def pull(self, reference: Reference, auth: RegistryAuth | None, namespace: str = "") -> Record:
+        """Pull ``reference`` for a pod of ``namespace``, whose signature policy is asked.
+
+        Raises ImagePullFailed, SignatureValidationFailed, RegistryUnavailable, InvalidRequest (bad credentials), HostError.
+        """
+        who, name = authentication.credentials(auth), reference.canonical()
+        policy = await self._gate.enter(name, namespace)
+        flight = Flight(name, _fingerprint(auth) + policy.fingerprint)
+        return await self._flights.join(flight, lambda: self._pull(name, who, policy))
 
     async def refetch(self, record: Record, repository: str, digest: str) -> None:
         """Fetch again what is damaged of ``record``, whose manifest or index has ``digest`` in ``repository``; it gets no new name.
@@ -55,7 +70,7 @@ class Puller:
         Raises ImagePullFailed, RegistryUnavailable, HostError.
         """
         reference = parse_reference(f"{repository}@{digest}")
-        await self._pull(reference, authentication.credentials(None), record)
+        await self._pull(reference, authentication.credentials(None), None, record)
 
     async def stop(self, seconds: float) -> None:
         """Cancel every pull; returns when they have undone their work or after ``seconds``."""
@@ -63,15 +78,20 @@ class Puller:
         with anyio.move_on_after(seconds):
             await self._flights.wait_idle()
 
-    async def _pull(self, reference: Reference, who: Credentials, damaged: Record | None = None) -> Record:
+    async def _pull(self, reference: Reference, who: Credentials, policy: Policy | None, damaged: Record | None = None) -> Record:
         try:
             with self._assembler.board.pull(str(reference)) as shown:
-                return await self._fetch(reference, await self._client.repository(reference, who), shown, damaged)
+                return await self._fetch(reference, await self._client.repository(reference, who), shown, policy, damaged)
         except (CorruptData, LimitExceeded, Unsupported) as exc:
             raise ImagePullFailed(f"{reference}: {exc}") from exc
 
-    async def _fetch(self, reference: Reference, repository: Repository, shown: Pull, damaged: Record | None) -> Record:
+    async def _fetch(
+        self, reference: Reference, repository: Repository, shown: Pull, policy: Policy | None, damaged: Record | None
+    ) -> Record:
         documents, manifest = await self._resolve(reference, repository)
+        if policy is not None:
+            source = NetworkSource(self._client.exchange, repository, reference)
+            await self._gate.check(reference, policy, manifest.config.digest, _subjects(documents), source)
         kept = await self._catalogue.blobs([manifest.config.digest])
         data = kept.get(manifest.config.digest)
         if data is None or not is_what_it_says(manifest.config.digest, data):
@@ -115,6 +135,11 @@ async def _layer(repository: Repository, layer: Descriptor, again: bool) -> Asyn
         places = ", ".join(layer.urls)[:200]
         what = f"layer {layer.digest} lies elsewhere ({places}), and only registries are asked; push the image with its foreign layers"
         raise ImagePullFailed(f"{what}: {exc}") from exc
+
+
+def _subjects(documents: Sequence[Fetched]) -> list[Document]:
+    """What may be signed: the manifest, and behind it the indexes that led to it."""
+    return [document(each.data, each.digest) for each in reversed(documents)]
 
 
 def _chosen(index: Index, settings: ImageSettings) -> str:

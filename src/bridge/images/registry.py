@@ -62,7 +62,7 @@ class RegistryClient:
             headers={"User-Agent": "cri-bridge", "Accept-Encoding": "identity"},
             trust_env=False,  # it would also read ~/.netrc; proxies are passed with each request
         )
-        self._exchange = Exchange(session, settings, AuthFiles(settings.auth_files, settings.helper_seconds), self._plain)
+        self.exchange = Exchange(session, settings, AuthFiles(settings.auth_files, settings.helper_seconds), self._plain)
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,12 +72,12 @@ class RegistryClient:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._exchange.session.close()
+        await self.exchange.session.close()
 
     async def repository(self, reference: Reference, who: Credentials) -> Repository:
         """The repository of ``reference`` for one pull. Raises ImagePullFailed when it is blocked, ConfigError."""
         routes = await routing.route(reference, self._settings)
-        return Repository(self._exchange, reference, endpoints.of(routes.places, who, self._plain))
+        return Repository(self.exchange, reference, endpoints.of(routes.places, who, self._plain))
 
 
 class Repository:

@@ -72,6 +72,8 @@ class ImageSettings:
     For registries not in ``registries``, containerd's ``hosts_dirs`` are looked at, then ``registries_conf`` (see routing).
     ``certificate_dirs`` hold a directory a host, ``auth_files`` stored credentials; a credential helper gets ``helper_seconds``.
     An answer that asks to come back later (429, 503) is obeyed up to ``patience`` seconds a request.
+    ``signature_policy`` (None: accept everything; not ``required``: also when it is absent) says what is signed how, NAMESPACE.json in
+    ``signature_policy_dir`` for that namespace's pods, and ``registries_d`` where signatures lie.
     """
 
     root: Path
@@ -82,6 +84,10 @@ class ImageSettings:
     auth_files: Sequence[Path] = ()
     helper_seconds: float = 10.0
     patience: float = 30.0
+    signature_policy: Path | None = None
+    signature_policy_required: bool = True
+    signature_policy_dir: Path | None = None
+    registries_d: Path | None = None
     limits: Limits = field(default_factory=Limits)
     platform: Platform = field(default_factory=host)
     pinned: Sequence[str] = ()

@@ -18,15 +18,17 @@ import anyio.to_thread
 
 from bridge import log
 from bridge.aio import Supervisor
-from bridge.errors import ImagePullFailed, InUse, InvalidRequest, RegistryUnavailable
+from bridge.errors import ImagePullFailed, InUse, RegistryUnavailable, SignatureValidationFailed
 from bridge.host.database import Database
-from bridge.images import index_file, ownership, reference
+from bridge.images import index_file, naming, ownership, reference
 from bridge.images.administration import Administration
 from bridge.images.assemble import Assembler
 from bridge.images.catalogue import Catalogue
 from bridge.images.check import Checker, Repair, Report
 from bridge.images.disk import Directories
+from bridge.images.gate import Gate
 from bridge.images.importing import Importer
+from bridge.images.kept_signatures import KeptSignatures
 from bridge.images.layers import LayerStore
 from bridge.images.progress import PullProgress
 from bridge.images.recovery import recover
@@ -63,6 +65,7 @@ class ImageStore:
         self.snapshots = Snapshots(directories, self._catalogue, self._layers)
         self._volumes = Volumes(directories, self._catalogue)
         self._short_names = ShortNames(settings.registries_conf)
+        self._gate = Gate(settings, KeptSignatures(settings.root / "signatures", self._catalogue.images))
         self.checker = Checker(database, self._catalogue, directories, self._layers, self._refetch)
         self.administration = Administration(self, self._catalogue, directories, self._layers)
 
@@ -111,16 +114,22 @@ class ImageStore:
         found = self.meant(text)
         return self.image(found[0]) if found is not None and self._catalogue.is_whole(found[0]) else None
 
-    async def pull(self, text: str, auth: RegistryAuth | None = None) -> Image:
+    async def pull(self, text: str, auth: RegistryAuth | None = None, namespace: str = "") -> Image:
         """See the port."""
         puller = await self._open_puller()
         names = await self._short_names.candidates(text)
         for name in names[:-1]:
             try:
-                return self.image(await puller.pull(reference.parse(name), auth))
-            except (ImagePullFailed, RegistryUnavailable) as exc:
+                return self.image(await puller.pull(reference.parse(name), auth, namespace))
+            except (ImagePullFailed, RegistryUnavailable, SignatureValidationFailed) as exc:
                 _logger.info("%s is not to be had as %s: %s", text, name, exc)
-        return self.image(await puller.pull(reference.parse(names[-1]), auth))
+        return self.image(await puller.pull(reference.parse(names[-1]), auth, namespace))
+
+    async def admit(self, image_id: str, name: str, namespace: str) -> None:
+        """See the port."""
+        found = self.meant(name)
+        called = found[1] if found else self._short_names.meanings(name)[0]
+        await self._gate.readmit(reference.parse(called).canonical() if called else None, image_id, namespace)
 
     async def remove(self, text: str) -> None:
         """See the port. Removing the last name of an image removes it; by id, all its names go."""
@@ -128,7 +137,7 @@ class ImageStore:
         if found is None:
             return
         record, name = found
-        names = _named(record, name) if name is not None else None
+        names = naming.going(record, name) if name is not None else None
         users = self._catalogue.users(record.id)
         if users and (names is None or not record.names - names):
             raise InUse(f"image {record.id} is used by container{'s' if len(users) > 1 else ''} {', '.join(users)}")
@@ -224,33 +233,7 @@ class ImageStore:
 
     def meant(self, text: str) -> tuple[Record, str | None] | None:
         """The image that ``text`` means, and the name it was called by (None: by id). Raises InvalidRequest."""
-        images = self._catalogue.images
-        prefix = reference.id_prefix(text)
-        if prefix is not None and reference.is_id(text):
-            record = images.get(f"sha256:{prefix}")
-            return None if record is None else (record, None)
-        for meaning in self._short_names.meanings(text):
-            if (named := self._named(meaning, prefix)) is not None:
-                return named
-        if prefix is None:
-            return None
-        matches = [record for image, record in images.items() if image.startswith(f"sha256:{prefix}")]
-        if len(matches) > 1:
-            raise InvalidRequest(f"{text!r} is the beginning of {len(matches)} image ids", field="image")
-        return (matches[0], None) if matches else None
-
-    def _named(self, text: str, prefix: str | None) -> tuple[Record, str] | None:
-        try:
-            wanted = reference.parse(text).canonical()
-        except InvalidRequest:
-            if prefix is not None:  # "sha256:" and a few digits is an id, no name
-                return None
-            raise
-        image = self._catalogue.names.get(str(wanted))
-        if image is not None:
-            return self._catalogue.images[image], str(wanted)
-        pair = (wanted.repository, wanted.digest)
-        return next(((record, str(wanted)) for record in self._catalogue.images.values() if pair in record.digests), None)
+        return naming.meant(text, self._short_names, self._catalogue)
 
     def image(self, record: Record) -> Image:
         tags = sorted(name for name in record.names if "@" not in name)
@@ -274,14 +257,7 @@ class ImageStore:
                 registry = await anyio.to_thread.run_sync(importlib.import_module, "bridge.images.registry")
                 pulling = await anyio.to_thread.run_sync(importlib.import_module, "bridge.images.pull")
                 self._client = registry.RegistryClient(self._settings)
-                self._puller = pulling.Puller(self._settings, self._client, self._catalogue, self._assembler, self._supervisor)
+                parts = (self._catalogue, self._assembler, self._supervisor, self._gate)
+                self._puller = pulling.Puller(self._settings, self._client, *parts)
             assert self._puller is not None
             return self._puller
-
-
-def _named(record: Record, name: str) -> frozenset[str]:
-    """The names of ``record`` that removing ``name`` takes away: itself, or for a digest all of that repository."""
-    if name in record.names:
-        return frozenset((name,))
-    repository = name.partition("@")[0]
-    return frozenset(own for own in record.names if reference.parse(own).repository == repository)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from bridge.errors import RegistryUnavailable
+from bridge.errors import ImagePullFailed, RegistryUnavailable
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
@@ -25,6 +25,10 @@ class Busy(RegistryUnavailable):
 
 class Untrusted(RegistryUnavailable):
     """A host that speaks TLS, with a certificate that nobody we trust has signed: trying again, or without TLS, is no answer."""
+
+
+class Absent(ImagePullFailed):
+    """A registry that answered 404: it has no such thing."""
 
 
 def retry_after(header: str | None, now: float | None = None) -> float | None:

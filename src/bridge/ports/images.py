@@ -83,8 +83,18 @@ class Images(Protocol):
         """The image's config as its maker wrote it (OCI image spec, config.md); empty when the image is gone."""
         ...
 
-    async def pull(self, reference: str, auth: RegistryAuth | None = None) -> Image:
-        """Pull (single flight per reference and credentials). Raises ImagePullFailed, RegistryUnavailable, InvalidRequest."""
+    async def pull(self, reference: str, auth: RegistryAuth | None = None, namespace: str = "") -> Image:
+        """Pull (single flight per reference, credentials and signature policy) for a pod of ``namespace``, "" for none.
+
+        Raises ImagePullFailed, RegistryUnavailable, InvalidRequest, and SignatureValidationFailed when the policy refuses the image.
+        """
+        ...
+
+    async def admit(self, image_id: str, name: str, namespace: str) -> None:
+        """Hold an image that is in the store to the namespace's own signature policy, if it has one.
+
+        ``name`` is what the user calls the image. Raises SignatureValidationFailed.
+        """
         ...
 
     async def remove(self, reference: str) -> None:

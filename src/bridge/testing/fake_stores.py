@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 
-from bridge.errors import HostError, NetworkFailed, NotFound
+from bridge.errors import HostError, NetworkFailed, NotFound, SignatureValidationFailed
 from bridge.ports.images import FsUsage, Image, ImageConfig, RegistryAuth, Rootfs
 from bridge.ports.network import Attachment, NetworkStatus, PodNetwork, PodNetworkRequest
 
@@ -94,6 +94,8 @@ class FakeImages:
         self.images: list[Image] = [IMAGE]
         self.id_mapping_fault = ""
         self.user_namespaces: dict[str, Path] = {}
+        self.refused: set[tuple[str, str]] = set()
+        self.pulled: list[tuple[str, str]] = []
 
     def list(self) -> Sequence[Image]:
         """All images."""
@@ -112,8 +114,14 @@ class FakeImages:
         known = any(image.id == image_id for image in self.images)
         return b'{"architecture":"amd64","os":"linux","config":{"Cmd":["sh"]}}' if known else b""
 
-    async def pull(self, reference: str, auth: RegistryAuth | None = None) -> Image:
+    async def admit(self, image_id: str, name: str, namespace: str) -> None:
+        """Refuse what ``refused`` says."""
+        if (name, namespace) in self.refused:
+            raise SignatureValidationFailed(f"{name} ({image_id}): the policy of {namespace} refuses it")
+
+    async def pull(self, reference: str, auth: RegistryAuth | None = None, namespace: str = "") -> Image:
         """Add an image with that tag."""
+        self.pulled.append((reference, namespace))
         image = dataclasses.replace(IMAGE, repo_tags=(reference,))
         self.images.append(image)
         return image
