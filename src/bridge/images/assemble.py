@@ -92,18 +92,18 @@ class Assembler:
 
     async def _from_twin(self, directory: Path, diff_id: str) -> Unpacked | None:
         """Unpack what is here already on another base; None when it isn't, or is damaged: then it is fetched."""
-        twin = self._layers.twin(diff_id)
-        if twin is None:
-            return None
-        try:
-            unpacked = await self._unpacker.unpack(directory, self._layers.tar(twin), None)
-        except BridgeError as exc:
-            _logger.info("layer %s is fetched, for its twin can't be read: %s", diff_id, exc)
-        else:
-            if unpacked.diff_id == diff_id:
-                return unpacked
-            _logger.warning("layer %s in %s is damaged: an image check mends it", diff_id, twin)
-        await disk.remove_tree(directory)
+        tried: set[Path] = set()
+        while (twin := self._layers.twin(diff_id)) is not None and twin not in tried:  # another place: it was just committed
+            tried.add(twin)
+            try:
+                unpacked = await self._unpacker.unpack(directory, self._layers.tar(twin), None)
+            except BridgeError as exc:
+                _logger.info("layer %s can't be copied from %s: %s", diff_id, twin, exc)
+            else:
+                if unpacked.diff_id == diff_id:
+                    return unpacked
+                _logger.warning("layer %s in %s is damaged: an image check mends it", diff_id, twin)
+            await disk.remove_tree(directory)
         return None
 
 

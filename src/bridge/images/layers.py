@@ -65,6 +65,7 @@ class LayerStore:
         self._staged: dict[str, Staged] = {}
         self._wanted: Counter[str] = Counter()
         self._committing = anyio.Lock()
+        self._landing: list[Layer] = []
         self._next = 1
 
     def start_numbers(self, first: int) -> None:
@@ -103,7 +104,7 @@ class LayerStore:
         for staged in self._staged.values():
             if staged.unpacked.diff_id == diff_id and staged.unpacked.exact:
                 return staged.directory
-        return None
+        return next((self._directories.layer(layer.id) for layer in self._landing if layer.diff_id == diff_id and layer.exact), None)
 
     def tar(self, directory: Path) -> AsyncGenerator[bytes]:
         """The tar of the layer in ``directory``, made again. Raises CorruptData, HostError."""
@@ -170,7 +171,7 @@ class LayerStore:
 
     async def _install(self, diff_ids: Sequence[str]) -> None:
         layers: list[Layer] = []
-        new: list[Layer] = []
+        new = self._landing = []
         with anyio.CancelScope(shield=True):  # renames, one sync, one commit: bounded, and half of it would be rubbish
             try:
                 for chain_id, diff_id in zip(chain_ids(diff_ids), diff_ids, strict=True):
@@ -185,6 +186,8 @@ class LayerStore:
                 graves = [await self._directories.discard(self._directories.layer(layer.id)) for layer in new]
                 self.bury([grave for grave in graves if grave is not None])
                 raise
+            finally:
+                self._landing = []
 
     async def _install_one(self, chain_id: str, diff_id: str, below: Sequence[Layer]) -> Layer:
         staged = self._staged.get(chain_id)
