@@ -29,6 +29,8 @@ ANSWERS_HIGH = 1 << 20
 """Of answers to what a peer says (pings, refused streams) that it does not take: beyond, it is given up."""
 OPENINGS = 512
 """Streams that a peer may open at once; beyond, it is slowed down to as many a second."""
+PING_SECONDS = 5.0
+"""Between pings while the socket is not read."""
 _GOODBYE_SECONDS = 5.0
 
 
@@ -122,8 +124,7 @@ class SpdySession:
         """Take what the peer sends, until it ends or breaks the rules."""
         while not self._lost:
             while self._unread >= SESSION_HIGH or self._full:
-                self._room = anyio.Event()
-                await self._room.wait()
+                await self._wait_for_room()
             data = await self._wire.receive()
             if not data:
                 break
@@ -143,6 +144,15 @@ class SpdySession:
                 break
             await self._slow_down(sum(isinstance(event, StreamOpened) for event in events))
         self.lose()
+
+    async def _wait_for_room(self) -> None:
+        """Wait until something was read, pinging: the end of a peer that left much unsent comes behind that; a ping meets it at once."""
+        self._room = anyio.Event()
+        with anyio.move_on_after(PING_SECONDS):
+            await self._room.wait()
+            return
+        self.machine.ping()
+        self.flush_soon()
 
     async def _slow_down(self, opened: int) -> None:
         """Streams cost most of all that a peer can have for a few bytes, all the more when it resets them at once."""

@@ -71,6 +71,15 @@ class WebSocket:
         event: Event = TextMessage(data=message) if isinstance(message, str) else BytesMessage(data=message)
         await self._write(self._machine.send(event))
 
+    async def ping(self) -> None:
+        """Have the client's side show that it is there. Nothing while another send waits for it; never raises for a lost connection."""
+        if self._sending or self._machine.state is not ConnectionState.OPEN:
+            return
+        try:
+            await self._write(self._machine.send(Ping()))
+        except ConnectionLost:
+            return
+
     async def close(self, code: int = NORMAL, reason: str = "") -> None:
         """Say that nothing follows. Idempotent; never raises for a lost connection."""
         if self._machine.state is not ConnectionState.OPEN:

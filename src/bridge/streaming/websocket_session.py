@@ -20,6 +20,8 @@ from bridge.streaming.transport import Wire
 from bridge.streaming.websocket import INTERNAL_ERROR, NORMAL, WebSocket
 
 CHANNEL_HIGH = 256 << 10
+PING_SECONDS = 5.0
+"""Between pings while the connection is not read."""
 _PIECE = 64 << 10
 _STDIN, _STDOUT, _STDERR, _ERROR, _RESIZE = range(5)
 COMMAND_CHANNELS = 5
@@ -95,14 +97,21 @@ class WebSocketSession:
                     channel.ended = arrived.end
                 channel.news.set()
                 while channel.inbox.size >= CHANNEL_HIGH:
-                    self.room = anyio.Event()
-                    await self.room.wait()
+                    await self._wait_for_room()
         except MessageError as exc:
             _logger.info("a client broke the channel protocol: %s", exc)
             await self._socket.close(exc.code, str(exc))
         self._lost = True
         for channel in self.channels:
             channel.news.set()
+
+    async def _wait_for_room(self) -> None:
+        """Wait until something was read, pinging: the end of a client that left much unsent comes behind that; a ping meets it at once."""
+        self.room = anyio.Event()
+        with anyio.move_on_after(PING_SECONDS):
+            await self.room.wait()
+            return
+        await self._socket.ping()
 
 
 @asynccontextmanager

@@ -1,0 +1,80 @@
+"""Clients that are killed while the server reads nothing of theirs: their end comes behind what they left unsent, and so never."""
+
+from __future__ import annotations
+
+import socket
+
+import anyio
+import pytest
+
+from bridge.core.stream_requests import StreamRequest
+from bridge.streaming import socket_wire, spdy_session, websocket_session
+from bridge.streaming.channels import RemoteCommand
+from bridge.streaming.server import StreamServer, StreamSettings
+from bridge.streaming.spdy import SpdyMachine
+from tests.unit.streaming.stream_client import CAT, EchoSessions, place, request, spdy_headers, until, websocket_headers
+
+
+class DeafSessions(EchoSessions):
+    """Reads nothing, as a command that takes no input."""
+
+    async def _command(self, request: StreamRequest, command: RemoteCommand) -> None:
+        self.running += 1
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.running -= 1
+
+
+class Flood:
+    """A client that sends without end, unmasked by any care; ``push`` until the server takes no more."""
+
+    def __init__(self, url: str, headers: list[str]) -> None:
+        host, port, _ = place(url)
+        self._sock = socket.create_connection((host, port))
+        self._sock.sendall(request(url, *headers))
+        self._sock.setblocking(False)
+
+    async def push(self, data: bytes) -> None:
+        stuck = 0
+        while stuck < 10:
+            try:
+                data = data[self._sock.send(data) :] or bytes(65536)
+                stuck = 0
+            except BlockingIOError:
+                stuck += 1
+                await anyio.sleep(0.05)
+
+    def die(self) -> None:
+        """As the kernel closes what a killed process had open."""
+        self._sock.close()
+
+
+def over_spdy() -> bytes:
+    machine = SpdyMachine(client=True)
+    streams = [machine.open([("streamType", kind)]) for kind in ("error", "stdin", "stdout", "stderr")]
+    for _ in range(512):
+        machine.send(streams[1], bytes(65536))
+    return machine.to_send()
+
+
+def over_websocket() -> bytes:
+    """One binary message of 1 GiB on channel 0, masked with zeros."""
+    return b"\x82\xff" + (1 << 30).to_bytes(8, "big") + bytes(4) + bytes(1 << 20)
+
+
+@pytest.mark.parametrize("transport", ["spdy", "websocket"])
+async def test_one_that_is_killed_is_noticed(transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((spdy_session, "PING_SECONDS"), (websocket_session, "PING_SECONDS"), (socket_wire, "_LOOK_SECONDS")):
+        monkeypatch.setattr(module, name, 0.2)
+    sessions = DeafSessions()
+    async with StreamServer.open(StreamSettings(), sessions) as server:
+        spdy = transport == "spdy"
+        headers = spdy_headers("v4.channel.k8s.io") if spdy else websocket_headers("v5.channel.k8s.io")
+        client = Flood(server.url(CAT), list(headers))
+        await client.push(over_spdy() if spdy else over_websocket())
+        await until(lambda: sessions.running == 1)
+        await anyio.sleep(1)
+        assert sessions.running == 1, "one that lives may be slow"
+        client.die()
+        await until(lambda: sessions.running == 0)
