@@ -109,10 +109,11 @@ async def test_what_the_request_alone_shows_touches_nothing(world: World, core: 
 async def test_recursive_read_only_is_a_copy(world: World, core: Services, tmp_path: Path) -> None:
     (tmp_path / "dir").mkdir()
     (tmp_path / "file").touch()
-    wanted = [MountRequest(f"/{name}", str(tmp_path / name), readonly=True, recursive_read_only=True) for name in ("dir", "file")]
+    asked = MountRequest("/dir", str(tmp_path / "dir"), readonly=True, recursive_read_only=True, mount_options=("noexec",))
+    wanted = [asked, dataclasses.replace(asked, container_path="/file", host_path=str(tmp_path / "file"))]
     first, second = await bound(world, core, container(mounts=tuple(wanted)))
     for mount, name in ((first, "dir"), (second, "file")):
-        assert mount["options"] == ["rbind", "rprivate", "ro"]
+        assert mount["options"] == ["rbind", "rprivate", "ro", "noexec"]
         assert mount["source"] != str(tmp_path / name)
         copies = [each for each in mounts.read_mountinfo() if each.target == mount["source"]]
         assert [("ro" in each.options, list(each.propagation)) for each in copies] == [(True, [])]

@@ -41,7 +41,7 @@ from bridge.core.settings import CoreSettings
 from bridge.core.spec_inputs import Volume
 from bridge.core.store import Store
 from bridge.errors import IllegalTransition, InvalidRequest, NotFound
-from bridge.host import files, rootfs
+from bridge.host import files
 from bridge.host.lookups import Lookups
 from bridge.ports.handlers import Handlers
 from bridge.ports.images import Image, Images
@@ -107,8 +107,7 @@ class ContainerCreator:
         making.undo.push("remove the root filesystem", lambda: self.images.remove_rootfs(ident, target))
         images, namespace = self.images, pod_namespaces.pin(making.sandbox)
         mounted = await images.mount_rootfs(ident, making.image.id, target, label=making.labels.mount, user_namespace=namespace)
-        await rootfs.check_mount_points(mounted.path)
-        await mount_places.check_links(making.config, mounted.path)
+        await mount_places.check_root(making.config, mounted.path)
         return mounted.path
 
     async def _backend(self, making: Making, oci: Mapping[str, Any]) -> ContainerHandle:

@@ -15,7 +15,7 @@ from anyio.to_thread import run_sync
 
 from bridge.core.model import ContainerConfig
 from bridge.errors import InvalidRequest
-from bridge.host import mounts, rootfs_dirs
+from bridge.host import mounts, rootfs, rootfs_dirs
 from bridge.host.lookups import Found
 
 _WITHIN_PROC = frozenset(
@@ -37,14 +37,16 @@ def check(config: ContainerConfig) -> None:
             raise InvalidRequest("a terminal (config.tty) needs the container's own /dev/pts", field=field)
 
 
-async def check_links(config: ContainerConfig, root: Path) -> None:
-    """The same for places that links of the image at ``root`` lead to. Raises InvalidRequest naming the field."""
-    if not config.mounts:
-        return
-    await run_sync(_check_links, config, root)
+async def check_root(config: ContainerConfig, root: Path) -> None:
+    """The same for places that links of the image at ``root`` lead to, and for /dev, /proc and /sys themselves.
+
+    Raises InvalidRequest naming the field, or the image's fault.
+    """
+    await run_sync(_check_root, config, root)  # one hop to a thread for both
 
 
-def _check_links(config: ContainerConfig, root: Path) -> None:
+def _check_root(config: ContainerConfig, root: Path) -> None:
+    rootfs.check_mount_points(root)
     for index, mount in enumerate(config.mounts):
         place, field = _normal(mount.container_path), _field(index)
         try:

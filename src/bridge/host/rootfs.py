@@ -97,18 +97,14 @@ def _translated(exc: OSError, name: str) -> Denied | HostError | InvalidRequest:
     return HostError(f"can't read {name}: {exc.strerror}", errno=exc.errno)
 
 
-async def check_mount_points(root: Path) -> None:
-    """See that /dev, /proc and /sys of a root file system are directories or absent. Raises InvalidRequest naming the one that isn't.
+def check_mount_points(root: Path) -> None:
+    """See that /dev, /proc and /sys of a root file system are directories or absent. Blocks. Raises InvalidRequest naming what isn't.
 
     Before it enters the root, a runtime may follow a link there on the host (CVE-2026-41579, CVE-2026-47766, CVE-2023-27561).
     """
-    wrong = await anyio.to_thread.run_sync(_wrong_mount_points, root)
+    wrong = [f"/{name}" for name in _MOUNT_POINTS if os.path.lexists(root / name) and not stat.S_ISDIR(os.lstat(root / name).st_mode)]
     if wrong:
         raise InvalidRequest(f"the image's {' and '.join(wrong)} must be a directory: a runtime would follow it out of the image")
-
-
-def _wrong_mount_points(root: Path) -> list[str]:
-    return [f"/{name}" for name in _MOUNT_POINTS if os.path.lexists(root / name) and not stat.S_ISDIR(os.lstat(root / name).st_mode)]
 
 
 async def read_accounts(root: Path) -> tuple[bytes, bytes]:

@@ -200,6 +200,8 @@ def test_sandbox_container_has_no_privilege() -> None:
     assert not any(process["capabilities"].values())
     assert process["user"]["uid"] == process["user"]["gid"] == 65535
     assert process["oomScoreAdj"] == -998
+    assert "/proc/kcore" in spec["linux"]["maskedPaths"]
+    assert "/proc/sys" in spec["linux"]["readonlyPaths"]
     assert spec["root"] == {"path": "/pause", "readonly": True}
     assert [mount["destination"] for mount in spec["mounts"]] == ["/proc", "/dev"]
     assert spec["linux"]["cgroupsPath"] == "/pods/web/cri-bridge-sandbox-sandbox-1"

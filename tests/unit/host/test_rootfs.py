@@ -81,20 +81,20 @@ async def test_accounts(root: Path) -> None:
 
 @pytest.mark.parametrize("hole", ["CVE-2026-41579", "CVE-2026-47766", "CVE-2023-27561"])
 @pytest.mark.parametrize("name", ["dev", "proc", "sys"])
-async def test_a_mount_point_that_leads_elsewhere_is_refused(tmp_path: Path, name: str, hole: str) -> None:
-    await check_mount_points(tmp_path)
+def test_a_mount_point_that_leads_elsewhere_is_refused(tmp_path: Path, name: str, hole: str) -> None:
+    check_mount_points(tmp_path)
     (tmp_path / "dev").mkdir()
-    await check_mount_points(tmp_path)
+    check_mount_points(tmp_path)
     (tmp_path / "dev").rmdir()
     (tmp_path / name).symlink_to("/tmp" if hole.startswith("CVE-2026") else "nowhere")
     with pytest.raises(InvalidRequest, match=f"^the image's /{name} must be a directory"):
-        await check_mount_points(tmp_path)
+        check_mount_points(tmp_path)
 
 
-async def test_a_file_is_no_mount_point_either(tmp_path: Path) -> None:
+def test_a_file_is_no_mount_point_either(tmp_path: Path) -> None:
     (tmp_path / "sys").write_text("")
     with pytest.raises(InvalidRequest, match="/sys must be a directory"):
-        await check_mount_points(tmp_path)
+        check_mount_points(tmp_path)
 
 
 async def test_cve_2025_4437_an_endless_passwd_is_not_read_to_its_end(root: Path) -> None:
