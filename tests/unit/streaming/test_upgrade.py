@@ -14,7 +14,8 @@ TUNNEL = "SPDY/3.1+portforward.k8s.io"
 
 
 def redeem(kind: str, token: str) -> StreamRequest | None:
-    return {"exec": CAT, "portforward": FORWARD, "bare": PortForwardRequest("p")}.get(kind) if token == "T" else None
+    known: dict[str, StreamRequest] = {"exec": CAT, "portforward": FORWARD, "bare": PortForwardRequest("p")}
+    return known.get(kind) if token == "T" else None
 
 
 def ask(*headers: str, kind: str = "exec", method: str = "GET") -> Upgrade:
