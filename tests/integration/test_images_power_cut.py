@@ -81,6 +81,7 @@ async def main():
             file.write(b"damage")
             os.fsync(file.fileno())
         assert not (await store.check(True)).clean
+        mark("noticed")
         await store.import_archive(layouts / "c")
         mark("mended")
         assert (await store.check(True)).clean
@@ -178,10 +179,14 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
     return Life(made, {name: made.event_at(size) for name, size in sizes.items()}, path / "layouts")
 
 
-async def judge(root: Path, good: Mapping[str, str], layouts: Path) -> tuple[set[str], set[str]]:
-    """Start the store at ``root``; its images, and its damaged layers, all of which must have been noticed. Then it must work."""
+async def judge(root: Path, good: Mapping[str, str], layouts: Path) -> tuple[set[str], set[str], set[str]]:
+    """Start the store at ``root``; its images, the layers that these show, and the damaged layers, all of which a check must find.
+
+    Then it must work.
+    """
     async with opened(root) as store:
         images = {name for image in store.list() for name in image.repo_tags}
+        shown = {chain_id for image in store.list() for chain_id in image.chain_ids}
         layers = store._catalogue.layers
         bad = {chain_id for chain_id, y in layers.items() if looks(root / f"layers/{y.id}/fs") != good[chain_id]}
         report = await store.check(True)
@@ -191,7 +196,7 @@ async def judge(root: Path, good: Mapping[str, str], layouts: Path) -> tuple[set
         for name in ("a", "c"):
             await store.import_archive(layouts / name)
         assert {chain_id: looks(root / f"layers/{y.id}/fs") for chain_id, y in layers.items()}.items() <= good.items()
-    return images, bad
+    return images, shown, bad
 
 
 def _expected(life: Life, cut: int) -> tuple[set[str], bool]:
@@ -219,10 +224,11 @@ async def test_no_layer_is_damaged_without_being_noticed(life: Life, tmp_path: P
         disk = tmp_path / f"disk-{cut}-{way}"  # never a name twice: a process elsewhere may have got a copy of the mount
         life.disk.image(disk, cut, random.Random(cut * _WAYS + way) if way else None)
         with mounted(disk, tmp_path / "mnt"):
-            images, bad = await judge(tmp_path / "mnt/store", good, life.layouts)
+            images, shown, bad = await judge(tmp_path / "mnt/store", good, life.layouts)
         disk.unlink()
         there, may_be_damaged = _expected(life, cut)
         assert there <= images, f"after event {cut} of {len(life.disk.events)}, way {way}"
+        assert cut < life.marks["noticed"] or not bad & shown, f"after event {cut} of {len(life.disk.events)}, way {way}"
         assert may_be_damaged or not bad, f"after event {cut} of {len(life.disk.events)}, way {way}"
         damaged += bool(bad)
     assert damaged  # or the judge is blind: the life has a damage in it

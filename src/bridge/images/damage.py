@@ -35,3 +35,4 @@ async def mark(catalogue: Catalogue, layer: Layer, fault: str) -> None:
     """Note that ``layer`` is damaged: no new container stands on it, and images with it are as good as absent until it is whole again."""
     _logger.error("layer %s (layers/%d) is damaged: %s", layer.chain_id, layer.id, fault)
     await catalogue.verified(layer.id, fault)
+    await catalogue.sync()  # from here on its directory may be replaced, and no power cut may make a half of that look whole
