@@ -1,4 +1,4 @@
-"""docs/cri-fields.md has a row for each field and enum member that the four requests can carry, and names tests that exist."""
+"""docs/cri-fields.md has a row for each field and enum member that these requests can carry, and names tests that exist."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ REQUESTS = (
     pb.CreateContainerRequest,
     pb.UpdateContainerResourcesRequest,
     pb.UpdatePodSandboxResourcesRequest,
+    pb.ExecRequest,
+    pb.AttachRequest,
+    pb.PortForwardRequest,
 )
 WINDOWS = "Windows messages"
 ENUM_NAMES = {pb.SecurityProfileProfileType: "SecurityProfile.ProfileType"}
@@ -130,15 +133,19 @@ TEST = "`unit/x.py::test_terminal`"
     ("name", "instead", "expected"),
     [
         (
-            "tty",
+            "stdin_once",
             f"| `teletype` | A terminal. | {TEST} |",
-            ["ContainerConfig.tty has no row", "ContainerConfig: row 'teletype' is no field"],
+            ["ContainerConfig.stdin_once has no row", "ContainerConfig: row 'teletype' is no field"],
         ),
-        ("tty", "", ["ContainerConfig.tty has no row"]),
-        ("tty", f"| `tty`, `tty` | A terminal. | {TEST} |", ["ContainerConfig: two rows for 'tty'"]),
-        ("tty", "| `tty` | A terminal. | `unit/x.py::test_x` |", ["ContainerConfig.tty: there is no test unit/x.py::test_x"]),
-        ("tty", f"| `tty` |  | {TEST} |", ["ContainerConfig.tty does not say what we do"]),
-        ("tty", "| `tty` | A terminal. | |", ["ContainerConfig.tty names no test"]),
+        ("stdin_once", "", ["ContainerConfig.stdin_once has no row"]),
+        ("stdin_once", f"| `stdin_once`, `stdin_once` | A terminal. | {TEST} |", ["ContainerConfig: two rows for 'stdin_once'"]),
+        (
+            "stdin_once",
+            "| `stdin_once` | A terminal. | `unit/x.py::test_x` |",
+            ["ContainerConfig.stdin_once: there is no test unit/x.py::test_x"],
+        ),
+        ("stdin_once", f"| `stdin_once` |  | {TEST} |", ["ContainerConfig.stdin_once does not say what we do"]),
+        ("stdin_once", "| `stdin_once` | A terminal. | |", ["ContainerConfig.stdin_once names no test"]),
         ("UDP", "", ["Protocol.UDP has no row"]),
         ("SIGTERM", f"| `SIGT*RM` | A signal. | {TEST} |", []),
         ("WindowsContainerConfig", "", ["Windows messages.WindowsContainerConfig has no row"]),
