@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -156,3 +157,55 @@ async def test_a_held_image_stays_until_its_holder_lets_go(database: Database) -
     await catalogue.drop_holds("b")
     await catalogue.drop_image("config1")
     assert catalogue.images == {}
+
+
+async def test_an_image_goes_by_its_names_only_if_it_has_no_other(database: Database) -> None:
+    catalogue = Catalogue(database)
+    await catalogue.add_layers([layer(1)])
+    await catalogue.add_image(image(1, "a:1", "a:2"), [layer(1)])
+    assert not await catalogue.drop_image("config1", ["a:1"])
+    assert catalogue.names == {"a:2": "config1"}
+    assert catalogue.images["config1"].names == {"a:2"}
+    assert await catalogue.drop_image("config1", ["a:2"])
+    assert not catalogue.images
+    assert not catalogue.names
+    await catalogue.add_image(image(1, "a:1", "a:2"), [layer(1)])
+    assert await catalogue.drop_image("config1")
+    assert await catalogue.drop_image("config1", ["a:1"])
+    again = Catalogue(database)
+    await again.load()
+    assert not again.images
+    assert not again.names
+
+
+async def test_a_fault_stays_until_the_layer_is_made_anew_or_found_whole(database: Database) -> None:
+    catalogue = Catalogue(database)
+    await catalogue.add_layers([layer(1), layer(2, 1)])
+    record = await catalogue.add_image(image(1, "a:1"), [layer(1), layer(2, 1)])
+    assert catalogue.is_whole(record)
+    await catalogue.verified(1, "bits")
+    await catalogue.sync()
+    again = Catalogue(database)
+    await again.load()
+    for one in (catalogue, again):
+        assert one.faults == {1: "bits"}
+        assert not one.is_whole(one.images["config1"])
+        assert (one.is_sound("chain1"), one.is_sound("chain2"), one.is_sound("chain3")) == (False, True, False)
+    await again.verified(1, "")
+    assert again.is_whole(again.images["config1"])
+    await catalogue.add_layers([replace(layer(1), disk_bytes=7, listing="sha256:new")])
+    assert catalogue.faults == {}
+    assert catalogue.images["config1"].layers[0].disk_bytes == 7
+    last = Catalogue(database)
+    await last.load()
+    assert last.layers["chain1"] == catalogue.layers["chain1"] == replace(layer(1), disk_bytes=7, listing="sha256:new")
+    await last.verified(99, "a layer that was dropped meanwhile")
+    assert last.faults == {}
+
+
+async def test_a_damaged_document_is_replaced_by_the_right_one(database: Database) -> None:
+    catalogue = Catalogue(database)
+    await catalogue.add_image(image(1, "a:1"), [])
+    await database.write(lambda c: c.execute("UPDATE blobs SET data = x'00' WHERE digest = 'manifest1'"))
+    await catalogue.add_image(image(1, "a:1"), [])
+    assert await catalogue.blobs(["manifest1"]) == {"manifest1": b"{}"}
