@@ -172,7 +172,7 @@ async def test_devices(kubelet: Kubelet, node: DaemonNode, tmp_path: Path) -> No
         ("echo x > /dev/many/deep/tape", b"No such device or address"),
     ):
         assert answer in (await kubelet.exec(container, command)).stderr, command
-    for host_path, words in ((str(tmp_path / "file"), "is not a device"), (str(tmp_path / "gone"), "does not exist")):
+    for host_path, words in ((str(tmp_path / "file"), "is not a device"), (str(tmp_path / "gone"), "No such file")):
         wrong = [pb.Device(container_path="/dev/x", host_path=host_path, permissions="r")]
         with pytest.raises(CriError, match=rf"config.devices\[0\].host_path: .*{words}"):
             await kubelet.create(pod, name="refused", devices=wrong)
