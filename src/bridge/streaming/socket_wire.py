@@ -133,10 +133,11 @@ class SocketWire(asyncio.BufferedProtocol):
         self._transport.abort()
 
     def hang_up(self) -> None:
-        """Hang up without waiting for the client."""
+        """Hang up without waiting for the client: it gets what the kernel has taken by now."""
         self._closing = True
         if self._transport is not None:
             self._transport.close()
+            self._transport.abort()
 
     def abort(self) -> None:
         """Hang up at once; what was not sent is lost."""
