@@ -8,16 +8,20 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+from aiohttp import web
 
+from bridge._proto.bridge.admin import v1 as admin
 from bridge._proto.runtime import v1 as pb
-from bridge.testing.images import write_busybox_layout
+from bridge.testing.images import Entry, Layout, tar, write_busybox_layout
 from tests.integration.daemon_fixtures import handler, kubelet, node
 from tests.integration.daemon_node import DaemonNode, Kubelet
-from tests.integration.registry_node import REGISTRY, push, registry
+from tests.integration.registry_node import REGISTRY, proxy, push, registry
 
 __all__ = ["handler", "kubelet", "node"]
 
@@ -142,3 +146,41 @@ async def _verbs(node: DaemonNode, ident: str, names: list[str], containers: lis
     assert "is not in the store" in said
     _, said = await command(node, "pull", f"{names[0].rpartition(':')[0]}:absent", code=1)
     assert said.startswith("cri-bridge: ")
+
+
+async def test_a_pull_is_watched_by_who_asked_and_in_the_status(kubelet: Kubelet, hubs: tuple[str, str], tmp_path: Path) -> None:
+    with Layout(tmp_path / "layout") as made:  # of a layer that the store lacks
+        made.image("x", [tar([Entry("for", kubelet.handler.encode() * 1000)])])
+    async with proxy(hubs[0]) as slow:
+        await push(tmp_path / "layout", "x", hubs[0], "slow:1")
+        (layer,) = json.loads(await _raw(f"{hubs[0]}/slow:1"))["layers"]
+        may_go = asyncio.Event()
+
+        async def hold(request: web.Request) -> None:
+            if request.path.endswith(layer["digest"]):
+                await may_go.wait()
+
+        slow.fault = hold
+        name = f"{slow.host}/slow:1"
+        seen: list[admin.LayerProgress] = []
+        async with aclosing(kubelet.cri.admin.pull_image(admin.PullImageRequest(reference=name), timeout=60)) as replies:
+            async for reply in replies:
+                if reply.progress is not None and reply.progress.layers and not may_go.is_set():
+                    assert reply.progress.subject == name
+                    seen += reply.progress.layers
+                    status = await kubelet.cri.runtime.status(pb.StatusRequest(verbose=True))
+                    (running,) = json.loads(status.info["pulls"])
+                    assert (running["reference"], running["layers"][0]["digest"]) == (name, layer["digest"])
+                    may_go.set()
+                last = reply
+        assert [(one.digest, one.size, one.done) for one in seen] == [(layer["digest"], layer["size"], 0)]
+        assert seen[0].state in ("waiting", "downloading")
+        assert last.image is not None
+        assert last.image.tags == [name]
+        await kubelet.cri.image.remove_image(pb.RemoveImageRequest(image=spec(last.image.id)))
+        status = await kubelet.cri.runtime.status(pb.StatusRequest(verbose=True))
+        assert status.info["pulls"] == "[]"
+
+
+async def _raw(name: str) -> bytes:
+    return (await anyio.run_process(["skopeo", "inspect", "--tls-verify=false", "--raw", f"docker://{name}"])).stdout
