@@ -106,7 +106,7 @@ def _named(found: strict_json.Fields, name: str, where: str) -> Reference:
     try:
         return named(text)
     except InvalidRequest as exc:
-        raise CorruptData(f"{where}.{name}: {exc.message}") from exc
+        raise CorruptData(f"{where}.{name}: {exc.message.removeprefix('image: ')}") from exc
 
 
 def _prefix(found: strict_json.Fields, name: str, where: str) -> str:
@@ -115,7 +115,7 @@ def _prefix(found: strict_json.Fields, name: str, where: str) -> str:
     try:
         probe = reference.parse(f"{text}/probe")  # what it is a prefix of
     except InvalidRequest as exc:
-        raise CorruptData(f"{where}.{name}: {text!r} is no registry host, namespace or repository: {exc.message}") from exc
+        raise CorruptData(f"{where}.{name}: {text!r} is no registry host, namespace or repository") from exc
     if probe.repository != f"{text}/probe":
         raise CorruptData(f"{where}.{name}: {text!r} must be written in full, with its registry: {probe.repository.removesuffix('/probe')}")
     return text
