@@ -245,7 +245,8 @@ async def test_a_terminal(stage: Stage) -> None:
 
 async def test_a_size_that_comes_at_once_is_there_before_the_command(stage: Stage) -> None:
     client = Client("stdout", "resize")
-    await client.resize.send(b'{"Width":90,"Height":30}')
+    await client.resize.send(b'{"Width":90,"Hei')
+    await client.resize.send(b'ght":30}')
     await stage.exec(client, "true", tty=True)
     assert stage.commands[0].spec.process["consoleSize"] == {"width": 90, "height": 30}
     silent = Client("stdout", "resize")

@@ -101,11 +101,12 @@ class _Copies:
                     await channel.close()
 
     async def _first_size(self) -> Size:
-        size: Size | None = None
-        if self._command.resize is not None:
-            with anyio.move_on_after(_FIRST_SIZE_SECONDS):
-                size = self._sizes.feed(await self._command.resize.read())
-        return size or (0, 0)
+        channel = self._command.resize
+        with anyio.move_on_after(_FIRST_SIZE_SECONDS):
+            while channel is not None and (data := await channel.read()):
+                if (size := self._sizes.feed(data)) is not None:
+                    return size
+        return 0, 0
 
     async def _copy(self, session: Session, size: Size) -> int:
         """Copy until the process has ended and its output is told; its exit code."""
