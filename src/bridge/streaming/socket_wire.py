@@ -123,14 +123,18 @@ class SocketWire(asyncio.BufferedProtocol):
             return
         self._closing = True
         self._came.clear()
-        with anyio.move_on_after(LINGER_SECONDS):
-            self._transport.resume_reading()
-            if self._transport.can_write_eof() and not self._transport.is_closing():
-                self._transport.write_eof()
-            else:
-                self._transport.close()
-            await self._over.wait()
-        self._transport.abort()
+        try:
+            with anyio.move_on_after(LINGER_SECONDS):
+                self._transport.resume_reading()
+                if self._transport.can_write_eof() and not self._transport.is_closing():
+                    self._transport.write_eof()
+                else:
+                    self._transport.close()
+                await self._over.wait()
+        except OSError:
+            pass  # the client has reset it, and the loop has not seen so yet
+        finally:
+            self._transport.abort()
 
     def hang_up(self) -> None:
         """Hang up without waiting for the client: it gets what the kernel has taken by now."""
