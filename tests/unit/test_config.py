@@ -12,6 +12,7 @@ from bridge.config_files import load, read
 from bridge.errors import ConfigError
 from bridge.host import facts
 from bridge.host.selinux import Contexts, Mode
+from bridge.streaming.server import StreamSettings
 
 
 def test_defaults_are_valid_and_absolute() -> None:
@@ -159,3 +160,33 @@ def test_selinux_is_used_where_it_can_be_and_demanded_only_when_told() -> None:
         chosen("on", Mode.DISABLED, None)
     with pytest.raises(ConfigError, match="container-selinux"):
         chosen("on", Mode.ENFORCING, None)
+
+
+@pytest.mark.parametrize(
+    ("streaming", "words"),
+    [
+        ({"address": "node"}, "must be an IP address"),
+        ({"port": 65536}, "port"),
+        ({"tls_key": "/k.pem"}, "need tls_certificate"),
+        ({"tls_client_authorities": "/a.pem"}, "need tls_certificate"),
+        ({"max_sessions": 0}, "max_sessions"),
+        ({"idle_timeout": 0}, "idle_timeout"),
+    ],
+)
+def test_streaming_refuses(streaming: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Config.model_validate({"streaming": streaming})
+
+
+def test_streaming_reaches_its_server() -> None:
+    chosen = {
+        "address": "::1",
+        "port": 1,
+        "host": "n",
+        "tls_certificate": "/c",
+        "tls_key": "/k",
+        "tls_client_authorities": "/a",
+        "max_sessions": 7,
+    }
+    found = settings_of.streaming(Config.model_validate({"streaming": chosen}))
+    assert found == StreamSettings("::1", 1, "n", Path("/c"), Path("/k"), Path("/a"), 7)

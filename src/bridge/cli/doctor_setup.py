@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import resource
@@ -25,6 +26,7 @@ def check(host: Host, config: Config) -> Iterator[Finding]:
     yield from _cni(host, config)
     yield from _space(host, config)
     yield from _limits(host)
+    yield _streams(config)
     yield _server(host, config)
 
 
@@ -165,6 +167,18 @@ def _limits(host: Host) -> Iterator[Finding]:
         good="off",
         bad="on: the kubelet refuses to start unless failSwapOn is false",
         mend="swapoff -a, or failSwapOn: false in the kubelet's configuration",
+    )
+
+
+def _streams(config: Config) -> Finding:
+    section = config.streaming
+    return finding(
+        "server",
+        "streams",
+        ok=section.tls_certificate is not None or ipaddress.ip_address(section.address).is_loopback,
+        good=f"on {section.address}" + (" with TLS" if section.tls_certificate else ""),
+        bad=f"exec and attach on {section.address} without TLS: what is typed and shown goes over the network as it is",
+        mend="set streaming.tls_certificate, or leave streaming.address at 127.0.0.1",
     )
 
 

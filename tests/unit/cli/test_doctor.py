@@ -193,3 +193,12 @@ def test_swap_and_few_pids(tmp_path: Path) -> None:
 
 def test_unreadable_release() -> None:
     assert Host(release="weird").kernel() == (0, 0)
+
+
+def test_streams_on_the_network_need_tls(tmp_path: Path) -> None:
+    host, certificate = host_v2(tmp_path), "/etc/cri-bridge/tls.pem"
+    assert named(setup(host), "streams").state is State.OK
+    open_wide = Config.model_validate({"streaming": {"address": "192.0.2.1"}})
+    assert named(setup(host, open_wide), "streams").state is State.ADVICE
+    safe = Config.model_validate({"streaming": {"address": "192.0.2.1", "tls_certificate": certificate}})
+    assert named(setup(host, safe), "streams").state is State.OK
