@@ -35,6 +35,7 @@ package_set() {
         echo "docker-registry|docker-registry|a registry on 127.0.0.1 to pull from"
         echo "skopeo|skopeo|to push images to that registry"
         echo "gnupg|gpg|to sign images"
+        echo "openssl|openssl|to make certificates"
         echo "gpgv|gpgv|the server calls it to check signatures"
         echo "iproute2|ip|to look at network namespaces from outside"
         ;;
