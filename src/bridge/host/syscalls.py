@@ -52,7 +52,6 @@ MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 
 _M_ARENA_MAX = -8
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
@@ -120,11 +119,6 @@ def sethostname(name: str) -> None:
 def set_child_subreaper(enabled: bool = True) -> None:
     """Make this process the reaper of its orphaned descendants."""
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, int(enabled), 0, 0, 0), "prctl(PR_SET_CHILD_SUBREAPER)")
-
-
-def set_parent_death_signal(signal: int) -> None:
-    """Have this process receive ``signal`` when the thread that made it ends."""
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
 
 
 def openat2(dir_fd: int, path: str | os.PathLike[str], flags: int, resolve: int) -> int:
