@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
 import anyio
 
-from bridge.errors import NotFound
+from bridge.errors import InUse, NotFound
 from bridge.host.database import Database
 from bridge.images import schema
 from bridge.images.manifest import parse_config
@@ -27,6 +28,15 @@ _LAYERS = "SELECT id, chain_id, parent, diff_id, disk_bytes, inodes, tar_bytes, 
 _UPDATE = "UPDATE layers SET disk_bytes = ?, inodes = ?, tar_bytes = ?, exact = ?, listing = ?, fault = '', verified_ns = ? WHERE id = ?"
 # The digest is the document's own: one that differs is damaged.
 _ADD_BLOB = "INSERT INTO blobs VALUES (?,?,?) ON CONFLICT (digest) DO UPDATE SET data = excluded.data WHERE data IS NOT excluded.data"
+
+
+@contextmanager
+def _still_there(image: str) -> Iterator[None]:
+    """The removal of ``image`` may be in the writer's queue already: what then refers to nothing finds it gone."""
+    try:
+        yield
+    except InUse as exc:
+        raise NotFound(f"image {image} is not in the store: it was removed just now") from exc
 
 
 class Catalogue:
@@ -167,19 +177,6 @@ class Catalogue:
         await self._change(write, remember)
         return self.images[new.id]
 
-    async def drop_names(self, image: str, names: Iterable[str]) -> None:
-        """Untag; names that are gone, or another image's by now, are left alone."""
-        gone = list(names)
-
-        def forget() -> None:
-            record = self.images.get(image)
-            if record is not None:
-                self.images[image] = replace(record, names=record.names - set(gone))
-            self._forget_names(image, gone)
-
-        rows = [(name, image) for name in gone]
-        await self._change(lambda c: c.executemany("DELETE FROM names WHERE name = ? AND image = ?", rows), forget)
-
     async def drop_image(self, image: str, names: Iterable[str] | None = None) -> bool:
         """Remove an image with its names and digests; absent is success. Raises InUse while a snapshot stands on it.
 
@@ -222,9 +219,10 @@ class Catalogue:
             raise NotFound(f"image {image} is not in the store")
         top = record.layers[-1].id if record.layers else None
         row = (container, image, top, time.time_ns())
-        await self._change(
-            lambda c: c.execute("INSERT INTO snapshots VALUES (?,?,?,?)", row), lambda: self.snapshots.__setitem__(container, image)
-        )
+        with _still_there(image):
+            await self._change(
+                lambda c: c.execute("INSERT INTO snapshots VALUES (?,?,?,?)", row), lambda: self.snapshots.__setitem__(container, image)
+            )
 
     async def drop_snapshot(self, container: str) -> None:
         """Forget a container's writable layer; absent is success."""
@@ -236,10 +234,11 @@ class Catalogue:
         """Record that ``container`` uses ``image`` besides the one it stands on; again is success. Raises NotFound when that is gone."""
         if image not in self.images:
             raise NotFound(f"image {image} is not in the store")
-        await self._change(
-            lambda c: c.execute("INSERT OR IGNORE INTO holds VALUES (?,?)", (container, image)),
-            lambda: self._remember_hold(container, image),
-        )
+        with _still_there(image):
+            await self._change(
+                lambda c: c.execute("INSERT OR IGNORE INTO holds VALUES (?,?)", (container, image)),
+                lambda: self._remember_hold(container, image),
+            )
 
     async def drop_holds(self, container: str) -> None:
         """Forget what a container holds; nothing is success."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from bridge.errors import HostError, InUse, NotFound
@@ -49,7 +50,7 @@ async def test_a_reload_finds_the_same(database: Database) -> None:
     await catalogue.add_snapshot("c", "config1")
     for held in ("config1", "config2", "config2"):
         await catalogue.add_hold("d", held)
-    await catalogue.drop_names("config2", ["b:1"])
+    assert not await catalogue.drop_image("config2", ["b:1"])
     again = Catalogue(database)
     await again.load()
     for part in ("images", "names", "layers", "layers_by_id", "snapshots", "holds"):
@@ -60,6 +61,22 @@ async def test_a_reload_finds_the_same(database: Database) -> None:
     assert again.images["config1"].config.user == "u"
     assert [y.id for y in again.images["config1"].layers] == [1, 2, 4]
     assert await again.next_id() == 5
+
+
+@pytest.mark.parametrize("use", ["add_snapshot", "add_hold"])
+async def test_an_image_whose_removal_is_being_written_is_not_there(database: Database, use: str) -> None:
+    catalogue = Catalogue(database)
+    await catalogue.load()
+    await catalogue.add_layers([layer(1)])
+    await catalogue.add_image(image(1, "a:1"), [layer(1)])
+    async with anyio.create_task_group() as group:
+        group.start_soon(catalogue.drop_image, "config1")
+        await anyio.lowlevel.checkpoint()  # the removal is in the writer's queue, memory still has the image
+        with pytest.raises(NotFound, match="image config1 is not in the store"):
+            await getattr(catalogue, use)("c", "config1")
+    assert not catalogue.images
+    assert not catalogue.snapshots
+    assert not catalogue.holds
 
 
 async def test_foreign_keys_protect_what_is_used(database: Database) -> None:
