@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from pathlib import Path
 
-from bridge.errors import ConfigError
+from bridge.host import binaries
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.oci.backend import open_backend
 from bridge.oci.cli import OciSettings
 from bridge.ports.host import HostContext
 from bridge.ports.runtime import RuntimeBackend
 from bridge_runc.options import RuncOptions
-
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-def find_binary(name: str, search: str) -> Path:
-    """The absolute path of ``name``. Raises ConfigError saying where it was sought."""
-    found = shutil.which(name, path=search)
-    if found is None:
-        where = "" if "/" in name else f" in {search}"
-        raise ConfigError(f"options.path: there is no executable {name!r}{where}; install it or set the path")
-    if not os.path.isabs(found):
-        raise ConfigError(f"options.path: {name!r} must be an absolute path or a bare name")
-    return Path(found)
 
 
 def settings(name: str, options: RuncOptions, context: HostContext) -> OciSettings:
@@ -37,11 +21,11 @@ def settings(name: str, options: RuncOptions, context: HostContext) -> OciSettin
         for key, value in (("start", options.start_timeout), ("exec", options.exec_timeout), ("delete", options.delete_timeout))
         if value is not None
     }
-    search = os.environ.get("PATH", _PATH)
+    search = binaries.search_path()
     driver = CgroupDriver(options.cgroup_driver) if options.cgroup_driver else context.cgroup_driver
     return OciSettings(
         handler=name,
-        path=find_binary(options.path, search),
+        path=binaries.find(options.path, search),
         root=options.root or context.state_root / name,
         systemd_cgroup=driver is CgroupDriver.SYSTEMD,
         global_args=options.global_args,
