@@ -303,6 +303,45 @@ async def test_several_clients_attached_at_once(stage: Stage) -> None:
     assert [client.last_word["status"] for client in clients] == ["Success"] * 3
 
 
+@pytest.mark.parametrize("stage", [False, True], indirect=True)
+async def test_an_attached_client_that_closes_its_stdin_leaves_with_the_answer_to_its_last_words(stage: Stage) -> None:
+    """crictl's detach keys close a terminal's stdin; both peers end an attach there as well."""
+    client, other = Client("stdin", "stdout"), Client("stdout")
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            group.start_soon(stage.attach, other)
+            async with anyio.create_task_group() as leaving:
+                leaving.start_soon(stage.attach, client)
+                await client.stdin.send(b"last words")
+                await client.stdout.until(b"last words")
+                client.stdin.end()
+                if not stage.fake.spec.io.terminal:
+                    stage.fake.say(b", answered")
+            assert client.last_word["status"] == "Success"
+            assert client.stdout.got == (b"last words" if stage.fake.spec.io.terminal else b"last words, answered")
+            assert stage.fake.status is None, "the container goes on"
+            assert not other.error.closed, "and so do its other clients"
+            stage.fake.exit(0)
+
+
+async def test_the_end_of_stdin_that_is_the_containers_too_keeps_the_client(world: World, core: Services) -> None:
+    sandbox = await core.sandboxes.run(pod(), "")
+    made = await core.containers.create(sandbox.id, container(stdin=True, stdin_once=True))
+    await core.containers.start(made.id)
+    stage = Stage(core, world.backend.containers[made.id], [], drain=0.01)
+    client = Client("stdin", "stdout")
+    client.stdin.end()
+    async with anyio.create_task_group() as group:
+        group.start_soon(stage.attach, client)
+        while not stage.fake.attached:
+            await anyio.sleep(0.01)
+        await anyio.sleep(0.2)
+        assert not client.error.closed
+        stage.fake.say(b"all of it")
+        stage.fake.exit(0)
+    assert (client.stdout.got, client.last_word["status"]) == (b"all of it", "Success")
+
+
 async def test_detaching_leaves_the_container_alone(stage: Stage) -> None:
     client = Client("stdout")
     async with anyio.create_task_group() as group:

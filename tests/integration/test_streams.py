@@ -168,11 +168,16 @@ async def test_several_attached_clients_also_after_a_restart(tmp_path: Path) -> 
                 await again.stdin.send(b"second\n")
                 await again.stdout.until(b"got second\n")
                 assert b"first" not in again.stdout.got, "what was said before is in the log"
+                await again.stdin.send(b"third\n")
                 again.stdin.end()
-                await anyio.sleep(0.1)
-                assert not again.error.closed, "the container's stdin stays open for the next client"
-                await node.core.containers.stop(container.id, 0)
             assert again.last_word["status"] == "Success"
+            assert again.stdout.got.endswith(b"got third\n"), "who closes stdin leaves, with the answer to what it sent last"
+            last = Client("stdin", "stdout")
+            async with stage.attached(container, last):
+                await last.stdin.send(b"fourth\n")
+                await last.stdout.until(b"got fourth\n")  # the container's stdin has stayed open
+                await node.core.containers.stop(container.id, 0)
+            assert last.last_word["status"] == "Success"
             with pytest.raises(IllegalTransition, match="not running"):
                 await node.core.streams.check_attach(AttachRequest(container.id, Stdio(stdout=True)))
             await node.clean()

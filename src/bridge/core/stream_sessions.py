@@ -39,6 +39,11 @@ class Session(Protocol):
         """One of the descriptors, which is the caller's from now on."""
         ...
 
+    @property
+    def ends_with_stdin(self) -> bool:
+        """Whether a client that closes its stdin means to leave: an attach to a container whose stdin stays open for the next one."""
+        ...
+
     def close_stdin(self) -> None:
         """Tell the other side that no more comes; a terminal's command is told nothing. Idempotent."""
         ...
@@ -58,6 +63,7 @@ class _Pipes:
     def __init__(self, pipes: StdioPipes) -> None:
         self._pipes = pipes
         self.console: int | None = None
+        self.ends_with_stdin = False
 
     @property
     def stdin(self) -> int | None:
@@ -97,10 +103,11 @@ class Command(_Pipes):
 class Attached(_Pipes):
     """A client of a container's own stdio."""
 
-    def __init__(self, pipes: StdioPipes, handle: ContainerHandle, *, tty: bool) -> None:
+    def __init__(self, pipes: StdioPipes, handle: ContainerHandle, *, tty: bool, ends_with_stdin: bool) -> None:
         super().__init__(pipes)
         self._handle = handle
         self._tty = tty
+        self.ends_with_stdin = ends_with_stdin
         self._ended = anyio.Event()
         self.settled = anyio.Event()
         """Set once it is attached, or has failed to be."""

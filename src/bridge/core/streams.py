@@ -111,10 +111,10 @@ class StreamService:
         Raises NotFound, IllegalTransition (not running, or its output has ended), Unsupported (its stdio is lost).
         """
         container = await self._running(container_id)
-        tty = container.config.tty
+        config, tty = container.config, container.config.tty
         handle = self._live.container(container.id).handle
         pipes = StdioPipes(stdin=stdio.stdin, stdout=stdio.stdout, stderr=stdio.stderr and not tty)
-        session = Attached(pipes, handle, tty=tty)
+        session = Attached(pipes, handle, tty=tty, ends_with_stdin=config.stdin and (tty or not config.stdin_once))
         failure: BaseException | None = None
         try:
             async with anyio.create_task_group() as group:

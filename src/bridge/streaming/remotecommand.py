@@ -27,6 +27,8 @@ from bridge.streaming.terminal_sizes import TerminalSizes
 _logger = log.get("streaming.remotecommand")
 _FIRST_SIZE_SECONDS = 0.02
 """How long a command with a terminal waits for the client to say its size, which it does at once if it will."""
+_LAST_KEYS_SECONDS = 0.1
+"""For what was typed before a terminal's stdin was closed (crictl's detach keys do that) to be with the container."""
 _UNHEARD_SECONDS = 5.0
 """For the last word to a client that was idle, or behind, for too long: it may not be reading."""
 
@@ -44,15 +46,21 @@ class RemoteCommands:
     async def exec(self, request: ExecRequest, command: RemoteCommand) -> None:
         """See bridge.streaming.sessions.Sessions."""
         stdio = _opened(request.stdio, command)
-        await self._serve(command, lambda size: self._streams.exec(request.container_id, request.argv, stdio, size=size), sized=stdio.tty)
+        copies = _Copies(command, self._idle_timeout, self._drain)
+        await self._serve(copies, lambda size: self._streams.exec(request.container_id, request.argv, stdio, size=size), sized=stdio.tty)
 
     async def attach(self, request: AttachRequest, command: RemoteCommand) -> None:
-        """The same. The end of the container's output is success: its exit code is in its status, as with other runtimes."""
-        stdio = _opened(request.stdio, command)
-        await self._serve(command, lambda _: self._streams.attach(request.container_id, stdio), sized=False)
+        """The same. The end of the container's output is success: its exit code is in its status, as with other runtimes.
 
-    async def _serve(self, command: RemoteCommand, opening: Open, *, sized: bool) -> None:
-        copies = _Copies(command, self._idle_timeout, self._drain)
+        A client that closes its stdin leaves, unless that is the container's end of input, too. Without a terminal it has an answer
+        to its last words coming, for as long as a command's left-overs have; who closes a terminal does not wait for any.
+        """
+        stdio = _opened(request.stdio, command)
+        copies = _Copies(command, self._idle_timeout, min(_LAST_KEYS_SECONDS, self._drain) if stdio.tty else self._drain)
+        await self._serve(copies, lambda _: self._streams.attach(request.container_id, stdio), sized=False)
+
+    async def _serve(self, copies: _Copies, opening: Open, *, sized: bool) -> None:
+        structured = copies.command.structured
         try:
             try:
                 await copies.run(opening, sized=sized)
@@ -60,7 +68,7 @@ class RemoteCommands:
                 raise
             except BridgeError as exc:
                 patience = _UNHEARD_SECONDS if isinstance(exc, TimedOut | LimitExceeded) else self._idle_timeout
-                await copies.end(status.of_failure(exc, structured=command.structured), patience)
+                await copies.end(status.of_failure(exc, structured=structured), patience)
         except ConnectionLost:
             _logger.debug("the client has left")
 
@@ -69,7 +77,8 @@ class _Copies:
     """What goes on between one client's channels and its session."""
 
     def __init__(self, command: RemoteCommand, idle_timeout: float, drain: float) -> None:
-        self._command = command
+        self.command = command
+        self._leaving = anyio.CancelScope()
         self._idle = copying.Idle(idle_timeout)
         self._drain = copying.Drain(drain)
         self._sizes = TerminalSizes()
@@ -83,13 +92,13 @@ class _Copies:
             size = await self._first_size() if sized else (0, 0)
             async with opening(size) as session:
                 code = await self._copy(session, size)
-                await self.end(status.of_exit(code, structured=self._command.structured), self._idle.seconds)
+                await self.end(status.of_exit(code, structured=self.command.structured), self._idle.seconds)
                 return
         raise TimedOut(f"nothing was sent or received for {self._idle.seconds:g} s")
 
     async def end(self, last_word: bytes, patience: float) -> None:
         """Close what the client reads, the error channel with ``last_word``; give up after ``patience`` seconds. Raises ConnectionLost."""
-        command = self._command
+        command = self.command
         with anyio.move_on_after(patience):
             for channel in (command.stdout, command.stderr):
                 if channel is not None:
@@ -101,7 +110,7 @@ class _Copies:
                     await channel.close()
 
     async def _first_size(self) -> Size:
-        channel = self._command.resize
+        channel = self.command.resize
         with anyio.move_on_after(_FIRST_SIZE_SECONDS):
             while channel is not None and (data := await channel.read()):
                 if (size := self._sizes.feed(data)) is not None:
@@ -110,7 +119,7 @@ class _Copies:
 
     async def _copy(self, session: Session, size: Size) -> int:
         """Copy until the process has ended and its output is told; its exit code."""
-        command = self._command
+        command = self.command
         outputs = ((session.console, command.stdout), (session.stdout, command.stdout), (session.stderr, command.stderr))
         async with anyio.create_task_group() as self._group:
             self._group.start_soon(self._guard, partial(self._stdin, session), name="stdin")
@@ -135,21 +144,24 @@ class _Copies:
             self._group.cancel_scope.cancel()
 
     async def _exit(self, session: Session) -> None:
-        self._code = await session.wait()
+        with self._leaving:
+            self._code = await session.wait()
         self._drain.start()
 
     async def _stdin(self, session: Session) -> None:
-        channel, target = self._command.stdin, session.stdin if session.console is None else session.console
+        channel, target = self.command.stdin, session.stdin if session.console is None else session.console
         if channel is None:
             return
         taken = target is not None and await copying.to_descriptor(channel, target, self._idle)
         session.close_stdin()
         if not taken:
             await copying.discard(channel)
+        if session.ends_with_stdin:
+            self._leaving.cancel()
 
     async def _resize(self, session: Session, size: Size) -> None:
         await _set(session, size)  # for a runtime that did not do it at the start
-        channel = self._command.resize
+        channel = self.command.resize
         while channel is not None and (data := await channel.read()):
             self._idle.touch()
             await _set(session, self._sizes.feed(data) or (0, 0))
