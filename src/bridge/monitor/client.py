@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -13,9 +12,10 @@ from typing import Any
 import anyio
 
 from bridge import log
-from bridge.errors import HostError, MonitorGone, Unavailable
+from bridge.errors import MonitorGone, Unavailable, Unsupported
 from bridge.monitor.channel import Channel
-from bridge.monitor.protocol import Frame, LaunchFailed, TaskInfo, error_from_wire, exit_from_wire, info_from_wire
+from bridge.monitor.dialling import dial
+from bridge.monitor.protocol import Frame, LaunchFailed, TaskInfo, error_from_wire, exit_from_wire, exit_to_wire, info_from_wire
 from bridge.ports.runtime import ContainerIO, ExitStatus
 
 __all__ = ["LaunchFailed", "MonitorClient", "TaskInfo"]
@@ -24,7 +24,8 @@ _QUICK_SECONDS = 10.0
 """Deadline of calls that wait for nothing but the monitor."""
 _LAUNCH_MARGIN = 60.0
 """Beyond a launch's own timeout, which the monitor keeps: its clean-up of a failed one."""
-_RETRY_SECONDS = 0.02
+
+_TOO_OLD = "the running monitor is of an older release and can't hold a shim's containers: drain the node and end it"
 
 _logger = log.get("monitor.client")
 
@@ -54,6 +55,8 @@ class MonitorClient:
         """The monitor's pid, start time (Unix, ns) and the file descriptor limits (soft, hard) that it was started with."""
         self.start_ns = 0
         self.nofile = (0, 0)
+        self.abilities: frozenset[str] = frozenset()
+        """What it can do beyond the first monitors (bridge.monitor.protocol.ABILITIES): it may be older than this server."""
         self._channel = Channel(sock, self._on_frame, self._on_lost)
 
     @classmethod
@@ -62,10 +65,11 @@ class MonitorClient:
         cls, socket: Path, *, timeout: float = 5.0, on_exit: Callable[[str, ExitStatus], None] | None = None
     ) -> AsyncIterator[MonitorClient]:
         """Connect within ``timeout`` seconds, waiting for the monitor to appear. Raises MonitorGone, Unavailable (no answer)."""
-        client = cls(await _dial(socket, timeout), on_exit)
+        client = cls(await dial(socket, timeout), on_exit)
         try:
             hello = await client._call("hello", {}, timeout=max(timeout, _QUICK_SECONDS))
             client.pid, client.start_ns, client.nofile = int(hello["pid"]), int(hello["start_ns"]), tuple(hello["nofile"])
+            client.abilities = frozenset(hello.get("abilities", ()))
             yield client
         finally:
             client._channel.close()
@@ -164,6 +168,39 @@ class MonitorClient:
         names, fds = _given(stdin, stdout, stderr)
         await self._call("attach", {"task": task_id, "fds": names}, fds, timeout=None, sent=attached)
 
+    async def hold(self, task_id: str, directory: Path, io: ContainerIO) -> None:
+        """Make the fifos stdin, stdout and stderr in ``directory`` and log what comes, for a process that a shim runs.
+
+        Held already is success. Raises Unsupported when the monitor is older than this server, HostError.
+        """
+        if "hold" not in self.abilities:
+            raise Unsupported(_TOO_OLD)
+        parameters = {
+            "task": task_id,
+            "directory": str(directory),
+            "terminal": io.terminal,
+            "stdin": io.stdin,
+            "stdin_once": io.stdin_once,
+            "log_path": io.log_path and str(io.log_path),
+            "owner": io.owner and list(io.owner),
+        }
+        await self._call("hold", parameters)
+
+    async def ended(self, task_id: str, status: ExitStatus, *, drain: float) -> None:
+        """Tell a held task's exit; returns once its output has ended and was logged, at most ``drain`` seconds later. Repeatable."""
+        parameters = {"task": task_id, "exit": exit_to_wire(status), "drain": drain}
+        await self._call("ended", parameters, timeout=drain + _QUICK_SECONDS)
+
+    async def stdin_closed(self, task_id: str) -> None:
+        """Wait until a held task's stdin was closed here, because its one client has left or by ``close_stdin``."""
+        await self._call("stdin_closed", {"task": task_id}, timeout=None)
+
+    async def spool(self, task_id: str, fifo: Path, path: Path) -> None:
+        """Keep ``fifo`` read (made if it is missing) and the last of it in ``path`` and ``path``.1, until ``forget``. Repeatable."""
+        if "hold" not in self.abilities:
+            raise Unsupported(_TOO_OLD)
+        await self._call("spool", {"task": task_id, "fifo": str(fifo), "path": str(path)})
+
     async def close_stdin(self, task_id: str) -> None:
         """Close the container's stdin once what was written is read; a terminal's can't be closed."""
         await self._call("close_stdin", {"task": task_id})
@@ -243,21 +280,3 @@ def _verb(task_id: str, argv: Sequence[str], cwd: Path, pid_file: Path, env: Map
 def _given(stdin: int | None, stdout: int | None, stderr: int | None) -> tuple[list[str], list[int]]:
     given = {name: fd for name, fd in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)) if fd is not None}
     return list(given), list(given.values())
-
-
-async def _dial(path: Path, timeout: float) -> socket.socket:
-    failure: OSError | None = None
-    with anyio.move_on_after(timeout):
-        while True:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            try:
-                sock.connect(str(path))  # on a unix socket this never waits: it succeeds, or fails with EAGAIN when the queue is full
-            except OSError as exc:
-                sock.close()
-                failure = exc
-                if exc.errno not in (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN):
-                    raise HostError(f"can't connect to the monitor at {path}: {exc}", errno=exc.errno) from exc
-            else:
-                return sock
-            await anyio.sleep(_RETRY_SECONDS)
-    raise MonitorGone(f"no monitor answers at {path} within {timeout:g} s: {failure}") from failure

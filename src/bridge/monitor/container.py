@@ -60,6 +60,23 @@ class ContainerStdio:
         else:
             then()
 
+    def drain_to_end(self, then: Callable[[], None], seconds: float) -> None:
+        """Log until every writer has closed, then call ``then``; after ``seconds`` at the latest, with what is there by then.
+
+        For output that another process copies into our pipes: at the exit it may still be on its way.
+        """
+        self._after_drain = then
+        if self._streams:
+            self._loop.call_later(seconds, self._overdue)
+        else:
+            self._drained()
+
+    def _overdue(self) -> None:
+        if self._after_drain is not None:
+            for stream in tuple(self._streams):
+                self._read_rest(stream)
+            self._drained()
+
     def resize(self, width: int, height: int) -> None:
         """Set the terminal's size in columns and rows. Raises Unsupported without a terminal."""
         if not self._terminal:

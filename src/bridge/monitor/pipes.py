@@ -27,6 +27,8 @@ class Stdin:
         self._closing = False
         self.closed = False
         self.on_room: Callable[[], None] = lambda: None
+        self.on_closed: list[Callable[[], object]] = []
+        """Called once each, when it is closed."""
 
     @property
     def has_room(self) -> bool:
@@ -53,6 +55,8 @@ class Stdin:
             self._loop.remove_writer(self._fd)
             os.close(self._fd)
             self.on_room()
+            while self.on_closed:
+                self.on_closed.pop()()
 
     def _flush(self) -> None:
         if self.closed:

@@ -7,7 +7,7 @@ up the request of that id and is not answered. The monitor also pushes ``{"event
 
 | op | parameters (descriptors) | ok |
 |---|---|---|
-| hello | | version, pid, start_ns, nofile |
+| hello | | version, abilities, pid, start_ns, nofile |
 | launch | task, argv, cwd, pid_file, env, console_socket, timeout, on_failure, terminal, stdin, stdin_once, log_path, owner | pid |
 | exec | task, argv, cwd, pid_file, env, timeout, fds: which of stdin, stdout, stderr (they) | pid |
 | adopt | task, pid, start_ticks | null |
@@ -15,9 +15,17 @@ up the request of that id and is not answered. The monitor also pushes ``{"event
 | kill | task, signal, group | null |
 | reopen_log, close_stdin, forget | task | null |
 | resize | task, width, height | null |
+| hold | task, directory, terminal, stdin, stdin_once, log_path, owner | null |
+| ended | task, exit, drain | null, when its output was logged |
+| stdin_closed | task | null, when its stdin was closed here |
+| spool | task, fifo, path | null |
 | attach | task, fds: which of stdin, stdout, stderr (they) | null, when the session has ended |
 | tasks | | a list of task objects |
 | shutdown | force | null |
+
+hold makes and drains the fifos stdin, stdout and stderr in a directory, for a process that another (a shim) runs; its task lasts
+until ``ended`` tells the exit and ``forget`` releases it. spool keeps a fifo read, and the last of what came in a file, until
+``forget``. Both change nothing when they are repeated.
 
 A bad frame ends its connection; a bad parameter ends its request with InvalidRequest naming the field. Other versions of this
 protocol are recognised by ``hello``: fields may be added, and unknown ones are ignored by both sides.
@@ -38,6 +46,8 @@ from bridge import errors
 from bridge.ports.runtime import ExitStatus
 
 VERSION = 1
+ABILITIES = ("hold",)
+"""What this monitor can do beyond what every monitor of this version can; ``hello`` tells a server that is newer or older."""
 MAX_FRAME = 8 << 20
 """Largest payload in bytes; the task list of 10 000 containers fits."""
 MAX_FDS = 3
@@ -66,7 +76,7 @@ class LaunchFailed(errors.BridgeError):
 
 @dataclass(frozen=True, slots=True)
 class TaskInfo:
-    """What the monitor holds of one task. ``kind`` is container or exec; ``pid`` is 0 while it is being launched."""
+    """What the monitor holds of one task: a container, exec, held or spool. ``pid`` is 0 while it is launched, and of the last two."""
 
     id: str
     kind: str

@@ -17,6 +17,7 @@ from bridge import log
 from bridge.errors import IllegalTransition, InUse, InvalidRequest, NotFound, Unsupported
 from bridge.monitor import parameters, protocol
 from bridge.monitor.container import ContainerStdio
+from bridge.monitor.holding import Holder
 from bridge.monitor.launch import Launcher
 from bridge.monitor.parameters import Launch
 from bridge.monitor.reaper import Reaper
@@ -45,7 +46,7 @@ class Service:
                 *("hello", "launch", "exec", "adopt", "wait", "kill", "reopen_log", "resize", "attach", "close_stdin"),
                 *("tasks_", "forget", "shutdown"),
             )
-        }
+        } | Holder(self.tasks).operations
 
     def connect(self, sock: socket.socket) -> None:
         """Serve a new client."""
@@ -85,7 +86,8 @@ class Service:
         return task.stdio
 
     def _hello(self, request: Request) -> None:
-        request.ok({"version": protocol.VERSION, "pid": os.getpid(), "start_ns": self._start_ns, "nofile": self._nofile})
+        facts = {"pid": os.getpid(), "start_ns": self._start_ns, "nofile": self._nofile}
+        request.ok({"version": protocol.VERSION, "abilities": protocol.ABILITIES, **facts})
 
     def _launch(self, request: Request) -> None:
         launch = Launch.read(request.message)

@@ -124,6 +124,18 @@ class Tasks:
         if self._reaper.watch(task.pid, lambda status: self._ended(task, status)) in (Relation.STRANGER, Relation.DESCENDANT):
             self._watch_stranger(task)
 
+    def keep(self, task: Task) -> None:
+        """Hold ``task``, which has no process to watch: ``end`` tells its exit."""
+        self._tasks[task.id] = task
+
+    def end(self, task: Task, status: ExitStatus, drain: float) -> None:
+        """A kept task has ended with ``status``: report it when its output has ended too, at most ``drain`` seconds from now."""
+        if task.ending:
+            return
+        task.ending = True
+        assert task.stdio is not None
+        task.stdio.drain_to_end(lambda: self._report(task, status), drain)
+
     def forget(self, task_id: str) -> None:
         """Release an ended task; an absent one is no error. Raises InUse while it runs."""
         task = self._tasks.get(task_id)
