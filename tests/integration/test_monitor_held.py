@@ -32,8 +32,8 @@ class Shim:
             os.close(self.outputs.popitem()[1])
 
 
-def io(node: Node, name: str, **flags: bool) -> ContainerIO:
-    return ContainerIO(log_path=node.log_path(name), **flags)
+def io(node: Node, name: str, *, stdin: bool = False) -> ContainerIO:
+    return ContainerIO(log_path=node.log_path(name), stdin=stdin, stdin_once=stdin)
 
 
 async def test_output_is_logged_to_its_end_and_the_exit_is_what_was_told(node: Node) -> None:
@@ -88,7 +88,7 @@ async def test_output_that_does_not_end_holds_the_exit_for_a_bounded_time(node: 
 
 async def test_attach_reads_feeds_and_its_leaving_closes_stdin_once(node: Node) -> None:
     async with node.connect() as client, anyio.create_task_group() as group:
-        await client.hold("c", node.root / "io", io(node, "c", stdin=True, stdin_once=True))
+        await client.hold("c", node.root / "io", io(node, "c", stdin=True))
         shim = Shim(node.root / "io")
         stdin = os.open(node.root / "io" / "stdin", os.O_RDONLY)
         output, far_output = os.pipe()
