@@ -99,9 +99,15 @@ class HandlerRegistry:
         return f"no runtime handler {wanted!r} (enabled handlers: {enabled}{'; disabled: ' + disabled if disabled else ''})"
 
     def policy(self, name: str) -> HandlerPolicy:
-        """The policy of ``name`` ("" means the default); no choices for a name that isn't configured."""
+        """The policy of ``name`` ("" means the default), with the annotations that its runtime takes from every pod.
+
+        No choices for a name that isn't configured.
+        """
         slot = self._slots.get(name or self._default)
-        return HandlerPolicy() if slot is None else slot.policy
+        if slot is None:
+            return HandlerPolicy()
+        own = () if slot.backend is None else slot.backend.features.annotations
+        return replace(slot.policy, allowed_annotations=(*slot.policy.allowed_annotations, *own)) if own else slot.policy
 
     def states(self) -> Sequence[HandlerState]:
         """Every configured handler, by name."""

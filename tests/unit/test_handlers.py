@@ -152,6 +152,14 @@ async def test_policies_come_from_settings_and_base_specs_are_read_again(fake: F
         assert isinstance(handlers.backend("based"), Backend)
 
 
+async def test_what_a_runtime_takes_from_every_pod_is_added(fake: FakePlugin, plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Backend, "features", RuntimeFeatures("fake 1", "/bin/fake", {}, ("io.katacontainers.a",)))
+    settings = [HandlerSettings("good", "fake"), HandlerSettings("more", "fake", allowed_annotations=("krun.*",))]
+    async with open_handlers(plugins, settings, default="good", context=CONTEXT) as handlers:
+        assert handlers.policy("good") == HandlerPolicy(("io.katacontainers.a",))
+        assert handlers.policy("more") == HandlerPolicy(("krun.*", "io.katacontainers.a"))
+
+
 async def test_an_error_of_the_caller_passes_unwrapped_and_closes_all(fake: FakePlugin, plugins: Plugins) -> None:
     with pytest.raises(HostError, match="mine"):
         async with open_handlers(plugins, SETTINGS, default="good", context=CONTEXT):

@@ -45,7 +45,7 @@ from bridge.host import files
 from bridge.host.lookups import Lookups
 from bridge.ports.handlers import Handlers
 from bridge.ports.images import Image, Images
-from bridge.ports.runtime import ContainerHandle, ContainerSpec
+from bridge.ports.runtime import Ability, ContainerHandle, ContainerSpec
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -149,7 +149,8 @@ class ContainerCreator:
 
     async def _inputs(self, making: Making, root: Path, who: accounts.Identity, prepared: tuple[Volume, ...]) -> spec.ContainerInputs:
         config, security = making.config, making.config.security
-        devices = await device_nodes.find(config, who.user, self.settings, self.lookups)
+        theirs = making.features.lacks(Ability.HOST_DEVICES) is None
+        devices = await device_nodes.find(config, who.user, self.settings, self.lookups, host_devices=theirs)
         return spec.ContainerInputs(
             container_id=making.container.id,
             sandbox=making.sandbox,

@@ -35,16 +35,19 @@ def check(config: ContainerConfig) -> None:
             raise InvalidRequest("can't be the container's root", field=f"{field}.container_path")
 
 
-async def find(config: ContainerConfig, user: User, settings: CoreSettings, lookups: Lookups) -> tuple[DeviceNode, ...]:
+async def find(
+    config: ContainerConfig, user: User, settings: CoreSettings, lookups: Lookups, *, host_devices: bool = True
+) -> tuple[DeviceNode, ...]:
     """Every node that the container gets, by its path inside; of two for one path the request's counts. Looks at the host now,
-    so that what was plugged in since is found. Raises InvalidRequest naming the field, TimedOut, HostError."""
+    so that what was plugged in since is found. Without ``host_devices`` a privileged one gets those that it asks for, as others do:
+    its own kernel has others than the host's. Raises InvalidRequest naming the field, TimedOut, HostError."""
     found: dict[str, DeviceNode] = {}
     for request in settings.additional_devices:
         try:
             await _add(found, request, settings.volume_timeout, lookups)
         except (NotFound, HostError, TimedOut) as exc:
             raise HostError(f"{_OPTION}: {exc.message}") from exc
-    if config.security.privileged:
+    if config.security.privileged and host_devices:
         for node in await devices.host():
             found[node.path] = _device(node, node.path, "rwm")
     asked: dict[str, DeviceNode] = {}

@@ -37,6 +37,7 @@ def check_pod(config: PodConfig, backend: RuntimeBackend, id_mapping_fault: str)
         raise InvalidRequest("TARGET is for containers only", field=f"{_OPTIONS}.pid")
     if options.pid is NamespaceMode.POD and not backend.features.has(Ability.SHARED_PID):
         raise Unsupported(f"{_OPTIONS}.pid: this handler can't share one PID namespace in the pod")
+    _check_hosts(options, backend)
     owned = [kind for kind, mode in (("net", options.network), ("uts", options.network), ("ipc", options.ipc)) if mode is NamespaceMode.POD]
     sysctls.check(config.sysctls, owned)
     user = user_namespace(config)
@@ -52,6 +53,15 @@ def check_pod(config: PodConfig, backend: RuntimeBackend, id_mapping_fault: str)
         raise Unsupported(f"{_USER}: this handler can't do it{f': {found.detail}' if found is not None else ''}")
     if id_mapping_fault:
         raise Unsupported(f"{_USER}: {id_mapping_fault}")
+
+
+def _check_hosts(options: NamespaceOptions, backend: RuntimeBackend) -> None:
+    why = backend.features.lacks(Ability.HOST_NAMESPACES)
+    if why is None:
+        return
+    for name, mode in (("network", options.network), ("pid", options.pid), ("ipc", options.ipc)):
+        if mode is NamespaceMode.NODE:
+            raise Unsupported(f"{_OPTIONS}.{name}: this handler can't use the node's ({why})")
 
 
 def _check_kinds(options: NamespaceOptions) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from anyio.to_thread import run_sync
 
+from bridge import log
 from bridge.aio import Rollback
 from bridge.core import limits, pod_limits, pod_namespaces, podfiles, selinux, spec, spec_resources, trace
 from bridge.core.confinement import Confiner
@@ -24,14 +25,17 @@ from bridge.core.hostports import HostPorts, mappings
 from bridge.core.live import Live
 from bridge.core.model import NamespaceMode, PodConfig
 from bridge.core.settings import CoreSettings
+from bridge.core.spec_annotations import withheld
 from bridge.core.store import Store
 from bridge.errors import Unsupported
-from bridge.host import cgroup_chain, cgroups, files, mounts, namespaces
+from bridge.host import cgroup_chain, cgroups, files, mounts, namespaces, shared_mounts
 from bridge.host.selinux import label_all
 from bridge.ports.handlers import Handlers
 from bridge.ports.images import Images
 from bridge.ports.network import Network, PodNetworkRequest
 from bridge.ports.runtime import NamespacePaths, RuntimeBackend, SandboxHandle, SandboxKind, SandboxSpec
+
+_logger = log.get("core.sandboxes")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class SandboxRunner:
             with self.host_ports.claimed(ident, config), trace.span("journal"):
                 sandbox = await self._journal(self._record(ident, config, handler, runtime_handler), backend)
             sandbox = await self._cgroup(sandbox, undo)
-            sandbox = await self._namespaces(sandbox, undo)
+            sandbox = await self._namespaces(sandbox, backend, undo)
             sandbox = await self._network(sandbox, undo)
             await self._files(sandbox, undo)
             handle = await self._backend(sandbox, backend, undo)
@@ -107,7 +111,7 @@ class SandboxRunner:
             await pod_limits.apply(sandbox)
         return sandbox
 
-    async def _namespaces(self, sandbox: Sandbox, undo: Rollback) -> Sandbox:
+    async def _namespaces(self, sandbox: Sandbox, backend: RuntimeBackend, undo: Rollback) -> Sandbox:
         options = sandbox.config.security.namespaces
         net, ipc = options.network is not NamespaceMode.NODE, options.ipc is not NamespaceMode.NODE
         directory = self.settings.sandbox_dir(sandbox.id)
@@ -116,6 +120,9 @@ class SandboxRunner:
             # Nobody else gets through to what is mounted below: a host user could run an image's set-user-id program (CVE-2021-41103).
             root = pod_namespaces.root_ids(sandbox.config)
             await files.make_dir(directory, 0o700 if root is None else 0o710, group=None if root is None else root[1])
+            if backend.sandbox_kind is SandboxKind.VM:
+                undo.push("unmount the pod directory", lambda: mounts.unmount_tree(directory))
+                await shared_mounts.share(directory)
             undo.push("remove the namespaces", lambda: namespaces.remove(directory / "ns"))
             user = pod_namespaces.user_namespace(sandbox.config)
             pins = await namespaces.create(
@@ -163,12 +170,21 @@ class SandboxRunner:
     async def _backend(self, sandbox: Sandbox, backend: RuntimeBackend, undo: Rollback) -> SandboxHandle:
         with trace.span(f"backend {sandbox.handler}"):
             chosen = self.spec_settings.of_handler(self.handlers.policy(sandbox.handler))
+            if backend.sandbox_kind is not SandboxKind.NAMESPACES:
+                _warn_of_withheld(sandbox, chosen)
             security = sandbox.config.security
             confinement = await self.confiner.find(security.seccomp, security.apparmor, privileged=security.privileged)
             request = sandbox_spec(sandbox, backend, self.settings, self.facts, chosen, confinement)
             handle = await backend.create_sandbox(request)
             undo.push("delete the backend's sandbox", handle.delete)
         return handle
+
+
+def _warn_of_withheld(sandbox: Sandbox, chosen: spec.SpecSettings) -> None:
+    barred = withheld(sandbox.config.annotations, chosen.allowed_annotations)
+    if barred:
+        option = f"runtime.handlers.{sandbox.handler}.allowed_annotations"
+        _logger.warning("%s doesn't allow the annotations %s: the runtime is not told of them", option, ", ".join(sorted(barred)))
 
 
 def check(config: PodConfig, backend: RuntimeBackend, id_mapping_fault: str) -> None:
@@ -222,6 +238,8 @@ def sandbox_spec(
         labels=sandbox.config.labels,
         annotations=sandbox.config.annotations,
         oci=oci,
+        ips=sandbox.ips,
+        sysctls=sandbox.config.sysctls,
     )
 
 

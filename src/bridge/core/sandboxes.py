@@ -129,17 +129,27 @@ class SandboxService:
             return
         self._live.stopping.add(ident)
         with log.context(pod=ident[:13]), trace.recording(self._traces, ident, "StopPodSandbox"):
-            await self._stop_members(ident)
+            stuck = await self._stop_members(ident)
             await self._tear_down(sandbox)
+            if stuck is not None:  # its end may have been theirs
+                stuck = await self._stop_members(ident)
+            if stuck is not None:
+                raise stuck
             if sandbox.state in (SandboxState.READY, SandboxState.STOPPED):
                 await self._store.apply_sandbox(ident, "stopped", attachment=None, pid=0)
             _logger.info("pod stopped")
 
-    async def _stop_members(self, ident: str) -> None:
+    async def _stop_members(self, ident: str) -> BridgeError | None:
+        """Returns why one of them goes on: what holds it, a guest that hangs, may end with the sandbox."""
         with trace.span("stop containers"):
             await self._containers.abort_creations(ident)
             members = self._store.members(ident)
-            await run_all(functools.partial(self._containers.end, container.id, 0.0) for container in members)
+            try:
+                await run_all(functools.partial(self._containers.end, container.id, 0.0) for container in members)
+            except BridgeError as exc:
+                _logger.warning("a container does not end: %s", exc)
+                return exc.with_traceback(None)
+        return None
 
     async def _tear_down(self, sandbox: Sandbox) -> None:
         """Network, backend and namespaces of a pod, in an order that works after any crash. Each step is idempotent."""

@@ -113,6 +113,9 @@ async def _host_volume(index: int, request: MountRequest, making: Making) -> Vol
 
 def _check_ability(request: MountRequest, making: Making, field: str) -> None:
     """Refuse what neither this kernel nor the handler can do. Raises RROUnsupported, Unsupported."""
+    still = making.features.lacks(Ability.MOUNT_PROPAGATION)
+    if still is not None and request.propagation in _SPREADING:
+        raise Unsupported(f"{field}.propagation: handler {making.sandbox.handler!r} can't do {request.propagation} ({still})")
     if making.facts.mount_copies:
         return
     if id_mapped.asked(request):

@@ -29,6 +29,7 @@ _logger = log.get("oci.probe")
 _VERSION = 2
 _UNASKED = Feature(Support.SUPPORTED)
 _ALWAYS = (Ability.EXEC, Ability.TTY, Ability.SHARED_PID, Ability.UPDATE, Ability.PAUSE)
+_KERNEL_SHARED = (Ability.HOST_NAMESPACES, Ability.HOST_DEVICES, Ability.MOUNT_PROPAGATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ def judge(said: claims.Claims, facts: KernelFacts, *, verified: str) -> dict[Abi
         Ability.RDT_SCHEMATA: (True, ""),
     }
     found = {ability: Feature(Support.SUPPORTED, verified) for ability in _ALWAYS}
+    found |= {ability: Feature(Support.SUPPORTED, "the node's own kernel") for ability in _KERNEL_SHARED}
     found[Ability.PORT_FORWARD] = Feature(Support.SUPPORTED, "through the pod's network namespace")
     found[Ability.STATS] = Feature(Support.SUPPORTED, "from the container's cgroup")
     for ability, (there, why) in needs.items():

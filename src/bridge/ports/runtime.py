@@ -19,6 +19,28 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from bridge.ports.abilities import Ability, Feature, RuntimeFeatures, Support
+
+__all__ = [
+    "SANDBOX_PID_NAMESPACE",
+    "Ability",
+    "ContainerHandle",
+    "ContainerIO",
+    "ContainerSpec",
+    "ExecProcess",
+    "ExecSpec",
+    "ExitStatus",
+    "Feature",
+    "NamespacePaths",
+    "Record",
+    "RuntimeBackend",
+    "RuntimeFeatures",
+    "SandboxHandle",
+    "SandboxKind",
+    "SandboxSpec",
+    "Support",
+]
+
 Record = Mapping[str, Any]
 """JSON-able state of a backend; carries its own ``"v"`` version. Core stores it and never reads it."""
 
@@ -27,64 +49,12 @@ SANDBOX_PID_NAMESPACE = "@sandbox"
 """Path of the pid namespace in ``ContainerSpec.oci`` that means "the sandbox's": the backend puts in the real one, known to it alone."""
 
 
-class Support(StrEnum):
-    """How an ability is there (field-notes: ``features`` alone can lie, so each is probed)."""
-
-    SUPPORTED = "supported"
-    EMULATED = "emulated"
-    UNSUPPORTED = "unsupported"
-
-
 class SandboxKind(StrEnum):
     """What a sandbox is made of: pinned namespaces only, a sandbox container, or a virtual machine."""
 
     NAMESPACES = "namespaces"
     CONTAINER = "container"
     VM = "vm"
-
-
-class Ability(StrEnum):
-    """Abilities that a backend declares. Core refuses a request that needs an unsupported one with Unsupported."""
-
-    EXEC = "exec"
-    TTY = "tty"
-    SECCOMP = "seccomp"
-    APPARMOR = "apparmor"
-    SELINUX = "selinux"
-    USER_NAMESPACES = "user-namespaces"
-    RECURSIVE_READ_ONLY = "recursive-read-only-mounts"
-    IDMAPPED_MOUNTS = "idmapped-mounts"
-    SYSTEMD_CGROUP = "systemd-cgroup"
-    SHARED_PID = "shared-pid-namespace"
-    UPDATE = "update"
-    PAUSE = "pause"
-    CHECKPOINT = "checkpoint"
-    PORT_FORWARD = "port-forward"
-    STATS = "stats"
-    NET_DEVICES = "net-devices"
-    RDT_SCHEMATA = "rdt-schemata"
-
-
-@dataclass(frozen=True, slots=True)
-class Feature:
-    """One ability as probed: ``detail`` says how it was verified or why it is missing."""
-
-    support: Support
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class RuntimeFeatures:
-    """What the probe found: the binary's own version line, its path, and each ability."""
-
-    version: str
-    path: str
-    abilities: Mapping[Ability, Feature]
-
-    def has(self, ability: Ability) -> bool:
-        """Whether ``ability`` is supported or emulated."""
-        found = self.abilities.get(ability)
-        return found is not None and found.support is not Support.UNSUPPORTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +74,9 @@ class SandboxSpec:
     ``state_dir`` exists, is private to this sandbox (below /run) and may hold the backend's bundle and sockets.
     ``oci`` is the OCI runtime spec of the sandbox container, given when the backend's kind is not NAMESPACES or when
     ``shared_pid`` asks for a process that owns the pod's PID namespace; its root.path is ready.
+    ``ips`` are the pod's addresses, which a guest takes over; ``sysctls`` are those asked for, which the server has set in the
+    pod's namespaces and a kernel of the pod's own has yet to get. For a VM ``state_dir`` is on a shared mount, so that what is
+    mounted below it later reaches a shim that has a mount namespace of its own.
     """
 
     id: str
@@ -118,6 +91,8 @@ class SandboxSpec:
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     oci: Mapping[str, Any] | None = None
+    ips: tuple[str, ...] = ()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,3 +137,29 @@ async def test_a_namespace_that_is_not_there(tmp_path: Path) -> None:
 async def test_what_is_no_port(port: int) -> None:
     with pytest.raises(InvalidRequest, match="port: "):
         await netdial.dial(None, port)
+
+
+async def test_a_guests_address_where_localhost_has_nobody(pin: Path) -> None:
+    with closing(await listen(None, socket.AF_INET, "127.0.0.77")) as listener:  # on the host, as the way to a guest is
+        port = listener.getsockname()[1]
+        with closing(await netdial.dial(pin, port, addresses=["127.0.0.77"])) as dialled:
+            assert dialled.getpeername() == ("127.0.0.77", port)
+    with closing(await listen(pin, socket.AF_INET, "127.0.0.78")) as listener:  # in the namespace alone, beside its localhost
+        port = listener.getsockname()[1]
+        with closing(await netdial.dial(pin, port, addresses=["127.0.0.78"])) as dialled:
+            assert dialled.getpeername() == ("127.0.0.78", port)
+
+
+async def test_localhost_goes_before_a_guests_address(pin: Path) -> None:
+    with closing(await listen(pin, socket.AF_INET, "127.0.0.1")) as listener:
+        port = listener.getsockname()[1]
+        with closing(await netdial.dial(pin, port, addresses=["127.0.0.79"])) as dialled:
+            assert dialled.getpeername() == ("127.0.0.1", port)
+
+
+async def test_each_place_that_refused_is_named_and_no_socket_stays_open(pin: Path) -> None:
+    before = fds()
+    wanted = "127.0.0.1: connection refused; ::1: .*; 127.0.0.79 from the node: .*; 127.0.0.79 from the pod's namespace: connection refused"
+    with pytest.raises(Unavailable, match=wanted):
+        await netdial.dial(pin, 9, addresses=["127.0.0.79"])
+    assert fds() == before
