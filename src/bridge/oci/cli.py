@@ -15,7 +15,7 @@ from anyio import to_thread
 
 from bridge.errors import RuntimeFailed, TimedOut
 from bridge.host import files, mounts, process
-from bridge.oci.logs import merge, parse_log, start_code
+from bridge.host.runtime_words import merge, parse_log, start_code
 from bridge.ports.host import RuntimeTimeouts
 
 

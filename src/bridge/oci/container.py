@@ -21,6 +21,7 @@ from anyio import to_thread
 
 from bridge.errors import AlreadyExists, IllegalTransition, MonitorGone, NotFound, TimedOut
 from bridge.host import cgroups
+from bridge.host.linux_resources import at_start
 from bridge.monitor.protocol import LaunchFailed
 from bridge.oci import limits, strays
 from bridge.oci.execs import OciExec
@@ -55,7 +56,7 @@ class OciContainer:
     @classmethod
     async def create(cls, runtime: OciRuntime, spec: ContainerSpec) -> OciContainer:
         """Write the bundle."""
-        await to_thread.run_sync(write_json, spec.bundle / "config.json", limits.at_start(runtime.in_its_scope(spec.oci)))
+        await to_thread.run_sync(write_json, spec.bundle / "config.json", at_start(runtime.in_its_scope(spec.oci)))
         return cls(runtime, spec)
 
     @property

@@ -13,11 +13,11 @@ from anyio import to_thread
 
 from bridge.errors import HostError
 from bridge.host import cgroup_limits, cgroups
+from bridge.host.linux_resources import at_start, lifts_quota, merged, without_quota
 from bridge.oci.cli import OciCli
 from bridge.oci.runtime import write_json
 
 _CONFIG, _FRESH, _REQUEST = "config.json", "config.json.new", "resources.json"
-_LISTS = {"hugepageLimits": "pageSize"}
 
 
 async def update(cli: OciCli, bundle: Path, ident: str, cgroup: str | None, resources: Mapping[str, Any], *, started: bool) -> None:
@@ -38,26 +38,6 @@ async def update(cli: OciCli, bundle: Path, ident: str, cgroup: str | None, reso
                 os.unlink(bundle / name)
 
 
-def lifts_quota(resources: Mapping[str, Any]) -> bool:
-    """Whether they say that there is to be no CPU quota."""
-    return int(resources.get("cpu", {}).get("quota", 0)) < 0
-
-
-def without_quota(resources: Mapping[str, Any]) -> dict[str, Any]:
-    """``resources`` that say nothing of a quota: a new cgroup has none."""
-    cpu = {key: value for key, value in resources.get("cpu", {}).items() if key != "quota"}
-    rest = {key: value for key, value in resources.items() if key != "cpu"}
-    return {**rest, "cpu": cpu} if cpu else rest
-
-
-def at_start(oci: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``oci`` as runtimes start it: without limits that say "none", which is what a new cgroup has."""
-    linux = oci.get("linux", {})
-    if not lifts_quota(linux.get("resources", {})):
-        return oci
-    return {**oci, "linux": {**linux, "resources": without_quota(linux["resources"])}}
-
-
 def _prepare(bundle: Path, resources: Mapping[str, Any], told: Mapping[str, Any]) -> None:
     """The request's file, and the config that will take the place of the old one."""
     try:
@@ -68,15 +48,3 @@ def _prepare(bundle: Path, resources: Mapping[str, Any], told: Mapping[str, Any]
         write_json(bundle / _REQUEST, told)
     except OSError as exc:
         raise HostError(f"bundle {bundle}: {exc.strerror}", errno=exc.errno) from exc
-
-
-def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """``old`` limits with the ``new`` ones in their places."""
-    result = dict(old)
-    for section, value in new.items():
-        if section in _LISTS:
-            key = _LISTS[section]
-            result[section] = list({each[key]: each for each in (*old.get(section, ()), *value)}.values())
-        else:
-            result[section] = {**old.get(section, {}), **value}
-    return result

@@ -17,9 +17,9 @@ from bridge import log
 from bridge.errors import BridgeError, MonitorGone, RuntimeFailed
 from bridge.host import cgroup_paths, cgroups
 from bridge.host.cgroup_paths import CgroupDriver
+from bridge.host.runtime_words import merge
 from bridge.monitor.protocol import LaunchFailed
 from bridge.oci.cli import OciCli, read_log
-from bridge.oci.logs import merge
 from bridge.ports.host import HostContext, Monitor
 
 T = TypeVar("T")

@@ -34,7 +34,26 @@ NOBODY = 2**22 + 7
 """A pid that no Linux host has."""
 
 
-class FakeMonitor:
+class UnheldMonitor:
+    """The part of a monitor that serves shims, which no OCI command line needs."""
+
+    async def hold(self, task_id: str, directory: Path, io: ContainerIO) -> None:
+        raise AssertionError(task_id)
+
+    async def ended(self, task_id: str, status: ExitStatus, *, drain: float) -> None:
+        raise AssertionError(task_id)
+
+    async def stdin_closed(self, task_id: str) -> None:
+        raise AssertionError(task_id)
+
+    async def spool(self, task_id: str, fifo: Path, path: Path) -> None:
+        raise AssertionError(task_id)
+
+    async def close_stdin(self, task_id: str) -> None:
+        raise AssertionError(task_id)
+
+
+class FakeMonitor(UnheldMonitor):
     """Knows the tasks it was asked to launch. ``failure`` fails the next launch, ``log`` is written as the runtime's log first."""
 
     def __init__(self) -> None:

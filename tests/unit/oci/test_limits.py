@@ -59,20 +59,3 @@ async def test_before_the_start_only_the_bundle_changes(tmp_path: Path, bundle: 
 async def test_a_bundle_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="gone"):
         await limits.update(runtime(tmp_path), tmp_path / "gone", "id", None, {"cpu": {"shares": 20}}, started=True)
-
-
-def test_limits_are_merged_key_by_key_and_page_by_page() -> None:
-    old = {"hugepageLimits": [{"pageSize": "2MB", "limit": 1}, {"pageSize": "1GB", "limit": 2}], "unified": {"a.b": "1"}}
-    new = {"hugepageLimits": [{"pageSize": "2MB", "limit": 3}], "unified": {"c.d": "2"}}
-    assert limits.merged(old, new) == {
-        "hugepageLimits": [{"pageSize": "2MB", "limit": 3}, {"pageSize": "1GB", "limit": 2}],
-        "unified": {"a.b": "1", "c.d": "2"},
-    }
-
-
-def test_a_new_cgroup_is_not_told_that_it_has_no_quota() -> None:
-    assert limits.at_start({"linux": {"resources": {"cpu": {"quota": -1}, "memory": {"limit": 1}}}}) == {
-        "linux": {"resources": {"memory": {"limit": 1}}}
-    }
-    assert limits.at_start(CONFIG) is CONFIG
-    assert limits.at_start({}) == {}

@@ -1,6 +1,6 @@
 import pytest
 
-from bridge.oci.logs import merge, parse_log, start_code
+from bridge.host.runtime_words import merge, parse_log, start_code
 
 RUNC = '{"level":"error","msg":"exec failed: exec: \\"nope\\": executable file not found in $PATH","time":"x"}'
 

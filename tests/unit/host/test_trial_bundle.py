@@ -1,0 +1,30 @@
+"""The program of a trial."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bridge.host.trial_bundle import exit_program
+
+
+def test_the_trial_program_exits_with_0(tmp_path: Path) -> None:
+    program = exit_program(os.uname().machine)
+    assert program is not None
+    path = tmp_path / "exit"
+    path.write_bytes(program)
+    path.chmod(0o755)
+    assert subprocess.run([path], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("machine", "number"), [("x86_64", 62), ("aarch64", 183)])
+def test_the_trial_program_is_for_its_machine(machine: str, number: int) -> None:
+    program = exit_program(machine)
+    assert program is not None
+    assert struct.unpack_from("<H", program, 18)[0] == number
+    assert struct.unpack_from("<Q", program, 24)[0] == 0x400000 + 120
+    assert exit_program("vax") is None
