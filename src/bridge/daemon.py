@@ -12,7 +12,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import IO
@@ -52,20 +52,21 @@ _logger = log.get("daemon")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def run(config: Config) -> int:
-    """``cri-bridge serve``: run until SIGTERM or SIGINT. Returns the process's exit code."""
+def run(config: Config, begin: Callable[[], None] = lambda: None) -> int:
+    """``cri-bridge serve``: run until SIGTERM or SIGINT. Returns the process's exit code. ``begin`` is called in its loop first of all."""
     log.setup(config.server.log_level)
     syscalls.use_one_malloc_arena()
     try:
-        anyio.run(_serve, config)
+        anyio.run(_serve, config, begin)
     except BridgeError as exc:
         _logger.error("can't start: %s", exc)
         return 1
     return 0
 
 
-async def _serve(config: Config) -> None:
+async def _serve(config: Config, begin: Callable[[], None]) -> None:
     began = time.monotonic()
+    begin()
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with running(config) as daemon:
             gc.collect()

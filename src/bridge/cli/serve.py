@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Callable
 
 from bridge.config_files import load
+
+_FAILPOINTS = "CRI_BRIDGE_FAILPOINTS"  # as bridge.testing.failpoints, which an ordinary server does not even import
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -14,7 +18,14 @@ def run(arguments: argparse.Namespace) -> int:
         config = config.model_copy(update={"server": config.server.model_copy(update={"log_level": arguments.log_level})})
     from bridge import daemon
 
-    return daemon.run(config)
+    begin: Callable[[], None] = _nothing
+    if os.environ.get(_FAILPOINTS):
+        from bridge.testing.failpoints import install_if_asked as begin
+    return daemon.run(config, begin)
+
+
+def _nothing() -> None:
+    pass
 
 
 def monitor(arguments: argparse.Namespace) -> int:
