@@ -67,6 +67,7 @@ class DaemonNode:
         self.handlers = handlers or {"runc": "runc", "crun": "crun"}
         self.cni_bin = cni_bin
         self.runtime = runtime
+        self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         octet = secrets.randbelow(250) + 2
         self.subnets = [f"10.249.{octet}.0/24", f"fd00:cb:{octet}::/64"]
@@ -140,7 +141,7 @@ class DaemonNode:
 
     def spawn(self) -> None:
         """Start the server and don't wait for it."""
-        environment = {**os.environ, "PYTHONPATH": _PYTHONPATH, "NOTIFY_SOCKET": str(self.root / "notify")}
+        environment = {**os.environ, "PYTHONPATH": _PYTHONPATH, "NOTIFY_SOCKET": str(self.root / "notify"), **self.environment}
         argv = [sys.executable, "-m", "bridge", "--config", str(self.config_file), "serve"]
         with contextlib.suppress(BlockingIOError):
             while self._notify.recv(256, socket.MSG_DONTWAIT):

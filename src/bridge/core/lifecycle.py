@@ -56,6 +56,9 @@ CONTAINER: Mapping[tuple[ContainerState, str], ContainerState] = {
     (_C.REMOVING, "removing"): _C.REMOVING,
 }
 
+FACTS = frozenset(("started", "start-failed", "exited", "abandoned", "stopped", "died", "removing"))
+"""Events that have happened, or that may be repeated from their beginning: no full disk can undo them. The others are promises."""
+
 State = TypeVar("State", SandboxState, ContainerState)
 
 

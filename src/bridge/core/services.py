@@ -110,4 +110,5 @@ def assemble(
     stats = StatsService(daemon, containers, sandboxes, ports.images, spec_settings.cgroup_driver)
     streams = StreamService(store=store, live=live, handlers=ports.handlers, settings=settings)
     execs = ExecService(streams=streams, settings=settings)
+    supervisor.spawn("late writes", store.late.keep)
     return Services(store, live, sandboxes, containers, execs, streams, resources, stats, recovery, traces, ports, lookups)

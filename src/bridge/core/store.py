@@ -2,7 +2,8 @@
 
 ``apply(id, event, **facts)`` looks the event up in the transition table, makes the new object, commits it, then publishes
 it and tells the change feed. Readers never wait and never lock: they read dicts of frozen objects. Writers of one object
-queue on that object's own lock for the length of one SQLite commit, nothing longer.
+queue on that object's own lock for the length of one SQLite commit, nothing longer. What a phase is about to do is committed first
+or refused; a fact that the disk won't take is published all the same and written later (see late_writes).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from bridge import log
 from bridge.aio import Broadcast
 from bridge.core import lifecycle, records
 from bridge.core.entities import Container, Sandbox
+from bridge.core.late_writes import LateWrites
 from bridge.errors import AlreadyExists, CorruptData, InvalidRequest, NotFound
 from bridge.host.database import Database
 
@@ -61,6 +63,7 @@ class Store:
         self._names: dict[str, str] = {}
         self._members: dict[str, dict[str, None]] = {}
         self._locks: dict[str, anyio.Lock] = {}
+        self.late = LateWrites(self._write)
 
     async def load(self) -> None:
         """Read all records; one that can't be read is set aside and logged, never fatal (design promise 2)."""
@@ -111,6 +114,8 @@ class Store:
         if holder is not None:
             raise AlreadyExists(f"name {entity.name_key!r} belongs to {table[:-1]} {holder}")
         self._names[entity.name_key] = entity.id
+        if self.late:
+            await self.late.settle()  # a name that was freed may still be held in the database
         try:
             await self._write(lambda db: _insert(db, entity))
         except BaseException:
@@ -144,7 +149,7 @@ class Store:
         async with self._lock(ident):
             entity = self.sandboxes.get(ident) or self.containers.get(ident)
             # Also when memory has none: an insert may have reported a failure and happened all the same.
-            await self._write(lambda db: _delete(db, ident))
+            await self.late.commit(ident, lambda db: _delete(db, ident), fact=True)
             if entity is None:
                 return
             self._names.pop(entity.name_key, None)
@@ -183,7 +188,8 @@ class Store:
     async def _commit(self, event: str, before: Entity, after: Entity) -> None:
         body = records.dumps(after)
         table = "sandboxes" if isinstance(after, Sandbox) else "containers"
-        await self._write(lambda db: db.execute(f"UPDATE {table} SET body = ? WHERE id = ?", (body, after.id)))  # noqa: S608
+        statement = f"UPDATE {table} SET body = ? WHERE id = ?"  # noqa: S608
+        await self.late.commit(after.id, lambda db: db.execute(statement, (body, after.id)), fact=event in lifecycle.FACTS)
         self._publish(after)
         self.changes.publish(Change(event, before, after))
 

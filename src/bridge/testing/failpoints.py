@@ -15,7 +15,7 @@ marks them in the code, so none can be forgotten and none costs anything while t
 - ``install(directory)`` in a whole server: ``cri-bridge serve`` does so when CRI_BRIDGE_FAILPOINTS names a directory, and
   ``Control(directory)`` in another process says what is to happen. The sweep of scripts/test-crash works so.
 
-A point is named ``module:function:line``, with ``#n`` when the same task comes there for the n-th time.
+A point is named ``module:function:line``, with ``#n`` when the same task comes there for the n-th time; see ``place_of``.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ ENVIRONMENT = "CRI_BRIDGE_FAILPOINTS"
 _POLL = 0.003
 _OCCURRENCES = 3  # a loop that comes to one place a thousand times is interrupted at its first turns only
 _OWN = frozenset((__name__, "bridge.log"))
+_NEVER_FAIL = frozenset(("Lock.acquire", "Event.wait", "Semaphore.acquire", "Condition.wait", "sleep"))
 _logger = log.get("failpoints")
 
 How = Literal["cancel", "fail"]
@@ -74,7 +75,7 @@ class Watched:
                 waited_for = steps.throw(error) if error is not None else next(steps)
             except StopIteration as end:
                 return end.value
-            place, error = _place(self._work), None
+            place, error = place_of(self._work), None
             self._watcher.begun(place)
             try:
                 yield waited_for
@@ -83,24 +84,30 @@ class Watched:
                 error = exc
 
 
-def _place(work: Any) -> str:
-    """Where the innermost coroutine of ours in ``work`` waits; "" when none does."""
-    found = ""
+def place_of(work: Any) -> str:
+    """Where the innermost coroutine of ours in ``work`` waits; "" when none does.
+
+    It ends with "~" where nothing but a cancellation can come out of the wait: it is for a lock, an event or a time.
+    """
+    found, quiet = "", ""
     while work is not None:
         frame = getattr(work, "cr_frame", None) or getattr(work, "gi_frame", None) or getattr(work, "ag_frame", None)
         if frame is not None:
             module = str(frame.f_globals.get("__name__", ""))
             if module.startswith("bridge") and module not in _OWN:
-                found = f"{module}:{frame.f_code.co_qualname.removesuffix('.<locals>')}:{frame.f_lineno}"
+                found, quiet = f"{module}:{frame.f_code.co_qualname}:{frame.f_lineno}", ""
+            elif frame.f_code.co_qualname in _NEVER_FAIL:
+                quiet = "~"
         work = getattr(work, "cr_await", None) or getattr(work, "gi_yieldfrom", None) or getattr(work, "ag_await", None)
-    return found
+    return found and found + quiet
 
 
 async def interrupt(work: Callable[[], Awaitable[Any]], at: int, how: How) -> bool:
     """Run ``work`` and interfere with its ``at``-th wait; whether it had so many.
 
     "cancel" cancels a scope around it amid the wait, as a shutdown does. "fail" lets what was awaited finish and then raises HostError
-    in its place, as an operation that had its effect and failed all the same. What else ``work`` raises comes out.
+    in its place (unless nothing there can fail), as an operation that had its effect and failed all the same. What else ``work``
+    raises comes out.
     """
     waits = 0
     with anyio.CancelScope() as scope:
@@ -111,10 +118,11 @@ async def interrupt(work: Callable[[], Awaitable[Any]], at: int, how: How) -> bo
             if waits == at and how == "cancel":
                 scope.cancel()
 
-        async def ended(_place: str) -> BaseException | None:
+        async def ended(place: str) -> BaseException | None:
             task = asyncio.current_task()
             cancelled = task is not None and task.cancelling() > 0
-            return HostError(INJECTED) if waits == at and how == "fail" and not cancelled else None
+            fails = waits == at and how == "fail" and not cancelled and not place.endswith("~")
+            return HostError(INJECTED) if fails else None
 
         try:
             await Watched(work(), Watcher(begun, ended))

@@ -1,0 +1,80 @@
+"""The crash sweep: ``python -m tests.crash`` (scripts/test-crash). Needs root, a runtime and what the integration tests need.
+
+For every failpoint of every operation, with every fault: the operation is interrupted there, the server is restarted where it
+was killed, a kubelet tries again until it has what it wants, and then nothing may be left and nothing may be unknown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+
+from tests.crash.operations import OPERATIONS, Operation
+from tests.crash.sweep import FAULTS, Case, Sweeper, cases, sweeper, timed
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/test-crash", description=__doc__)
+    parser.add_argument("--handler", action="append", help="runc, crun, …; may be given again (default: runc and crun)")
+    parser.add_argument("--operation", action="append", choices=[each.name for each in OPERATIONS], help="default: all")
+    parser.add_argument("--fault", action="append", choices=FAULTS, help="default: all")
+    parser.add_argument("--point", default="", help="only points whose name has this in it")
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="N cases of each operation, chosen by --seed, instead of all")
+    parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--list", action="store_true", help="list the points and end")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code: 1 when a case failed."""
+    options = _arguments(argv)
+    chosen = [each for each in OPERATIONS if not options.operation or each.name in options.operation]
+    counts: Counter[str] = Counter()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="cbt-sweep-") as directory, sweeper(Path(directory)) as swept:
+        for handler in options.handler or ["runc", "crun"]:
+            for operation in chosen:
+                anyio.run(_operation, swept, handler, operation, options, counts)
+    print(f"{counts['points']} points, {counts['runs']} runs, {counts['missed']} not reached, {counts['failed']} failed, {timed(began)}")
+    return 1 if counts["failed"] else 0
+
+
+async def _operation(swept: Sweeper, handler: str, operation: Operation, options: argparse.Namespace, counts: Counter[str]) -> None:
+    points = [point for point in await swept.points(handler, operation) if options.point in point]
+    counts["points"] += len(points)
+    print(f"{handler} {operation.name}: {len(points)} points", flush=True)
+    if options.list:
+        print("\n".join(f"  {point}" for point in points))
+        return
+    wanted = list(cases(handler, operation, points, options.fault or FAULTS))
+    if options.sample and options.sample < len(wanted):
+        wanted = random.Random(options.seed).sample(wanted, options.sample)
+    for case in wanted:
+        await _case(swept, case, counts)
+
+
+async def _case(swept: Sweeper, case: Case, counts: Counter[str]) -> None:
+    counts["runs"] += 1
+    began = time.monotonic()
+    try:
+        came = await swept.run(case)
+    except Exception:  # noqa: BLE001 - the sweep goes on and says at the end how many failed
+        counts["failed"] += 1
+        print(f"FAILED {case} ({timed(began)})\n{traceback.format_exc()}", flush=True)
+        await swept.renew()
+        return
+    counts["missed"] += not came
+    print(f"{'ok' if came else 'not reached'} {case} ({timed(began)})", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

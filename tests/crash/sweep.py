@@ -1,0 +1,217 @@
+"""Interrupting operations at failpoints, and looking afterwards whether all is well: the engine of the crash sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+from anyio.to_thread import run_sync
+from grpclib.const import Status
+
+from bridge.client import CriError, connect
+from bridge.testing.failpoints import ENVIRONMENT, Control
+from bridge.testing.images import Entry, Layout, tar
+from bridge.testing.leaks import Scope, Snapshot, difference, snapshot
+from bridge.testing.registry import registry
+from tests.crash.operations import Operation, Stage
+from tests.integration.daemon_fixtures import warm
+from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node
+from tests.integration.registry_node import push
+
+FAULTS = ("kill-server", "kill-monitor", "kill-both", "cancel", "error", "hang")
+_HELD_SECONDS = 15.0
+_PATIENCE = 45.0
+_READ_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of the sweep."""
+
+    handler: str
+    operation: Operation
+    fault: str
+    point: str
+
+    def __str__(self) -> str:
+        return f"{self.handler} {self.operation.name} {self.fault} at {self.point}"
+
+
+class Sweeper:
+    """A server under failpoints. ``run`` raises what is wrong after a case; the server is usable again then, or ``renew`` makes it so."""
+
+    def __init__(self, node: DaemonNode, control: Control, image: str) -> None:
+        self._node = node
+        self._control = control
+        self._image = image
+        self._numbers = itertools.count(1)
+        scope = node.scope()
+        self._scope: Scope = dataclasses.replace(scope, pids=[])
+        self._before: Snapshot = snapshot(self._scope)
+
+    async def points(self, handler: str, operation: Operation) -> Sequence[str]:
+        """Where ``operation`` comes through when nothing happens."""
+        stage = self._stage()
+        async with self._kubelet(handler) as kubelet:
+            await operation.prepare(kubelet, stage)
+            self._control.record()
+            await operation.act(kubelet, stage)
+            await anyio.sleep(0.2)  # what follows behind the answer: the watch over the exit, the release of the runtime's state
+            self._control.disarm()
+            await operation.again(kubelet, stage)
+            await self._clean(kubelet)
+        return self._control.points()
+
+    async def run(self, case: Case) -> bool:
+        """Whether the server came to the point at all. Raises AssertionError and whatever else shows that something is wrong."""
+        stage = self._stage()
+        async with self._kubelet(case.handler) as kubelet:
+            await case.operation.prepare(kubelet, stage)
+        self._control.arm(case.point, fail=case.fault == "error")
+        try:
+            came = await self._interrupted(case, stage)
+        finally:
+            self._control.disarm()
+        with anyio.fail_after(_PATIENCE):
+            await self._until_well(case, stage)
+            async with self._kubelet(case.handler) as kubelet:
+                await self._clean(kubelet)
+        await self._audit()
+        return came
+
+    async def _interrupted(self, case: Case, stage: Stage) -> bool:
+        done = anyio.Event()
+
+        async def act() -> None:
+            try:
+                async with self._kubelet(case.handler) as kubelet:
+                    await case.operation.act(kubelet, stage)
+            except (CriError, ConnectionError, TimeoutError, OSError):
+                pass  # it was interrupted: what matters is what comes after
+            finally:
+                done.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(act)
+            with anyio.move_on_after(_HELD_SECONDS):
+                while not self._control.held and not done.is_set():
+                    await anyio.sleep(0.002)
+            if self._control.held and case.fault != "error":
+                await self._fault(case)
+            self._control.disarm()
+            with anyio.move_on_after(0 if case.fault in ("cancel", "hang") else _HELD_SECONDS):
+                await done.wait()
+            group.cancel_scope.cancel()
+        if case.fault in ("hang", "kill-both", "kill-server") and (self._node.process is None or self._node.process.poll() is not None):
+            await self._node.restart()
+        return self._control.held
+
+    async def _fault(self, case: Case) -> None:
+        if case.fault in ("kill-monitor", "kill-both"):
+            await self._node.kill_monitor()
+        if case.fault in ("kill-server", "kill-both"):
+            await run_sync(self._node.kill)
+        if case.fault == "hang":
+            await self._reads_go_on(case.handler)
+            assert self._node.process is not None
+            os.kill(self._node.process.pid, signal.SIGTERM)
+            code = await run_sync(self._node.process.wait, 30)
+            assert code == 0, f"a server with hanging work ended with code {code}"
+
+    async def _reads_go_on(self, handler: str) -> None:
+        """Nobody waits for the one that hangs."""
+        with anyio.fail_after(_READ_SECONDS):
+            async with self._kubelet(handler) as kubelet:
+                await kubelet.cri.runtime.list_pod_sandbox()
+                await kubelet.cri.runtime.list_containers()
+                await kubelet.cri.runtime.status()
+                await kubelet.cri.image.list_images()
+
+    async def _until_well(self, case: Case, stage: Stage) -> None:
+        """As a kubelet: again, until it has what it wants."""
+        while True:
+            try:
+                async with self._kubelet(case.handler) as kubelet:
+                    await case.operation.again(kubelet, stage)
+                return
+            except CriError as exc:
+                if exc.code is not Status.UNAVAILABLE and "MonitorLost" not in exc.message and "injected" not in exc.message:
+                    raise
+            await anyio.sleep(0.05)
+
+    async def _clean(self, kubelet: Kubelet) -> None:
+        states = (await kubelet.cri.runtime.list_containers()).containers
+        assert all(int(each.state) < 3 for each in states), f"a state is unknown: {states}"
+        await kubelet.clean()
+        assert not (await kubelet.cri.runtime.list_containers()).containers
+        assert not (await kubelet.cri.runtime.list_pod_sandbox()).items
+
+    async def _audit(self) -> None:
+        left: list[str] = []
+        for _ in range(200):
+            left = [line for line in difference(self._before, await run_sync(snapshot, self._scope)) if not self._kept(line)]
+            if not left:
+                return
+            await anyio.sleep(0.05)
+        raise AssertionError("left behind:\n" + "\n".join(left))
+
+    def _kept(self, line: str) -> bool:
+        """The server, and a monitor that succeeded a killed one."""
+        return f" {self._node.monitor_socket} " in line or f"--config {self._node.config_file}" in line
+
+    def _stage(self) -> Stage:
+        number = next(self._numbers)
+        spare = self._node.logs / f"spare{number}"
+        spare.mkdir()
+        some = Kubelet(self._node, None, "")  # type: ignore[arg-type]  # it only builds a configuration
+        return Stage(spare, some.pod_config(f"swept{number}"), image=self._image)
+
+    @asynccontextmanager
+    async def _kubelet(self, handler: str) -> AsyncIterator[Kubelet]:
+        async with connect(self._node.socket, wait=30) as cri:
+            yield Kubelet(self._node, cri, handler)
+
+    async def renew(self) -> None:
+        """After a failed case: a fresh start, and whatever is left counts as there before."""
+        await run_sync(self._node.kill)
+        await self._node.restart()
+        async with self._kubelet("") as kubelet:
+            await kubelet.clean()
+        self._before = await run_sync(snapshot, self._scope)
+
+
+@contextmanager
+def sweeper(directory: Path) -> Iterator[Sweeper]:
+    """A server with failpoints, its registry, and nothing left of them afterwards."""
+    control = directory / "control"
+    control.mkdir()
+    with Layout(directory / "swept") as layout:
+        layout.image("swept", [tar([Entry("file", os.urandom(300_000))])], config={"Cmd": ["sh"]})
+    with registry(directory / "registry") as host, daemon_node() as node:
+        anyio.run(push, directory / "swept", "swept", host, "swept:1")
+        node.stop()
+        node.environment[ENVIRONMENT] = str(control)
+        node.start()
+        anyio.run(warm, node)
+        yield Sweeper(node, Control(control), f"{host}/swept:1")
+
+
+def cases(handler: str, operation: Operation, points: Iterable[str], faults: Iterable[str]) -> Iterator[Case]:
+    """Every fault at every point where it can happen."""
+    for fault in faults:
+        for point in points:
+            if fault != "error" or "~" not in point:
+                yield Case(handler, operation, fault, point)
+
+
+def timed(began: float) -> str:
+    """Seconds since ``began``."""
+    return f"{time.monotonic() - began:.1f} s"
