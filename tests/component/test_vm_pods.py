@@ -26,7 +26,7 @@ from bridge.testing.fakes import FakeSandbox
 from tests.component.conftest import World, container, pod
 
 pytestmark = pytest.mark.root
-_OWN_KERNEL = (Ability.HOST_NAMESPACES, Ability.HOST_DEVICES, Ability.MOUNT_PROPAGATION)
+_OWN_KERNEL = (Ability.HOST_NETWORK, Ability.HOST_NAMESPACES, Ability.HOST_DEVICES, Ability.MOUNT_PROPAGATION)
 
 
 @pytest.fixture(autouse=True)

@@ -21,10 +21,19 @@ from bridge.errors import BridgeError, HostError, InvalidRequest, Unsupported
 from bridge.host import apparmor as host_apparmor
 from bridge.host import rootfs
 from bridge.host.facts import HostFacts
+from bridge.ports.runtime import Ability, RuntimeFeatures
 
 _logger = log.get("core.confinement")
 _CONTEXT = "config.linux.security_context"
 _MAX_PROFILE = 4 << 20
+
+
+def check_profiles(seccomp: SecurityProfile | None, apparmor: SecurityProfile | None, features: RuntimeFeatures) -> None:
+    """Refuse a profile of the node's that the handler would not enforce. Raises Unsupported naming the field."""
+    for name, profile, ability in (("seccomp", seccomp, Ability.SECCOMP), ("apparmor", apparmor, Ability.APPARMOR)):
+        why = features.lacks(ability)
+        if profile is not None and profile.profile_type is ProfileType.LOCALHOST and why is not None:
+            raise Unsupported(f"{_CONTEXT}.{name}: this handler can't enforce {profile.localhost_ref!r} ({why})")
 
 
 class Confiner:

@@ -29,7 +29,7 @@ from bridge.core import (
     volumes,
     working_directory,
 )
-from bridge.core.confinement import Confiner
+from bridge.core.confinement import Confiner, check_profiles
 from bridge.core.container_io import container_io, log_path
 from bridge.core.entities import Container, ContainerState, Sandbox
 from bridge.core.erase import directory as erase_directory
@@ -38,14 +38,14 @@ from bridge.core.live import Live, LiveContainer
 from bridge.core.making import Making
 from bridge.core.model import ContainerConfig, NamespaceMode
 from bridge.core.settings import CoreSettings
-from bridge.core.spec_inputs import Volume
+from bridge.core.spec_inputs import DeviceNode, Volume
 from bridge.core.store import Store
-from bridge.errors import IllegalTransition, InvalidRequest, NotFound
+from bridge.errors import IllegalTransition, InvalidRequest, NotFound, Unsupported
 from bridge.host import files
 from bridge.host.lookups import Lookups
 from bridge.ports.handlers import Handlers
 from bridge.ports.images import Image, Images
-from bridge.ports.runtime import Ability, ContainerHandle, ContainerSpec
+from bridge.ports.runtime import CONTAINER_PID_NAMESPACE, Ability, ContainerHandle, ContainerSpec, RuntimeFeatures, SandboxKind
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ class ContainerCreator:
     async def create(self, ident: str, sandbox: Sandbox, config: ContainerConfig) -> Container:
         """Make the container; on any failure or cancellation nothing of it is left. Returns it in state created."""
         check(config, sandbox)
+        _check_abilities(config, self.handlers.backend(sandbox.handler).features)
         await selinux.check_known(selinux.of_container(sandbox, config), config.security.selinux, self.settings.selinux)
         image = self.image(config)
         await self.images.admit(image.id, config.image.user_specified_image or config.image.image, sandbox.config.metadata.namespace)
@@ -150,7 +151,9 @@ class ContainerCreator:
     async def _inputs(self, making: Making, root: Path, who: accounts.Identity, prepared: tuple[Volume, ...]) -> spec.ContainerInputs:
         config, security = making.config, making.config.security
         theirs = making.features.lacks(Ability.HOST_DEVICES) is None
-        devices = await device_nodes.find(config, who.user, self.settings, self.lookups, host_devices=theirs)
+        devices: tuple[DeviceNode, ...] = ()
+        if making.features.lacks(Ability.DEVICES) is None:
+            devices = await device_nodes.find(config, who.user, self.settings, self.lookups, host_devices=theirs)
         return spec.ContainerInputs(
             container_id=making.container.id,
             sandbox=making.sandbox,
@@ -178,6 +181,11 @@ class ContainerCreator:
             raise InvalidRequest(f"container {options.target_id} is in another pod", field=field)
         if target.state is not ContainerState.RUNNING or not target.pid:
             raise IllegalTransition(f"{field}: container {options.target_id} is not running")
+        backend = self.handlers.backend(sandbox.handler)
+        if (why := backend.features.lacks(Ability.TARGET_PID)) is not None:
+            raise Unsupported(f"{field}: this handler can't do it ({why})")
+        if backend.sandbox_kind is not SandboxKind.NAMESPACES:
+            return Path(f"{CONTAINER_PID_NAMESPACE}{target.id}")
         return Path(f"/proc/{target.pid}/ns/pid")
 
 
@@ -186,6 +194,13 @@ def check(config: ContainerConfig, sandbox: Sandbox) -> None:
     pod_namespaces.check_container(config, sandbox)
     volumes.check(config)
     device_nodes.check(config)
+
+
+def _check_abilities(config: ContainerConfig, features: RuntimeFeatures) -> None:
+    """Refuse what the handler can't do and no part of the spec would tell of. Raises Unsupported naming the field."""
+    check_profiles(config.security.seccomp, config.security.apparmor, features)
+    if config.devices and (why := features.lacks(Ability.DEVICES)) is not None:
+        raise Unsupported(f"config.devices: this handler can't do it ({why})")
 
 
 async def erase_rootfs(settings: CoreSettings, images: Images, container: Container) -> None:

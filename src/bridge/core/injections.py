@@ -29,6 +29,7 @@ Spec = dict[str, Any]
 
 _logger = log.get("core.injections")
 _PRECREATE_SECONDS = 30.0
+_INSIDE = "startContainer"
 """How long a precreate hook without a timeout of its own may take."""
 _SPEC_BYTES = 16 << 20
 
@@ -78,6 +79,8 @@ class Injections:
         edits = devices.resolve(wanted)
         field = ", ".join(dict.fromkeys(wanted.values()))
         features = self.handlers.backend(inputs.sandbox.handler).features
+        if edits.nodes and (why := features.lacks(Ability.DEVICES)) is not None:
+            raise Unsupported(f"{field}: handler {inputs.sandbox.handler!r} can't do the CDI edit deviceNodes ({why})")
         for ability, needed, what in (
             (Ability.NET_DEVICES, edits.net_devices, "netDevices"),
             (Ability.RDT_SCHEMATA, {"schemata", "enableMonitoring"} & set(edits.rdt or ()), "intelRdt.schemata or enableMonitoring"),
@@ -92,6 +95,11 @@ class Injections:
         annotations = {**inputs.config.annotations, **inputs.sandbox.config.annotations}
         matching = known.matching(spec["process"]["args"][0], annotations, bool(inputs.config.mounts))
         staged = hooks.staged(matching)
+        features = self.handlers.backend(inputs.sandbox.handler).features
+        inside = [str(hook.path) for hook in matching if _INSIDE in hook.stages]
+        why = features.lacks(Ability.START_CONTAINER_HOOKS)
+        if inside and why is not None:
+            raise Unsupported(f"hook {inside[0]}: handler {inputs.sandbox.handler!r} can't run it in the container ({why})")
         if staged:
             spec = {**spec, "hooks": cdi_edits.with_hooks(spec.get("hooks") or {}, staged)}
         return await precreated(spec, matching)

@@ -37,7 +37,7 @@ def check_pod(config: PodConfig, backend: RuntimeBackend, id_mapping_fault: str)
         raise InvalidRequest("TARGET is for containers only", field=f"{_OPTIONS}.pid")
     if options.pid is NamespaceMode.POD and not backend.features.has(Ability.SHARED_PID):
         raise Unsupported(f"{_OPTIONS}.pid: this handler can't share one PID namespace in the pod")
-    _check_hosts(options, backend)
+    _check_abilities(config, backend)
     owned = [kind for kind, mode in (("net", options.network), ("uts", options.network), ("ipc", options.ipc)) if mode is NamespaceMode.POD]
     sysctls.check(config.sysctls, owned)
     user = user_namespace(config)
@@ -49,19 +49,26 @@ def check_pod(config: PodConfig, backend: RuntimeBackend, id_mapping_fault: str)
         if mode is NamespaceMode.NODE:
             raise InvalidRequest("the node's can't be used by a pod in a user namespace of its own", field=f"{_OPTIONS}.{name}")
     if not backend.features.has(Ability.USER_NAMESPACES):
-        found = backend.features.abilities.get(Ability.USER_NAMESPACES)
-        raise Unsupported(f"{_USER}: this handler can't do it{f': {found.detail}' if found is not None else ''}")
+        raise Unsupported(
+            f"{_USER}: this handler can't do it{f' ({why})' if (why := backend.features.lacks(Ability.USER_NAMESPACES)) else ''}"
+        )
     if id_mapping_fault:
         raise Unsupported(f"{_USER}: {id_mapping_fault}")
 
 
-def _check_hosts(options: NamespaceOptions, backend: RuntimeBackend) -> None:
-    why = backend.features.lacks(Ability.HOST_NAMESPACES)
-    if why is None:
-        return
-    for name, mode in (("network", options.network), ("pid", options.pid), ("ipc", options.ipc)):
-        if mode is NamespaceMode.NODE:
-            raise Unsupported(f"{_OPTIONS}.{name}: this handler can't use the node's ({why})")
+def _check_abilities(config: PodConfig, backend: RuntimeBackend) -> None:
+    """Refuse what a sandbox with a kernel of its own may be unable to have of the node's."""
+    options, features = config.security.namespaces, backend.features
+    network = Ability.HOST_NETWORK if Ability.HOST_NETWORK in features.abilities else Ability.HOST_NAMESPACES
+    for name, wanted, ability in (
+        (f"{_OPTIONS}.network", options.network is NamespaceMode.NODE, network),
+        (f"{_OPTIONS}.pid", options.pid is NamespaceMode.NODE, Ability.HOST_NAMESPACES),
+        (f"{_OPTIONS}.ipc", options.ipc is NamespaceMode.NODE, Ability.HOST_NAMESPACES),
+    ):
+        if wanted and (why := features.lacks(ability)) is not None:
+            raise Unsupported(f"{name}: this handler can't use the node's ({why})")
+    if config.sysctls and (why := features.lacks(Ability.SYSCTLS)) is not None:
+        raise Unsupported(f"config.linux.sysctls: this handler can't set any ({why})")
 
 
 def _check_kinds(options: NamespaceOptions) -> None:

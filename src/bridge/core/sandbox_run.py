@@ -18,7 +18,7 @@ from anyio.to_thread import run_sync
 from bridge import log
 from bridge.aio import Rollback
 from bridge.core import limits, pod_limits, pod_namespaces, podfiles, selinux, spec, spec_resources, trace
-from bridge.core.confinement import Confiner
+from bridge.core.confinement import Confiner, check_profiles
 from bridge.core.detach import Detacher, to_record
 from bridge.core.entities import Sandbox, SandboxState
 from bridge.core.hostports import HostPorts, mappings
@@ -57,6 +57,7 @@ class SandboxRunner:
     async def run(self, ident: str, config: PodConfig, handler: str, runtime_handler: str, backend: RuntimeBackend) -> Sandbox:
         """Make the sandbox; on any failure or cancellation nothing of it is left. Returns it in state ready."""
         check(config, backend, self.images.id_mapping_fault)
+        check_profiles(config.security.seccomp, config.security.apparmor, backend.features)
         check_limits(config, self.facts, self.spec_settings)
         async with Rollback(f"run pod {ident[:12]}", step_timeout=self.settings.undo_timeout) as undo:
             undo.push("forget the record", lambda: self.store.remove(ident))
@@ -222,7 +223,8 @@ def sandbox_spec(
             raise Unsupported(
                 "this pod needs a sandbox process, and no static pause binary was found (install catatonit or busybox-static)"
             )
-        oci = spec.build_sandbox(sandbox, settings.pause_rootfs, settings.pause_argv, facts, spec_settings, confinement)
+        whole = backend.sandbox_kind is not SandboxKind.NAMESPACES
+        oci = spec.build_sandbox(sandbox, settings.pause_rootfs, settings.pause_argv, facts, spec_settings, confinement, whole=whole)
     paths = {kind: Path(path) for kind, path in sandbox.namespaces.items()}
     meta = sandbox.config.metadata
     return SandboxSpec(
@@ -240,6 +242,7 @@ def sandbox_spec(
         oci=oci,
         ips=sandbox.ips,
         sysctls=sandbox.config.sysctls,
+        cgroup=spec_resources.pod_cgroup(spec_settings.cgroup_driver, parent) if (parent := sandbox.config.cgroup_parent) else "",
     )
 
 

@@ -13,7 +13,7 @@ from anyio.to_thread import run_sync
 
 from bridge import log
 from bridge.aio import SingleFlight, run_all
-from bridge.core import trace
+from bridge.core import sandbox_death, trace
 from bridge.core.containers import ContainerService
 from bridge.core.detach import Detacher
 from bridge.core.entities import ContainerState, Sandbox, SandboxState
@@ -243,3 +243,5 @@ class SandboxService:
         if sandbox is not None and sandbox.state is SandboxState.READY and ident not in self.stops and ident not in self.removals:
             _logger.warning("pod %s died by itself: exit code %d", ident, status.code)
             await self._store.apply_sandbox(ident, "died", pid=0)
+            if sandbox_death.held_inside(self._handlers, sandbox.handler):
+                await sandbox_death.end_members(self._store, self._live, self._containers, ident, status, self._settings.kill_timeout)

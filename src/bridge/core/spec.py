@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.core import (
+    pod_limits,
     pod_namespaces,
     resource_classes,
     seccomp,
@@ -105,10 +106,13 @@ def build_sandbox(
     facts: HostFacts,
     settings: SpecSettings,
     confinement: Confinement | None = None,
+    *,
+    whole: bool = False,
 ) -> dict[str, Any]:
     """The sandbox container: one idle process that owns the pod's PID namespace, with no privilege at all.
 
-    ``confinement`` is None after a restart: the process runs already, and its profiles need not be found again.
+    ``confinement`` is None after a restart: the process runs already, and its profiles need not be found again. With ``whole`` it
+    stands for the pod, whose containers run inside: it has the pod's limits and its hostname.
     """
     wanted = sandbox.config.security
     process = _sandbox_process(sandbox, argv, facts)
@@ -117,7 +121,7 @@ def build_sandbox(
         "namespaces": [*_pod_namespaces(sandbox), {"type": "mount"}, {"type": "pid"}, *_cgroup_namespace(False, facts)],
         **pod_namespaces.oci_mappings(sandbox.config),
         "cgroupsPath": _cgroup(sandbox, settings, f"{settings.cgroup_prefix}-sandbox", sandbox.id),
-        "resources": spec_resources.build(Resources(cpu_shares=2), (), False, facts, settings),
+        "resources": spec_resources.build(_pod_resources(sandbox) if whole else Resources(cpu_shares=2), (), False, facts, settings),
         "maskedPaths": masked,
         "readonlyPaths": readonly,
     }
@@ -129,6 +133,7 @@ def build_sandbox(
         if confinement.apparmor:
             process["apparmorProfile"] = confinement.apparmor
     return {
+        **({"hostname": sandbox.hostname} if whole else {}),
         "ociVersion": OCI_VERSION,
         "process": process,
         "root": {"path": str(rootfs), "readonly": True},
@@ -136,6 +141,17 @@ def build_sandbox(
         "annotations": spec_annotations.for_sandbox(sandbox, settings),
         "linux": linux,
     }
+
+
+def _pod_resources(sandbox: Sandbox) -> Resources:
+    """The pod's limits with its overhead, as far as it has any."""
+    limits = pod_limits.of(sandbox)
+    return Resources(
+        cpu_shares=limits.shares,
+        cpu_quota=max(limits.quota, 0),
+        cpu_period=limits.period if limits.quota > 0 else 0,
+        memory_limit_in_bytes=max(limits.memory, 0),
+    )
 
 
 def _sandbox_process(sandbox: Sandbox, argv: Sequence[str], facts: HostFacts) -> dict[str, Any]:

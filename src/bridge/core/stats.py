@@ -1,6 +1,7 @@
 """What containers and pods use: their cgroups' files, their namespaces' counters, and the measured size of their writable layers.
 
-Nothing is forked and no runtime is asked. One request reads all that it needs in one hop to a worker thread; sizes come from memory.
+Nothing is forked and no runtime is asked, but by a backend whose containers have no cgroup of the host's: that answers from what it
+asked lately. One request reads all that it needs in one hop to a worker thread; sizes come from memory.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 from anyio.to_thread import run_sync
 
 from bridge import log
@@ -23,6 +25,7 @@ from bridge.host import cgroup_stats, net_stats
 from bridge.host.cgroup_stats import CgroupStats
 from bridge.host.net_stats import NetworkStats
 from bridge.ports.images import FsUsage, Images
+from bridge.ports.runtime import ContainerHandle
 
 _logger = log.get("core.stats")
 _HALF = (ContainerState.CREATING, ContainerState.REMOVING)
@@ -30,7 +33,10 @@ _HALF = (ContainerState.CREATING, ContainerState.REMOVING)
 
 @dataclass(frozen=True, slots=True)
 class ContainerUsage:
-    """``cgroup`` and ``nano_cores`` are None of one that does not run; ``layer`` of one whose layer was never measured."""
+    """``cgroup`` (of one without a cgroup: what its backend said) and ``nano_cores`` are None of one that does not run.
+
+    ``layer`` is None of one whose layer was never measured.
+    """
 
     container: Container
     cgroup: CgroupStats | None = None
@@ -81,7 +87,7 @@ class StatsService:
         return await self._of_pods(self._sandboxes.list(ident, None, labels))
 
     async def _of(self, containers: Sequence[Container]) -> list[ContainerUsage]:
-        looks = await run_sync(_look, self._cgroups(containers))
+        looks = await self._looks(self._cgroups(containers), containers)
         return [self._usage(container, looks.get(container.id)) for container in containers]
 
     def _cgroups(self, containers: Iterable[Container]) -> dict[str, str]:
@@ -91,6 +97,16 @@ class StatsService:
             entry = self._live.containers.get(container.id)
             if container.state is ContainerState.RUNNING and entry is not None and entry.handle.cgroup is not None:
                 found[container.id] = entry.handle.cgroup
+        return found
+
+    async def _looks(self, cgroups: Mapping[str, str], containers: Iterable[Container]) -> Mapping[str, CgroupStats]:
+        """What is known of ``cgroups``, and of those of ``containers`` that run without one."""
+        entries = {one.id: self._live.containers.get(one.id) for one in containers if one.state is ContainerState.RUNNING}
+        asked = {ident: entry.handle for ident, entry in entries.items() if entry is not None and entry.handle.cgroup is None}
+        found = dict(await run_sync(_look, cgroups))
+        async with anyio.create_task_group() as group:
+            for ident, handle in asked.items():
+                group.start_soon(_ask, ident, handle, found, name=f"ask for statistics of {ident}")
         return found
 
     def _usage(self, container: Container, look: CgroupStats | None) -> ContainerUsage:
@@ -103,7 +119,7 @@ class StatsService:
         members = [(sandbox, [one for one in self._store.members(sandbox.id) if one.state not in _HALF]) for sandbox in sandboxes]
         wanted = self._cgroups(container for _, containers in members for container in containers)
         wanted |= {sandbox.id: cgroup for sandbox in sandboxes if (cgroup := self._own_cgroup(sandbox))}
-        looks = await run_sync(_look, wanted)
+        looks = await self._looks(wanted, [container for _, containers in members for container in containers])
         networks = await net_stats.read({sandbox.id: Path(pin) for sandbox in sandboxes if (pin := sandbox.namespaces.get("net"))})
         self._rates.forget(lambda ident: ident in self._store.containers or ident in self._store.sandboxes)
         found = []
@@ -118,6 +134,16 @@ class StatsService:
         """ "" for a pod that named no cgroup: it stands among others in the default one."""
         parent = sandbox.config.cgroup_parent
         return spec_resources.pod_cgroup(self._driver, parent) if parent else ""
+
+
+async def _ask(ident: str, handle: ContainerHandle, found: dict[str, CgroupStats]) -> None:
+    try:
+        look = await handle.stats()
+    except BridgeError as exc:
+        _logger.warning("no statistics of %s: %s", ident[:13], exc)
+        return
+    if look is not None:
+        found[ident] = look
 
 
 def _look(cgroups: Mapping[str, str]) -> Mapping[str, CgroupStats]:

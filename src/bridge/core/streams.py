@@ -158,8 +158,7 @@ class StreamService:
         handler = self._store.sandboxes[sandbox_id].handler
         features = self._handlers.backend(handler).features
         if not features.has(ability):
-            found = features.abilities.get(ability)
-            raise Unsupported(f"{field}: handler {handler!r} can't do it{f': {found.detail}' if found is not None else ''}")
+            raise Unsupported(f"{field}: handler {handler!r} can't do it{f' ({why})' if (why := features.lacks(ability)) else ''}")
 
     def _process(self, container: Container, argv: Sequence[str], *, tty: bool) -> dict[str, Any]:
         return spec.process_for_exec({"process": self._live.container(container.id).process}, argv, tty=tty)

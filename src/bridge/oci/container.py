@@ -181,6 +181,9 @@ class OciContainer:
         """One runtime invocation, none before the start; the bundle follows. Raises RuntimeFailed."""
         await limits.update(self._runtime.cli, self._spec.bundle, self.id, self._cgroup, resources, started=self._pid is not None)
 
+    async def stats(self) -> None:
+        """Its cgroup tells."""
+
     async def reopen_log(self) -> None:
         """After the log file was renamed."""
         await self._runtime.monitor.reopen_log(self.id)

@@ -26,10 +26,13 @@ from bridge.oci.trial import trial
 from bridge.ports.runtime import Ability, Feature, RuntimeFeatures, Support
 
 _logger = log.get("oci.probe")
-_VERSION = 2
+_VERSION = 3
 _UNASKED = Feature(Support.SUPPORTED)
-_ALWAYS = (Ability.EXEC, Ability.TTY, Ability.SHARED_PID, Ability.UPDATE, Ability.PAUSE)
-_KERNEL_SHARED = (Ability.HOST_NAMESPACES, Ability.HOST_DEVICES, Ability.MOUNT_PROPAGATION)
+_ALWAYS = (Ability.EXEC, Ability.TTY, Ability.SHARED_PID, Ability.TARGET_PID, Ability.UPDATE, Ability.PAUSE)
+_KERNEL_SHARED = (
+    *(Ability.HOST_NETWORK, Ability.HOST_NAMESPACES, Ability.SYSCTLS, Ability.MOUNT_PROPAGATION),
+    *(Ability.DEVICES, Ability.HOST_DEVICES, Ability.START_CONTAINER_HOOKS),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ def judge(said: claims.Claims, facts: KernelFacts, *, verified: str) -> dict[Abi
             found[ability] = Feature(Support.UNSUPPORTED, why)
         else:
             found[ability] = Feature(Support.SUPPORTED, verified if ability is Ability.SECCOMP else f"{said.source} and the kernel")
+    found[Ability.SECCOMP_NOTIFY] = found[Ability.SECCOMP]
     return found
 
 

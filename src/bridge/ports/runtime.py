@@ -19,9 +19,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from bridge.host.cgroup_stats import CgroupStats
 from bridge.ports.abilities import Ability, Feature, RuntimeFeatures, Support
 
 __all__ = [
+    "CONTAINER_PID_NAMESPACE",
     "SANDBOX_PID_NAMESPACE",
     "Ability",
     "ContainerHandle",
@@ -47,6 +49,8 @@ Record = Mapping[str, Any]
 
 SANDBOX_PID_NAMESPACE = "@sandbox"
 """Path of the pid namespace in ``ContainerSpec.oci`` that means "the sandbox's": the backend puts in the real one, known to it alone."""
+CONTAINER_PID_NAMESPACE = "@container/"
+"""The same followed by a container's id: that container's, in a sandbox whose namespaces the host doesn't know (kinds but NAMESPACES)."""
 
 
 class SandboxKind(StrEnum):
@@ -73,7 +77,9 @@ class SandboxSpec:
 
     ``state_dir`` exists, is private to this sandbox (below /run) and may hold the backend's bundle and sockets.
     ``oci`` is the OCI runtime spec of the sandbox container, given when the backend's kind is not NAMESPACES or when
-    ``shared_pid`` asks for a process that owns the pod's PID namespace; its root.path is ready.
+    ``shared_pid`` asks for a process that owns the pod's PID namespace; its root.path is ready. For another kind than NAMESPACES it
+    stands for the whole pod: its hostname, and in linux.resources the pod's limits with its overhead. ``cgroup`` is the pod's own
+    cgroup from the hierarchies' root, "" for a pod without one, which shares ``cgroup_parent`` with others.
     ``ips`` are the pod's addresses, which a guest takes over; ``sysctls`` are those asked for, which the server has set in the
     pod's namespaces and a kernel of the pod's own has yet to get. For a VM ``state_dir`` is on a shared mount, so that what is
     mounted below it later reaches a shim that has a mount namespace of its own.
@@ -93,6 +99,7 @@ class SandboxSpec:
     oci: Mapping[str, Any] | None = None
     ips: tuple[str, ...] = ()
     sysctls: Mapping[str, str] = field(default_factory=dict)
+    cgroup: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +121,8 @@ class ContainerIO:
 class ContainerSpec:
     """What a backend needs to make a container. ``bundle`` exists and is private; ``oci`` root.path is mounted.
 
-    In a pod with a shared PID namespace, ``oci`` has ``{"type": "pid", "path": SANDBOX_PID_NAMESPACE}``.
+    In a pod with a shared PID namespace, ``oci`` has ``{"type": "pid", "path": SANDBOX_PID_NAMESPACE}``; a container in another one's
+    has that of its process, or for kinds but NAMESPACES CONTAINER_PID_NAMESPACE and its id.
     """
 
     id: str
@@ -183,7 +191,10 @@ class ContainerHandle(Protocol):
 
     async def kill(self, signal: int, *, all_processes: bool = False) -> None: ...
     async def wait(self) -> ExitStatus:
-        """Wait for its exit; returns at once when it has ended (also while the server was away). Many may wait."""
+        """Wait for its exit; returns at once when it has ended (also while the server was away). Many may wait.
+
+        The death of the sandbox is the exit of its containers.
+        """
         ...
 
     async def exec(self, spec: ExecSpec) -> ExecProcess: ...
@@ -203,6 +214,14 @@ class ContainerHandle(Protocol):
         """Set the limits that the OCI ``linux.resources`` object names and leave the others; before the start, for the start.
 
         Raises RuntimeFailed. Some may be in force then: the caller, who knows what was before, sets them back.
+        """
+        ...
+
+    async def stats(self) -> CgroupStats | None:
+        """What it uses, where ``cgroup`` is None because only the backend can tell; None when it can't tell now.
+
+        Answers from what it asked lately (every few seconds at most, whoever asks how often); only the first question may wait,
+        a second or two.
         """
         ...
 
@@ -238,7 +257,7 @@ class SandboxHandle(Protocol):
         ...
 
     async def wait(self) -> ExitStatus:
-        """Wait until the sandbox died by itself. Never returns for a sandbox without process."""
+        """Wait until the sandbox died by itself, with ``pid`` not None. Never returns for a sandbox without process."""
         ...
 
     async def stop(self) -> None: ...

@@ -16,6 +16,7 @@ import anyio
 import anyio.lowlevel
 
 from bridge.errors import HostError, IllegalTransition, NotFound, RuntimeFailed, Unavailable, Unsupported
+from bridge.host.cgroup_stats import CgroupStats
 from bridge.ports.handlers import HandlerPolicy, HandlerState
 from bridge.ports.runtime import (
     Ability,
@@ -29,6 +30,7 @@ from bridge.ports.runtime import (
     SandboxSpec,
     Support,
 )
+from bridge.testing.fake_exec import FakeExec
 from bridge.testing.fake_stores import Faults
 
 Made = TypeVar("Made", "FakeSandbox", "FakeContainer")
@@ -44,26 +46,6 @@ async def _kept(made: Made, among: dict[str, Made]) -> Made:
     return made
 
 
-class FakeExec:
-    """A command that ends at once with ``code``."""
-
-    def __init__(self, code: int) -> None:
-        self.pid = 4242
-        self.deleted = False
-        self._code = code
-
-    async def wait(self) -> ExitStatus:
-        """Its exit."""
-        return ExitStatus(self._code, at_ns=time.time_ns())
-
-    async def kill(self, signal: int) -> None:
-        """It has ended already."""
-
-    async def delete(self) -> None:
-        """Nothing is left."""
-        self.deleted = True
-
-
 class FakeContainer:
     """A container that runs until it is killed, or until ``exit`` is called."""
 
@@ -72,6 +54,7 @@ class FakeContainer:
         self.spec = spec
         self.pid: int | None = None
         self.cgroup: str | None = None
+        self.usage: CgroupStats | None = None
         self.updates: list[Mapping[str, Any]] = []
         self.signals: list[int] = []
         self.execs: list[ExecSpec] = []
@@ -164,6 +147,10 @@ class FakeContainer:
         self.updates.append(resources)
         await self._backend.faults.passing("update", RuntimeFailed(handler="fake", verb="update", exit_code=1, log_tail=["busy"]))
 
+    async def stats(self) -> CgroupStats | None:
+        """What a test put there."""
+        return self.usage
+
     async def reopen_log(self) -> None:
         """There is no log."""
 
@@ -184,11 +171,12 @@ class FakeSandbox:
     def __init__(self, backend: FakeBackend, spec: SandboxSpec) -> None:
         self.id = spec.id
         self.spec = spec
-        self.pid = 1000 if spec.shared_pid else None
+        self.pid = 1000 if spec.shared_pid or backend.sandbox_kind is not SandboxKind.NAMESPACES else None
         self.ports: set[int] = set()
         self.connections: list[tuple[int, socket.socket]] = []
         self._backend = backend
         self._dead = anyio.Event()
+        self._status: ExitStatus | None = None
 
     @property
     def record(self) -> Record:
@@ -221,9 +209,17 @@ class FakeSandbox:
         return mine
 
     async def wait(self) -> ExitStatus:
-        """Until ``stop``."""
+        """Until ``stop`` or ``die``."""
         await self._dead.wait()
-        return ExitStatus(137, 9, at_ns=time.time_ns())
+        return self._status or ExitStatus(137, 9, at_ns=time.time_ns())
+
+    def die(self, *, oom: bool = False, members: bool = True) -> None:
+        """Have it end by itself, and its containers unless ``members`` is false, as of a backend that can't tell of them."""
+        self._status = ExitStatus(137, 9, oom, time.time_ns())
+        for container in tuple(self._backend.containers.values()):
+            if members and container.spec.sandbox_id == self.id:
+                container.exit(137, 9, oom=oom)
+        self._dead.set()
 
     async def stop(self) -> None:
         """End its process."""
@@ -237,11 +233,10 @@ class FakeSandbox:
 
 
 class FakeBackend:
-    """A backend with every ability."""
+    """A backend with every ability. ``kind`` CONTAINER or VM: each sandbox has a process, whose end is that of its containers."""
 
-    sandbox_kind = SandboxKind.NAMESPACES
-
-    def __init__(self) -> None:
+    def __init__(self, kind: SandboxKind = SandboxKind.NAMESPACES) -> None:
+        self.sandbox_kind = kind
         self.faults = Faults()
         self.sandboxes: dict[str, FakeSandbox] = {}
         self.containers: dict[str, FakeContainer] = {}
