@@ -21,11 +21,12 @@ from anyio import to_thread
 
 from bridge.errors import AlreadyExists, IllegalTransition, MonitorGone, NotFound, TimedOut
 from bridge.host import cgroups
-from bridge.host.linux_resources import at_start
+from bridge.host.oci_documents import at_start, write_json
+from bridge.monitor.lasting import MONITOR_RETURN_SECONDS
 from bridge.monitor.protocol import LaunchFailed
 from bridge.oci import limits, strays
 from bridge.oci.execs import OciExec
-from bridge.oci.runtime import MONITOR_RETURN_SECONDS, OciRuntime, write_json
+from bridge.oci.runtime import OciRuntime
 from bridge.oci.strays import start_ticks
 from bridge.ports.host import Monitor, Task
 from bridge.ports.runtime import ContainerSpec, ExecSpec, ExitStatus, Record
@@ -263,13 +264,3 @@ async def _task(runtime: OciRuntime, ident: str) -> Task | None:
         if not found or found[0].pid:
             return found[0] if found else None
         await anyio.sleep(_LAUNCH_POLL)
-
-
-def with_pid_namespace(oci: Mapping[str, Any], placeholder: str, path: str) -> Mapping[str, Any]:
-    """``oci`` with the sandbox's PID namespace in place of the placeholder."""
-    linux = dict(oci.get("linux", {}))
-    namespaces = linux.get("namespaces", ())
-    if not any(namespace.get("path") == placeholder for namespace in namespaces):
-        return oci
-    linux["namespaces"] = [{**n, "path": path} if n.get("path") == placeholder else n for n in namespaces]
-    return {**oci, "linux": linux}

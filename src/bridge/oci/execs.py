@@ -20,8 +20,9 @@ from anyio import to_thread
 from bridge import log
 from bridge.errors import BridgeError, HostError, IllegalTransition, MonitorGone, NotFound, TimedOut
 from bridge.host import cgroups, oom_score
+from bridge.host.oci_documents import write_json
 from bridge.monitor.protocol import LaunchFailed
-from bridge.oci.runtime import ExecCgroup, OciRuntime, write_json
+from bridge.oci.runtime import ExecCgroup, OciRuntime
 from bridge.ports.runtime import ExecSpec, ExitStatus
 
 _logger = log.get("oci.exec")

@@ -13,9 +13,8 @@ from anyio import to_thread
 
 from bridge.errors import HostError
 from bridge.host import cgroup_limits, cgroups
-from bridge.host.linux_resources import at_start, lifts_quota, merged, without_quota
+from bridge.host.oci_documents import at_start, lifts_quota, merged, without_quota, write_json
 from bridge.oci.cli import OciCli
-from bridge.oci.runtime import write_json
 
 _CONFIG, _FRESH, _REQUEST = "config.json", "config.json.new", "resources.json"
 

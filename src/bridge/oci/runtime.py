@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,19 +12,17 @@ import anyio
 from anyio import to_thread
 
 from bridge import log
-from bridge.errors import BridgeError, MonitorGone, RuntimeFailed
+from bridge.errors import BridgeError, RuntimeFailed
 from bridge.host import cgroup_paths, cgroups
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.host.runtime_words import merge
+from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, lasting
 from bridge.monitor.protocol import LaunchFailed
 from bridge.oci.cli import OciCli, read_log
 from bridge.ports.host import HostContext, Monitor
 
 T = TypeVar("T")
 _logger = log.get("oci.runtime")
-MONITOR_RETURN_SECONDS = 30.0
-"""How long a wait outlives the loss of the monitor: a new one is there within a second, unless it can't be started at all."""
-_MONITOR_POLL_SECONDS = 0.1
 _CRUN_SUBGROUP = "run.oci.systemd.subgroup"
 
 
@@ -60,16 +56,7 @@ class OciRuntime:
 
         Raises MonitorGone when it stays away for ``patience`` seconds.
         """
-        deadline = anyio.current_time() + patience
-        while True:
-            try:
-                monitor = self.context.monitor()
-                deadline = anyio.current_time() + patience
-                return await ask(monitor)
-            except MonitorGone:
-                if anyio.current_time() >= deadline:
-                    raise
-                await anyio.sleep(_MONITOR_POLL_SECONDS)
+        return await lasting(self.context.monitor, ask, patience=patience)
 
     async def launched(self, launch: Callable[[], Awaitable[int]]) -> int:
         """The pid that ``launch`` returns, while the kernel is made ready for the runtime's move between cgroups."""
@@ -116,10 +103,3 @@ async def _hasten() -> None:
         await to_thread.run_sync(cgroups.hasten_attach)
     except (BridgeError, OSError) as exc:
         _logger.debug("the cgroup move can't be hastened: %s", exc)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write compact JSON, readable by root alone from its first byte on: it holds secrets. Blocks: call from a worker thread."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(json.dumps(value, separators=(",", ":")))

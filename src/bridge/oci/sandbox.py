@@ -12,7 +12,8 @@ from anyio import to_thread
 from bridge.aio import Rollback
 from bridge.errors import IllegalTransition, InvalidRequest
 from bridge.host import netdial
-from bridge.oci.container import OciContainer, load, with_pid_namespace
+from bridge.host.oci_documents import with_pid_namespace
+from bridge.oci.container import OciContainer, load
 from bridge.oci.runtime import OciRuntime
 from bridge.ports.runtime import SANDBOX_PID_NAMESPACE, ContainerIO, ContainerSpec, ExitStatus, Record, SandboxSpec
 

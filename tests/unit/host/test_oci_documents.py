@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bridge.host.linux_resources import at_start, merged
+from bridge.host.oci_documents import at_start, merged
 
 
 def test_limits_are_merged_key_by_key_and_page_by_page() -> None:

@@ -1,8 +1,11 @@
-"""OCI ``linux.resources`` objects: one laid over another, and what a new cgroup need not be told. Pure."""
+"""OCI documents: limits laid over others, what a new cgroup need not be told, the sandbox's PID namespace, and writing them down."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 _LISTS = {"hugepageLimits": "pageSize"}
@@ -38,3 +41,20 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         else:
             result[section] = {**old.get(section, {}), **value}
     return result
+
+
+def with_pid_namespace(oci: Mapping[str, Any], placeholder: str, path: str) -> Mapping[str, Any]:
+    """``oci`` with the sandbox's PID namespace in place of the placeholder."""
+    linux = dict(oci.get("linux", {}))
+    namespaces = linux.get("namespaces", ())
+    if not any(namespace.get("path") == placeholder for namespace in namespaces):
+        return oci
+    linux["namespaces"] = [{**n, "path": path} if n.get("path") == placeholder else n for n in namespaces]
+    return {**oci, "linux": linux}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write compact JSON, readable by root alone from its first byte on: it holds secrets. Blocks: call from a worker thread."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(json.dumps(value, separators=(",", ":")))
