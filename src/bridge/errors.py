@@ -81,13 +81,22 @@ class RuntimeFailed(BridgeError):
 
     ``verb`` is the runtime's sub-command, ``exit_code`` its status (negative: killed by that signal), ``log_tail``
     the last lines of its log or stderr. ``start_code`` is the exit code to report for a container that could not be
-    started: 127 its command was not found, 126 it can't be executed, 128 anything else.
+    started: 127 its command was not found, 126 it can't be executed, 128 anything else. ``status`` are words in the place of the
+    exit code, for a runtime that answers calls.
     """
 
     def __init__(
-        self, *, handler: str, verb: str, exit_code: int | None, log_tail: Sequence[str] = (), hint: str = "", start_code: int = 128
+        self,
+        *,
+        handler: str,
+        verb: str,
+        exit_code: int | None,
+        log_tail: Sequence[str] = (),
+        hint: str = "",
+        start_code: int = 128,
+        status: str = "",
     ) -> None:
-        status = "timed out" if exit_code is None else f"exit code {exit_code}"
+        status = status or ("timed out" if exit_code is None else f"exit code {exit_code}")
         said = "; ".join(line.strip() for line in log_tail if line.strip()) or "it said nothing"
         super().__init__(f"handler {handler!r}: {verb} failed ({status}): {said}" + (f" [{hint}]" if hint else ""))
         self.handler = handler
@@ -149,3 +158,7 @@ class CorruptData(BridgeError):
 
 class MonitorGone(Unavailable):
     """The monitor's connection was lost; the caller's operation may or may not have happened."""
+
+
+class ShimGone(Unavailable):
+    """The shim's connection was lost, or nobody listens at its address; the caller's operation may or may not have happened."""

@@ -37,3 +37,11 @@ def test_monitor_imports_only_the_standard_library_and_the_lower_layers() -> Non
     assert foreign <= {"sitecustomize", "usercustomize", "apport_python_hook"}, foreign
     layers = {name.split(".")[1] for name in names if name.startswith("bridge.")}
     assert layers <= {"__main__", "errors", "log", "ports", "host", "monitor"}
+
+
+def test_a_server_without_handlers_behind_shims_loads_nothing_of_them() -> None:
+    """Their kit and their messages are megabytes; most servers have no such handler."""
+    result = run(sys.executable, "-c", "import sys, bridge.daemon, bridge.cli.serve; print('\\n'.join(sys.modules))")
+    assert result.returncode == 0, result.stderr
+    foreign = ("bridge.shimv2", "bridge._proto.containerd", "bridge._proto.io", "bridge._proto.runtimeoptions", "bridge._proto.ttrpc")
+    assert [name for name in result.stdout.split() if name.startswith(foreign)] == []

@@ -1,1 +1,1 @@
-"""SDK for runtimes behind the containerd shim v2 API: will implement bridge.ports.runtime over ttrpc. Never imports core or a plugin."""
+"""SDK for runtimes behind the containerd shim v2 API: implements bridge.ports.runtime over ttrpc. Never imports core or a plugin."""
