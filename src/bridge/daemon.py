@@ -1,8 +1,8 @@
 """The composition root: makes every part, joins them, and takes them down again. The only module that knows all classes.
 
 Start: database and images → monitor → handlers → network → core → socket (List is answered from here on) → recovery →
-READY. SIGTERM: stop accepting, let flights land, cancel the rest, leave; containers go on. SIGHUP: disabled handlers are
-tried again, base specs read anew.
+READY. SIGTERM: stop accepting, let flights land, cancel the rest, leave; containers go on. SIGHUP: the configuration is read
+again, its handlers serve the next pods, and disabled ones are tried again.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from bridge.core import cdi, cdi_spec, hooks
 from bridge.core.injections import Sources
 from bridge.core.services import Ports, Services, assemble
 from bridge.core.store import MIGRATIONS, Store
+from bridge.daemon_reload import close_retired, close_unused, needing_restart, with_handlers_of
 from bridge.daemon_settings import Host
-from bridge.daemon_status import NodeDetails, announce, tell_plugins
+from bridge.daemon_status import InForce, NodeDetails, announce, tell_plugins
 from bridge.errors import BridgeError, CorruptData, HostError
 from bridge.handlers import HandlerRegistry, open_handlers
 from bridge.host import facts, files, selinux, staticroot, syscalls
@@ -52,19 +53,22 @@ _logger = log.get("daemon")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def run(config: Config, begin: Callable[[], None] = lambda: None) -> int:
-    """``cri-bridge serve``: run until SIGTERM or SIGINT. Returns the process's exit code. ``begin`` is called in its loop first of all."""
+def run(config: Config, read: Callable[[], Config], begin: Callable[[], None] = lambda: None) -> int:
+    """``cri-bridge serve``: run until SIGTERM or SIGINT. Returns the process's exit code.
+
+    ``read`` reads the configuration again, for SIGHUP. ``begin`` is called in its loop first of all.
+    """
     log.setup(config.server.log_level)
     syscalls.use_one_malloc_arena()
     try:
-        anyio.run(_serve, config, begin)
+        anyio.run(_serve, config, read, begin)
     except BridgeError as exc:
         _logger.error("can't start: %s", exc)
         return 1
     return 0
 
 
-async def _serve(config: Config, begin: Callable[[], None]) -> None:
+async def _serve(config: Config, read: Callable[[], Config], begin: Callable[[], None]) -> None:
     began = time.monotonic()
     begin()
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
@@ -73,11 +77,12 @@ async def _serve(config: Config, begin: Callable[[], None]) -> None:
             gc.freeze()  # modules and code stay for ever: 50 000 objects that no later collection need look at
             announce("READY=1")
             _logger.info("ready after %.0f ms", (time.monotonic() - began) * 1000)
-            async for number in signals:
-                if number != signal.SIGHUP:
-                    break
-                await daemon.handlers.reprobe()
-                _logger.info("SIGHUP: the disabled handlers were tried again, base specs were read")
+            async with anyio.create_task_group() as reloads:
+                async for number in signals:
+                    if number != signal.SIGHUP:
+                        break
+                    reloads.start_soon(daemon.reload, read, name="reload")
+                reloads.cancel_scope.cancel()
             _logger.info("%s: shutting down; containers go on", signal.Signals(number).name)
             announce("STOPPING=1")
             await daemon.wind_down(config.server.shutdown_timeout)
@@ -86,10 +91,29 @@ async def _serve(config: Config, begin: Callable[[], None]) -> None:
 class Daemon:
     """The running parts."""
 
-    def __init__(self, core: Services, handlers: HandlerRegistry, server: GrpcServer) -> None:
+    def __init__(self, core: Services, handlers: HandlerRegistry, server: GrpcServer, in_force: InForce) -> None:
         self.core = core
         self.handlers = handlers
         self.server = server
+        self._in_force = in_force
+
+    async def reload(self, read: Callable[[], Config]) -> None:
+        """SIGHUP: the handlers as ``read`` gives them serve the next pods, all of them or, when one is wrong, none. Never raises for it."""
+        try:
+            fresh = await run_sync(read)
+            done = await self.handlers.reload(settings_of.handlers(fresh), fresh.runtime.default_handler)
+        except BridgeError as exc:
+            for line in str(exc).splitlines():
+                _logger.error("SIGHUP: the configuration stays as it was: %s", line)
+        else:
+            _logger.info("SIGHUP: %s", done)
+            later = needing_restart(self._in_force.config, fresh)
+            if later:
+                _logger.warning("SIGHUP: a restart is needed to put in force: %s", ", ".join(later))
+            self._in_force.config = with_handlers_of(self._in_force.config, fresh)
+        await self.handlers.reprobe()
+        _logger.info("SIGHUP: the disabled handlers were tried again, base specs were read")
+        close_unused(self.core.store, self.handlers)
 
     async def wind_down(self, grace: float) -> None:
         """Let calls and flights end within ``grace`` seconds, then cancel them and let their undo steps run."""
@@ -118,12 +142,14 @@ async def running(config: Config) -> AsyncIterator[Daemon]:
         core = await _core(config, host, database, Ports(handlers, network, images), supervisor, sources)
         supervisor.spawn("watch CDI specs", sources.cdi.keep)
         supervisor.spawn("watch hooks", sources.hooks.keep)
+        supervisor.spawn("retired handlers", lambda: close_retired(core.store, handlers))
         supervisor.spawn("plugin events", lambda: tell_plugins(core.store, plugins))
         streams = await stack.enter_async_context(StreamServer.open(settings_of.streaming(config), _sessions(config, core)))
-        server = await stack.enter_async_context(_server(config, host, core, images, link, streams))
+        in_force = InForce(config)
+        server = await stack.enter_async_context(_server(in_force, host, core, images, link, streams))
         await server.listen(config.server.socket, mode=config.server.socket_mode, group=config.server.socket_group)
         await core.recovery.run()
-        yield Daemon(core, handlers, server)
+        yield Daemon(core, handlers, server, in_force)
 
 
 async def _prepare(config: Config, stack: AsyncExitStack) -> Host:
@@ -205,10 +231,11 @@ def _sessions(config: Config, core: Services) -> CoreSessions:
     return CoreSessions(core.streams, idle_timeout=config.streaming.idle_timeout, drain=config.runtime.exec_drain_timeout)
 
 
-def _server(config: Config, host: Host, core: Services, images: ImageStore, link: MonitorLink, streams: StreamServer) -> GrpcServer:
+def _server(in_force: InForce, host: Host, core: Services, images: ImageStore, link: MonitorLink, streams: StreamServer) -> GrpcServer:
+    config = in_force.config
     systemd = settings_of.cgroup_driver(config, host.facts) is CgroupDriver.SYSTEMD
     details = NodeDetails(
-        config,
+        in_force,
         core.ports,
         link,
         core.lookups.statistics,

@@ -37,11 +37,18 @@ def announce(state: str) -> None:
             _logger.warning("the service manager can't be told %s: %s", state, exc)
 
 
+@dataclass(slots=True)
+class InForce:
+    """The configuration that the server works by; SIGHUP puts another in its place."""
+
+    config: Config
+
+
 @dataclass(frozen=True, slots=True)
 class NodeDetails:
     """The node as Status shows it."""
 
-    config: Config
+    in_force: InForce
     ports: Ports
     link: MonitorLink
     lookups: Callable[[], Statistics]
@@ -74,7 +81,7 @@ class NodeDetails:
         network = self.ports.network.status()
         return {
             "version": json.dumps(__version__),
-            "config": self.config.model_dump_json(),
+            "config": self.in_force.config.model_dump_json(),
             "handlers": json.dumps({"default": self.ports.handlers.default, "handlers": handlers}),
             "network": json.dumps({"ready": network.ready, "reason": network.reason, "message": network.message}),
             "selinux": json.dumps(self.selinux),

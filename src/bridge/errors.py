@@ -106,6 +106,10 @@ class RuntimeFailed(BridgeError):
         self.start_code = start_code
 
 
+class PluginFailed(BridgeError):
+    """A plugin broke its contract: it raised what is no class of this module, or did not answer. The message names handler and plugin."""
+
+
 class NetworkFailed(BridgeError):
     """A CNI plugin failed; the message carries plugin, verb, CNI error code, msg and details."""
 

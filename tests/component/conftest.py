@@ -29,8 +29,9 @@ from bridge.core.settings import CoreSettings
 from bridge.core.store import MIGRATIONS, Store
 from bridge.host import facts, mounts, namespaces
 from bridge.host.database import Database
+from bridge.testing.fake_handlers import FakeHandlers
 from bridge.testing.fake_stores import FakeImages, FakeNetwork
-from bridge.testing.fakes import FakeBackend, FakeHandlers
+from bridge.testing.fakes import FakeBackend
 
 PRIVATE_PID = NamespaceOptions(pid=NamespaceMode.CONTAINER)
 

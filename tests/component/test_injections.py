@@ -19,7 +19,8 @@ from bridge.errors import HostError, InvalidRequest, Unsupported
 from bridge.host.watched_files import WatchedFiles
 from bridge.ports.handlers import HandlerPolicy
 from bridge.ports.runtime import Ability, Feature
-from bridge.testing.fakes import FakeBackend, FakeHandlers
+from bridge.testing.fake_handlers import FakeHandlers
+from bridge.testing.fakes import FakeBackend
 from tests.unit.core.spec_cases import FACTS, SETTINGS, config, inputs, sandbox
 
 Spec = dict[str, Any]

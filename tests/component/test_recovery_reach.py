@@ -8,7 +8,7 @@ import pytest
 
 from bridge.core.entities import ContainerState, SandboxState
 from bridge.errors import NotFound, Unavailable
-from bridge.testing.fakes import FakeHandlers
+from bridge.testing.fake_handlers import FakeHandlers
 from tests.component.conftest import World, container, pod
 from tests.component.test_recovery import running_pod
 
@@ -44,7 +44,7 @@ async def test_a_pod_whose_backend_is_away_is_kept(world: World, monkeypatch: py
         sandbox, ident = await running_pod(core)
     async with world.started() as core:
 
-        def away(self: FakeHandlers, name: str) -> None:
+        def away(self: FakeHandlers, name: str, opening: object = None) -> None:
             raise error
 
         with monkeypatch.context() as patch, anyio.fail_after(5):

@@ -143,7 +143,7 @@ async def test_a_handler_that_is_disabled_for_now_does_not_make_the_container_un
 ) -> None:
     ident = await made(core)
 
-    def disabled(name: str) -> None:
+    def disabled(name: str, opening: object = None) -> None:
         raise NotFound(f"runtime handler {name!r} is disabled")
 
     monkeypatch.setattr(core.ports.handlers, "backend", disabled)

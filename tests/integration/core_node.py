@@ -24,8 +24,8 @@ from bridge.host.database import Database
 from bridge.oci.backend import OciBackend
 from bridge.oci.cli import OciSettings
 from bridge.ports.images import Rootfs
+from bridge.testing.fake_handlers import FakeHandlers
 from bridge.testing.fake_stores import FakeImages, FakeNetwork
-from bridge.testing.fakes import FakeHandlers
 from tests.component.conftest import container, pod
 from tests.integration import pod_cgroups
 from tests.integration.oci_node import OciNode, make_rootfs, oci_node

@@ -28,6 +28,7 @@ TABLE: dict[type[errors.BridgeError], Status] = {
     errors.ConfigError: Status.FAILED_PRECONDITION,
     errors.HostError: Status.INTERNAL,
     errors.RuntimeFailed: Status.INTERNAL,
+    errors.PluginFailed: Status.INTERNAL,
     errors.NetworkFailed: Status.INTERNAL,
     errors.ImagePullFailed: Status.INTERNAL,
     errors.CorruptData: Status.INTERNAL,

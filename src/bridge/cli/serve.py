@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable
 
+from bridge.config import Config
 from bridge.config_files import load
 
 _FAILPOINTS = "CRI_BRIDGE_FAILPOINTS"  # as bridge.testing.failpoints, which an ordinary server does not even import
@@ -13,15 +14,20 @@ _FAILPOINTS = "CRI_BRIDGE_FAILPOINTS"  # as bridge.testing.failpoints, which an 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the server until SIGTERM."""
-    config = load(arguments.config)
-    if arguments.log_level:
-        config = config.model_copy(update={"server": config.server.model_copy(update={"log_level": arguments.log_level})})
+
+    def read() -> Config:
+        config = load(arguments.config)
+        if not arguments.log_level:
+            return config
+        return config.model_copy(update={"server": config.server.model_copy(update={"log_level": arguments.log_level})})
+
+    config = read()
     from bridge import daemon
 
     begin: Callable[[], None] = _nothing
     if os.environ.get(_FAILPOINTS):
         from bridge.testing.failpoints import install_if_asked as begin
-    return daemon.run(config, begin)
+    return daemon.run(config, read, begin)
 
 
 def _nothing() -> None:

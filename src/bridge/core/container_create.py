@@ -100,7 +100,7 @@ class ContainerCreator:
         bundle = self.settings.bundle(sandbox.id, ident)
         undo.push("remove the bundle", lambda: erase_directory(bundle))
         await files.make_dir(bundle / "rootfs", 0o711)
-        features = self.handlers.backend(sandbox.handler).features
+        features = self.handlers.backend(sandbox.handler, sandbox.opening).features
         return Making(container, sandbox, image, bundle, self.settings, self.facts, features, self.images, self.lookups, undo)
 
     async def _rootfs(self, making: Making) -> Path:

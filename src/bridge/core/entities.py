@@ -50,7 +50,7 @@ class Sandbox:
     ``hostname`` is the one its containers see ("" in records of version 0.1). ``namespaces`` maps net, ipc, uts to pin
     paths; ``cgroup_owned`` is the topmost part of ``cgroup_parent`` that we made and remove again, "" when it was there.
     ``overhead`` and ``resources`` are the pod's, as last updated. ``selinux_process`` and ``selinux_mount`` are its labels,
-    "" where SELinux is not used.
+    "" where SELinux is not used. ``opening`` is how its handler was opened (bridge.ports.handlers), None in records of version 0.1.
     """
 
     id: str
@@ -72,6 +72,7 @@ class Sandbox:
     selinux_process: str = ""
     selinux_mount: str = ""
     hostname: str = ""
+    opening: Mapping[str, Any] | None = None
     revision: int = 0
 
     @property

@@ -78,7 +78,7 @@ class Injections:
             devices = await self.sources.cdi.fresh(again=True)  # the target of a link may have changed, which nothing tells
         edits = devices.resolve(wanted)
         field = ", ".join(dict.fromkeys(wanted.values()))
-        features = self.handlers.backend(inputs.sandbox.handler).features
+        features = self.handlers.backend(inputs.sandbox.handler, inputs.sandbox.opening).features
         if edits.nodes and (why := features.lacks(Ability.DEVICES)) is not None:
             raise Unsupported(f"{field}: handler {inputs.sandbox.handler!r} can't do the CDI edit deviceNodes ({why})")
         for ability, needed, what in (

@@ -152,10 +152,7 @@ class Recovery:
             await self._undo_half_made(container)
 
     async def _load(self, sandbox: Sandbox) -> SandboxHandle:
-        try:
-            backend = self.handlers.backend(sandbox.handler)
-        except NotFound as exc:  # disabled, perhaps for a moment: its runtime is being upgraded. What it runs goes on
-            raise Unavailable(exc.message) from exc
+        backend = await self.handlers.reopen(sandbox.handler, sandbox.opening)
         chosen = self.spec_settings.of_handler(self.handlers.policy(sandbox.handler))
         request = sandbox_spec(sandbox, backend, self.daemon.settings, self.facts, chosen)
         return await backend.load_sandbox(request, sandbox.backend or {})

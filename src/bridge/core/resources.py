@@ -68,7 +68,8 @@ class ResourceService:
         if container.state not in (*_CHANGEABLE, ContainerState.STARTING):
             raise IllegalTransition(f"container {ident} is {container.state}: only a created or running one can be given other resources")
         try:
-            backend = self._handlers.backend(self._store.sandbox(container.sandbox_id).handler)
+            sandbox = self._store.sandbox(container.sandbox_id)
+            backend = self._handlers.backend(sandbox.handler, sandbox.opening)
         except NotFound as exc:  # disabled for now; to a kubelet NotFound would mean the container
             raise Unavailable(exc.message) from exc
         if not backend.features.has(Ability.UPDATE):

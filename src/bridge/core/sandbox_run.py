@@ -87,6 +87,7 @@ class SandboxRunner:
             overhead=config.overhead,
             resources=config.resources,
             hostname=podfiles.hostname(config),
+            opening=self.handlers.opening(handler),
         )
 
     async def _journal(self, sandbox: Sandbox, backend: RuntimeBackend) -> Sandbox:

@@ -59,7 +59,7 @@ class SandboxService:
         return await self.runs.join(key, lambda: self._run(key, config, runtime_handler))
 
     async def _run(self, key: str, config: PodConfig, runtime_handler: str) -> Sandbox:
-        backend = self._handlers.backend(runtime_handler)
+        self._handlers.backend(runtime_handler)  # NotFound, before anything else is said
         holder = self._store.named(key)
         if holder is not None:
             await self._live.reach(holder)
@@ -73,6 +73,7 @@ class SandboxService:
         handler = runtime_handler or self._handlers.default
         with log.context(pod=ident[:13]):
             async with self._limiter:
+                backend = self._handlers.backend(handler)  # again: a reload may have come while others were made
                 with trace.recording(self._traces, ident, "RunPodSandbox"):
                     sandbox = await self._runner.run(ident, config, handler, runtime_handler, backend)
             self._watch(ident)

@@ -155,8 +155,8 @@ class StreamService:
         return sandbox
 
     def _demand(self, sandbox_id: str, ability: Ability, field: str) -> None:
-        handler = self._store.sandboxes[sandbox_id].handler
-        features = self._handlers.backend(handler).features
+        sandbox = self._store.sandboxes[sandbox_id]
+        handler, features = sandbox.handler, self._handlers.backend(sandbox.handler, sandbox.opening).features
         if not features.has(ability):
             raise Unsupported(f"{field}: handler {handler!r} can't do it{f' ({why})' if (why := features.lacks(ability)) else ''}")
 

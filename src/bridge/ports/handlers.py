@@ -8,6 +8,10 @@ from typing import Any, Protocol
 
 from bridge.ports.runtime import RuntimeBackend, RuntimeFeatures
 
+Opening = Mapping[str, Any]
+"""How a handler was opened, as JSON: a pod's record keeps it, so that its handler can be opened again once the configuration has
+another one of that name, or none. Core stores it and never reads it."""
+
 
 @dataclass(frozen=True, slots=True)
 class HandlerState:
@@ -32,16 +36,33 @@ class HandlerPolicy:
 
 
 class Handlers(Protocol):
-    """The live registry of handlers that core sees."""
+    """The live registry of handlers that core sees.
+
+    A new pod gets the handler that the configuration has now. One that was made before keeps its own: whoever asks for a pod names
+    the ``opening`` of its record too (None in records of version 0.1: then the configured one of that name is taken for it).
+    """
 
     @property
     def default(self) -> str: ...
-    def backend(self, name: str) -> RuntimeBackend:
-        """The backend of handler ``name`` ("" means the default). NotFound lists the handlers that exist and why others are disabled."""
+    def backend(self, name: str, opening: Opening | None = None) -> RuntimeBackend:
+        """The backend of handler ``name`` ("" means the default), or the one that was opened as ``opening`` says.
+
+        NotFound lists the handlers that exist and why others are disabled.
+        """
+        ...
+
+    def opening(self, name: str) -> Opening:
+        """How ``backend(name)`` was opened. Raises NotFound."""
+        ...
+
+    async def reopen(self, name: str, opening: Opening | None) -> RuntimeBackend:
+        """``backend``, opened again if nothing serves such pods any more. Raises Unavailable with the reason when that fails."""
         ...
 
     def policy(self, name: str) -> HandlerPolicy:
         """The policy of handler ``name``; one without choices for a name that isn't configured any more."""
         ...
 
-    def states(self) -> Sequence[HandlerState]: ...
+    def states(self) -> Sequence[HandlerState]:
+        """Every configured handler."""
+        ...

@@ -1,4 +1,5 @@
-"""In-memory stand-ins for the ports: a runtime backend here, a network and an image store in ``fake_stores``.
+"""In-memory stand-ins for the ports: a runtime backend here, its commands in ``fake_exec``, its registry in
+``fake_handlers``, a network and an image store in ``fake_stores``.
 
 They keep the contracts of ``bridge.ports`` (idempotent deletes, exits that are remembered, NotFound for what is gone) and
 count what exists, so that a test can ask whether anything was left. ``fail_on`` names calls that raise once.
@@ -17,7 +18,6 @@ import anyio.lowlevel
 
 from bridge.errors import HostError, IllegalTransition, NotFound, RuntimeFailed, Unavailable, Unsupported
 from bridge.host.cgroup_stats import CgroupStats
-from bridge.ports.handlers import HandlerPolicy, HandlerState
 from bridge.ports.runtime import (
     Ability,
     ContainerSpec,
@@ -260,30 +260,3 @@ class FakeBackend:
             self.containers.pop(ident, None)
             self.sandboxes.pop(ident, None)
         return strangers
-
-
-class FakeHandlers:
-    """A registry with one enabled handler, ``fake``, the default, and one disabled one, ``broken``."""
-
-    default = "fake"
-
-    def __init__(self, backend: FakeBackend) -> None:
-        self._backend = backend
-        self.choices = HandlerPolicy()
-
-    def policy(self, name: str) -> HandlerPolicy:
-        """The same for all: ``choices``."""
-        return self.choices
-
-    def backend(self, name: str) -> FakeBackend:
-        """The one backend. Raises NotFound."""
-        if name in ("", "fake"):
-            return self._backend
-        raise NotFound(f"no handler {name!r}; there are: fake; disabled: broken (its binary is missing)")
-
-    def states(self) -> Sequence[HandlerState]:
-        """Both handlers."""
-        return (
-            HandlerState("fake", "fake", self._backend.features),
-            HandlerState("broken", "fake", None, "its binary is missing"),
-        )

@@ -1,0 +1,277 @@
+"""What stands between core and a plugin's backend, so that a fault of the plugin stays its handler's own.
+
+Every call that ends by itself gets a deadline, and whatever a plugin raises that is no bridge.errors class becomes PluginFailed
+with the handler, the plugin, the method and what was raised; the log gets the traceback. Waiting for an exit and attaching have no
+deadline: they end with their owner. A call that blocks instead of waiting stops the whole server; no wrapper can help that.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import anyio
+
+from bridge import log
+from bridge.aio import describe
+from bridge.errors import BridgeError, PluginFailed, Unsupported
+from bridge.host.cgroup_stats import CgroupStats
+from bridge.ports.host import RuntimeTimeouts
+from bridge.ports.runtime import (
+    ContainerHandle,
+    ContainerSpec,
+    ExecProcess,
+    ExecSpec,
+    ExitStatus,
+    Record,
+    RuntimeBackend,
+    RuntimeFeatures,
+    SandboxHandle,
+    SandboxKind,
+    SandboxSpec,
+)
+
+T = TypeVar("T")
+_logger = log.get("isolation")
+_MARGIN = 40.0
+"""Seconds above the backend's own deadlines: its errors say more than ours. A monitor that is being replaced takes up to 30."""
+_SWEEP_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Watches the calls of one handler; ``timeouts`` are the handler's own."""
+
+    handler: str
+    plugin: str
+    timeouts: RuntimeTimeouts
+
+    async def call(self, what: Any, name: str, seconds: float | None, *args: Any, **named: Any) -> Any:
+        """``what.name(…)`` within ``seconds`` and the margin, None for no deadline. Raises BridgeError classes only."""
+        method = self.method(what, name)
+        scope = anyio.CancelScope(deadline=float("inf") if seconds is None else anyio.current_time() + seconds + _MARGIN)
+        try:
+            with scope:
+                return await method(*args, **named)
+        except BridgeError:
+            raise
+        except Exception as exc:
+            _logger.exception("handler %s: plugin %s failed in %s", self.handler, self.plugin, name)
+            raise self._failed(name, f"raised {describe(exc)}") from exc
+        raise self._failed(name, f"did not end within {(seconds or 0) + _MARGIN:g} s and was cancelled")
+
+    def method(self, what: Any, name: str) -> Callable[..., Awaitable[Any]]:
+        """The method. Raises Unsupported when the plugin has none: it may be older than the interface."""
+        try:
+            found: Callable[..., Awaitable[Any]] = getattr(what, name)
+        except AttributeError as exc:
+            raise Unsupported(f"handler {self.handler!r}: plugin {self.plugin!r} has no {name}(): it may be too old") from exc
+        return found
+
+    def read(self, what: Any, name: str) -> Any:
+        """The property ``name``. Raises PluginFailed."""
+        try:
+            return getattr(what, name)
+        except BridgeError:
+            raise
+        except Exception as exc:
+            raise self._failed(name, f"raised {describe(exc)}") from exc
+
+    def _failed(self, name: str, why: str) -> PluginFailed:
+        return PluginFailed(f"handler {self.handler!r}: plugin {self.plugin!r}: {name} {why}")
+
+
+class _Guarded:
+    __slots__ = ("_guard", "_inner")
+
+    def __init__(self, guard: Guard, inner: Any) -> None:
+        self._guard = guard
+        self._inner = inner
+
+    async def _call(self, name: str, seconds: float | None, *args: Any, **named: Any) -> Any:
+        return await self._guard.call(self._inner, name, seconds, *args, **named)
+
+
+class GuardedExec(_Guarded):
+    """See bridge.ports.runtime.ExecProcess."""
+
+    __slots__ = ()
+
+    @property
+    def pid(self) -> int:
+        """See the port."""
+        return int(self._guard.read(self._inner, "pid"))
+
+    async def wait(self) -> ExitStatus:
+        """See the port; no deadline."""
+        status: ExitStatus = await self._call("wait", None)
+        return status
+
+    async def kill(self, signal: int) -> None:
+        """See the port."""
+        await self._call("kill", self._guard.timeouts.kill, signal)
+
+    async def delete(self) -> None:
+        """See the port."""
+        await self._call("delete", 2 * self._guard.timeouts.kill)
+
+
+class GuardedContainer(_Guarded):
+    """See bridge.ports.runtime.ContainerHandle."""
+
+    __slots__ = ()
+
+    @property
+    def id(self) -> str:
+        """See the port."""
+        return str(self._guard.read(self._inner, "id"))
+
+    @property
+    def record(self) -> Record:
+        """See the port."""
+        found: Record = self._guard.read(self._inner, "record")
+        return found
+
+    @property
+    def pid(self) -> int | None:
+        """See the port."""
+        found: int | None = self._guard.read(self._inner, "pid")
+        return found
+
+    @property
+    def cgroup(self) -> str | None:
+        """See the port."""
+        found: str | None = self._guard.read(self._inner, "cgroup")
+        return found
+
+    async def start(self) -> int:
+        """See the port."""
+        return int(await self._call("start", self._guard.timeouts.start))
+
+    async def kill(self, signal: int, *, all_processes: bool = False) -> None:
+        """See the port."""
+        await self._call("kill", self._guard.timeouts.kill, signal, all_processes=all_processes)
+
+    async def wait(self) -> ExitStatus:
+        """See the port; no deadline."""
+        status: ExitStatus = await self._call("wait", None)
+        return status
+
+    async def exec(self, spec: ExecSpec) -> ExecProcess:
+        """See the port."""
+        return GuardedExec(self._guard, await self._call("exec", self._guard.timeouts.exec, spec))
+
+    async def attach(self, *, stdin: int | None, stdout: int | None, stderr: int | None, attached: Callable[[], None]) -> None:
+        """See the port; no deadline."""
+        await self._call("attach", None, stdin=stdin, stdout=stdout, stderr=stderr, attached=attached)
+
+    async def resize(self, width: int, height: int) -> None:
+        """See the port."""
+        await self._call("resize", self._guard.timeouts.kill, width, height)
+
+    async def update(self, resources: Mapping[str, Any]) -> None:
+        """See the port."""
+        await self._call("update", self._guard.timeouts.exec, resources)
+
+    async def stats(self) -> CgroupStats | None:
+        """See the port."""
+        found: CgroupStats | None = await self._call("stats", self._guard.timeouts.probe)
+        return found
+
+    async def reopen_log(self) -> None:
+        """See the port."""
+        await self._call("reopen_log", self._guard.timeouts.kill)
+
+    async def release(self) -> None:
+        """See the port."""
+        await self._call("release", _ending(self._guard.timeouts))
+
+    async def delete(self) -> None:
+        """See the port."""
+        await self._call("delete", _ending(self._guard.timeouts))
+
+
+class GuardedSandbox(_Guarded):
+    """See bridge.ports.runtime.SandboxHandle."""
+
+    __slots__ = ()
+
+    @property
+    def id(self) -> str:
+        """See the port."""
+        return str(self._guard.read(self._inner, "id"))
+
+    @property
+    def record(self) -> Record:
+        """See the port."""
+        found: Record = self._guard.read(self._inner, "record")
+        return found
+
+    @property
+    def pid(self) -> int | None:
+        """See the port."""
+        found: int | None = self._guard.read(self._inner, "pid")
+        return found
+
+    async def create_container(self, spec: ContainerSpec) -> ContainerHandle:
+        """See the port."""
+        return GuardedContainer(self._guard, await self._call("create_container", self._guard.timeouts.create, spec))
+
+    async def load_container(self, spec: ContainerSpec, record: Record) -> ContainerHandle:
+        """See the port."""
+        return GuardedContainer(self._guard, await self._call("load_container", self._guard.timeouts.create, spec, record))
+
+    async def port_forward(self, port: int) -> socket.socket:
+        """See the port."""
+        found: socket.socket = await self._call("port_forward", self._guard.timeouts.probe, port)
+        return found
+
+    async def wait(self) -> ExitStatus:
+        """See the port; no deadline."""
+        status: ExitStatus = await self._call("wait", None)
+        return status
+
+    async def stop(self) -> None:
+        """See the port."""
+        await self._call("stop", _ending(self._guard.timeouts))
+
+    async def delete(self) -> None:
+        """See the port."""
+        await self._call("delete", _ending(self._guard.timeouts))
+
+
+class GuardedBackend(_Guarded):
+    """See bridge.ports.runtime.RuntimeBackend. Raises PluginFailed at once for a backend without features or a kind."""
+
+    __slots__ = ("features", "sandbox_kind")
+
+    def __init__(self, guard: Guard, inner: RuntimeBackend) -> None:
+        super().__init__(guard, inner)
+        self.features: RuntimeFeatures = self._checked("features", RuntimeFeatures)
+        self.sandbox_kind: SandboxKind = self._checked("sandbox_kind", SandboxKind)
+
+    def _checked(self, name: str, kind: type[T]) -> T:
+        found = self._guard.read(self._inner, name)
+        if not isinstance(found, kind):
+            raise self._guard._failed(name, f"is {type(found).__name__}, not {kind.__name__}")
+        return found
+
+    async def create_sandbox(self, spec: SandboxSpec) -> SandboxHandle:
+        """See the port."""
+        return GuardedSandbox(self._guard, await self._call("create_sandbox", self._guard.timeouts.create, spec))
+
+    async def load_sandbox(self, spec: SandboxSpec, record: Record) -> SandboxHandle:
+        """See the port."""
+        return GuardedSandbox(self._guard, await self._call("load_sandbox", self._guard.timeouts.create, spec, record))
+
+    async def remove_strangers(self, known: Callable[[str], bool]) -> Sequence[str]:
+        """See the port."""
+        found: Sequence[str] = await self._call("remove_strangers", _SWEEP_SECONDS, known)
+        return found
+
+
+def _ending(timeouts: RuntimeTimeouts) -> float:
+    """What a thorough end may take: kill, wait, free, and once more with force."""
+    return 2 * (timeouts.kill + timeouts.delete)
