@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,20 @@ class HandlerSettings:
     def same_backend(self, opening: Opening) -> bool:
         """Whether a pod that was made with ``opening`` is this one's."""
         return self.opening() == opening
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What a reload changed, by name."""
+
+    added: Sequence[str] = ()
+    changed: Sequence[str] = ()
+    removed: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        kinds = (("added", self.added), ("changed", self.changed), ("removed", self.removed))
+        parts = [f"{what} {', '.join(names)}" for what, names in kinds if names]
+        return "; ".join(parts) or "no handler changed"
 
 
 def of_opening(name: str, opening: Opening) -> HandlerSettings:

@@ -17,14 +17,14 @@ import anyio.abc
 from bridge import handler_settings, log
 from bridge.aio import describe
 from bridge.errors import BridgeError, ConfigError, NotFound, Unavailable
-from bridge.handler_settings import HandlerSettings
+from bridge.handler_settings import HandlerSettings, Reloaded
 from bridge.isolation import Guard, GuardedBackend
 from bridge.plugins import Plugins
 from bridge.ports.handlers import HandlerPolicy, HandlerState, Opening
 from bridge.ports.host import HostContext
 from bridge.ports.runtime import RuntimeBackend
 
-__all__ = ["HandlerRegistry", "HandlerSettings", "Reloaded", "open_handlers"]
+__all__ = ["HandlerRegistry", "HandlerSettings", "open_handlers"]
 
 _logger = log.get("handlers")
 _CLOSE_SECONDS = 10.0
@@ -42,20 +42,6 @@ class _Slot:
     reason: str = _OPENING
     busy: bool = False
     closing: anyio.Event = field(default_factory=anyio.Event)
-
-
-@dataclass(frozen=True, slots=True)
-class Reloaded:
-    """What a reload changed, by name."""
-
-    added: Sequence[str] = ()
-    changed: Sequence[str] = ()
-    removed: Sequence[str] = ()
-
-    def __str__(self) -> str:
-        kinds = (("added", self.added), ("changed", self.changed), ("removed", self.removed))
-        parts = [f"{what} {', '.join(names)}" for what, names in kinds if names]
-        return "; ".join(parts) or "no handler changed"
 
 
 class HandlerRegistry:
