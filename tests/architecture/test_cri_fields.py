@@ -14,8 +14,8 @@ import pytest
 
 from bridge._proto.message_pool import default_message_pool
 from bridge._proto.runtime import v1 as pb
-from bridge.api.wiretypes import fields_of
 from bridge.config import Config
+from bridge.wire.wiretypes import fields_of
 
 TESTS = Path(__file__).parents[1]
 PAGE = TESTS.parent / "docs" / "cri-fields.md"

@@ -1,41 +1,23 @@
-"""Messages to bytes and back, at a speed that CRI's lists need (design §9).
+"""Messages as grpclib is given them, and lists that are encoded already (design §9).
 
-``encode`` and ``decode`` write what betterproto2 and Google's protobuf write. The code for each class is compiled when
-the class is first met: a millisecond or less each, against 0.2 s for all. For lists even that is too slow to do at every
-call: keep ``piece(number, item)`` beside each item while it does not change, and answer with ``ready(Type, pieces)``.
+For lists even ``bridge.wire.codec`` is too slow to encode all of them at every call: keep ``piece(number, item)`` beside each item
+while it does not change, and answer with ``ready(Type, pieces)``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import struct
 from collections.abc import Iterable
 from typing import Any, Generic, TypeVar, cast
 
 from betterproto2 import Message
 from grpclib.encoding.base import CodecBase
 
-from bridge.api import decoders, encoders, wiretypes
-from bridge.api.source import Decode, Encode
+from bridge.wire.codec import decode, encode, piece
+
+__all__ = ["Ready", "WireCodec", "decode", "encode", "piece", "ready"]
 
 M = TypeVar("M", bound=Message)
-
-_encoders: dict[type[Any], Encode] = {}
-_decoders: dict[type[Any], Decode] = {}
-
-
-def _encoder_of(cls: type[Any]) -> Encode:
-    found = _encoders.get(cls)
-    if found is None:
-        found = _encoders[cls] = encoders.encoder(cls, _encoder_of)
-    return found
-
-
-def _decoder_of(cls: type[Any]) -> Decode:
-    found = _decoders.get(cls)
-    if found is None:
-        found = _decoders[cls] = decoders.decoder(cls, _decoder_of, _encoder_of)
-    return found
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,29 +35,6 @@ def ready(response_type: type[M], pieces: Iterable[bytes]) -> M:
     and nothing else, and so is typed as what the method has to return.
     """
     return cast("M", Ready(response_type, b"".join(pieces)))
-
-
-def piece(number: int, message: Message) -> bytes:
-    """``message`` encoded as field ``number`` of the message around it: tag, length, content."""
-    data = encode(message)
-    return wiretypes.varint(number << 3 | wiretypes.LENGTH) + wiretypes.varint(len(data)) + data
-
-
-def encode(message: Message) -> bytes:
-    """The protobuf encoding of ``message``; fields in order of number, unknown fields last.
-
-    Raises ValueError, TypeError or AttributeError when a field holds something that is not of its type.
-    """
-    cls = type(message)
-    return (_encoders.get(cls) or _encoder_of(cls))(message)
-
-
-def decode(cls: type[M], data: bytes) -> M:
-    """The message that ``data`` encodes. Unknown fields and enum numbers are kept. Raises ValueError on malformed input."""
-    try:
-        return cast("M", (_decoders.get(cls) or _decoder_of(cls))(data, 0, len(data)))
-    except (IndexError, struct.error, RecursionError, ValueError) as exc:
-        raise ValueError(f"malformed {cls.__name__}: {exc}") from exc
 
 
 class WireCodec(CodecBase):

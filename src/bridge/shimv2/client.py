@@ -20,6 +20,7 @@ from bridge.shimv2.encoding import decode
 from bridge.shimv2.frames import Flags, Frame, Kind, Oversized
 from bridge.shimv2.statuses import error_of
 from bridge.shimv2.streams import ClientStream, Inbox
+from bridge.wire.codec import encode
 
 M = TypeVar("M", bound=Message)
 
@@ -74,7 +75,7 @@ class TtrpcClient:
         """
         name = f"{service}/{method}"
         with self._opened(name) as (stream, inbox):
-            self._request(stream, service, method, bytes(request), timeout, Flags.NONE)
+            self._request(stream, service, method, encode(request), timeout, Flags.NONE)
             with anyio.move_on_after(timeout):
                 return self._answer(name, await inbox.response(), response_type)
         raise TimedOut(f"handler {self._handler!r}: {name} had no answer within {timeout:g} s")
@@ -96,7 +97,7 @@ class TtrpcClient:
         name = f"{service}/{method}"
         with self._opened(name) as (number, inbox):
             flags = Flags.REMOTE_OPEN if sends else Flags.REMOTE_CLOSED
-            self._request(number, service, method, b"" if request is None else bytes(request), None, flags)
+            self._request(number, service, method, b"" if request is None else encode(request), None, flags)
 
             def send(flags: Flags, data: bytes) -> None:
                 if self.closed.is_set():
@@ -127,7 +128,7 @@ class TtrpcClient:
         nanoseconds = 0 if timeout is None else max(1, int(timeout * 1e9))  # 0 would be: for ever
         request = Request(service=service, method=method, payload=payload, timeout_nano=nanoseconds, metadata=self._metadata)
         try:
-            self._connection.send(stream, Kind.REQUEST, flags, bytes(request))
+            self._connection.send(stream, Kind.REQUEST, flags, encode(request))
         except LimitExceeded as exc:
             raise LimitExceeded(f"handler {self._handler!r}: {service}/{method}: {exc.message}") from exc
 

@@ -17,6 +17,8 @@ from bridge._proto.containerd.runc.v1 import Options as RuncOptions
 from bridge._proto.containerd.types import Any, Timestamp
 from bridge._proto.runtimeoptions.v1 import Options as RuntimeOptions
 from bridge.errors import CorruptData
+from bridge.wire import codec
+from bridge.wire.codec import encode
 
 M = TypeVar("M", bound=Message)
 
@@ -29,14 +31,14 @@ FEATURES: Final = "types.containerd.io/opencontainers/runtime-spec/1/features/Fe
 def decode(cls: type[M], data: bytes) -> M:
     """The message that ``data`` encodes. Raises CorruptData on malformed input."""
     try:
-        return cls.parse(data)
-    except Exception as exc:  # the library raises whatever its parts do, and says nowhere which
-        raise CorruptData(f"no {cls.__name__}: {exc or type(exc).__name__}") from exc
+        return codec.decode(cls, data)
+    except ValueError as exc:
+        raise CorruptData(str(exc)) from exc
 
 
 def packed(name: str, message: Message) -> Any:
     """``message`` as an Any of the type ``name``."""
-    return Any(type_url=name, value=bytes(message))
+    return Any(type_url=name, value=encode(message))
 
 
 def packed_json(name: str, value: Mapping[str, Anything]) -> Any:

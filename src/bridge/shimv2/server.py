@@ -27,6 +27,7 @@ from bridge.shimv2.encoding import decode
 from bridge.shimv2.frames import MAX_DATA, Flags, Frame, Kind, Oversized
 from bridge.shimv2.statuses import code_of
 from bridge.shimv2.streams import Inbox, ServerStream
+from bridge.wire.codec import encode
 
 _RUNNING_LIMIT: Final = 1024
 """Calls of one connection that may run at once; the next is refused."""
@@ -223,10 +224,10 @@ class _Session:
             self.connection.send(stream, Kind.DATA, Flags.REMOTE_CLOSED | Flags.NO_DATA, b"")
             return
         try:
-            response = Response(payload=bytes(answer)) if answer is not None else _refusal(error)
-            self.connection.send(stream, Kind.RESPONSE, Flags.NONE, bytes(response))
+            response = Response(payload=encode(answer)) if answer is not None else _refusal(error)
+            self.connection.send(stream, Kind.RESPONSE, Flags.NONE, encode(response))
         except LimitExceeded as exc:
-            self.connection.send(stream, Kind.RESPONSE, Flags.NONE, bytes(_refusal(exc)))
+            self.connection.send(stream, Kind.RESPONSE, Flags.NONE, encode(_refusal(exc)))
 
 
 def _refusal(error: Exception | None) -> Response:

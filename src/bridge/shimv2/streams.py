@@ -12,6 +12,7 @@ from betterproto2 import Message
 from bridge.errors import BridgeError, IllegalTransition, LimitExceeded
 from bridge.shimv2.encoding import decode
 from bridge.shimv2.frames import MAX_DATA, Flags, Frame, Kind, Oversized
+from bridge.wire.codec import encode
 
 M = TypeVar("M", bound=Message)
 
@@ -76,7 +77,7 @@ class _Sending:
         """Send ``message``. Raises LimitExceeded over 4 MiB, IllegalTransition after ``close_sending``, ShimGone."""
         if not self._open:
             raise IllegalTransition("nothing can be sent on this stream any more")
-        self._send(Flags.NONE, bytes(message))
+        self._send(Flags.NONE, encode(message))
 
     def close_sending(self) -> None:
         """Tell the other side that nothing more comes. Closing twice does nothing."""

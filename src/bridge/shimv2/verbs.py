@@ -21,6 +21,7 @@ from bridge.host import process
 from bridge.ports.runtime import ExitStatus
 from bridge.shimv2.bootstrap import ShimAddress, parse_start
 from bridge.shimv2.encoding import decode, nanoseconds
+from bridge.wire.codec import encode
 
 if TYPE_CHECKING:
     from bridge._proto.containerd.types import Any
@@ -63,7 +64,7 @@ class ShimBinary:
         Raises RuntimeFailed with what it printed on stderr, HostError when it can't be run; else as ``bootstrap.parse_start``.
         """
         flags = ["-id", task_id]
-        plain = b"" if options is None else bytes(options)
+        plain = b"" if options is None else encode(options)
         if not self._wants_bootstrap:
             try:
                 done = await self._run("start", flags, cwd=bundle, input=plain, timeout=self.start_timeout)
@@ -84,7 +85,7 @@ class ShimBinary:
             containerd_binary=str(self.publisher),
             extensions=[] if options is None else [Extension(value=options)],
         )
-        return bytes(params)
+        return encode(params)
 
     async def delete(self, task_id: str, bundle: Path) -> ExitStatus:
         """Clean up after the dead shim of ``bundle``, and say how its container ended. Raises RuntimeFailed, HostError, CorruptData."""
@@ -100,7 +101,7 @@ class ShimBinary:
 
         Raises RuntimeFailed, HostError, CorruptData.
         """
-        data = b"" if options is None else bytes(options)
+        data = b"" if options is None else encode(options)
         done = await self._run("-info", [], cwd=None, input=data, timeout=_INFO_SECONDS)
         try:
             return decode(RuntimeInfo, done.stdout)

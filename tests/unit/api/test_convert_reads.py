@@ -12,8 +12,8 @@ import pytest
 from bridge._proto.runtime import v1 as pb
 from bridge.api.containers import ContainerRpcs
 from bridge.api.sandboxes import SandboxRpcs
-from bridge.api.wiretypes import fields_of
 from bridge.errors import Unsupported
+from bridge.wire.wiretypes import fields_of
 from tests.unit.api.test_convert_config import full_container, full_pod
 
 NOT_READ = {

@@ -9,8 +9,8 @@ import pytest
 
 from bridge._proto.runtime import v1 as pb
 from bridge.api import convert, encoding
-from bridge.api.wiretypes import fields_of
 from bridge.errors import InvalidRequest, Unsupported
+from bridge.wire.wiretypes import fields_of
 from tests.unit.api.conftest import Google
 from tests.unit.api.test_convert_config import full_container, full_pod
 

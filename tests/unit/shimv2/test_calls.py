@@ -269,12 +269,12 @@ async def test_what_is_no_ttrpc_loses_the_connection(noise: bytes) -> None:
         peer.sock.close()
 
 
-@pytest.mark.parametrize("answer", [b"\x0a\xff\xff", bytes(Response(payload=b"\x0a\xff"))])
+@pytest.mark.parametrize("answer", [b"\xff\xff", bytes(Response(payload=b"\x0a\x05ab")), bytes(Response(payload=b"\x0a\x01\xff"))])
 async def test_an_answer_that_is_no_message_names_the_method(answer: bytes) -> None:
     async with by_hand() as (client, peer), anyio.create_task_group() as group:
 
         async def refused() -> None:
-            with pytest.raises(CorruptData, match="Task/State: the answer is no"):
+            with pytest.raises(CorruptData, match="Task/State: the answer is malformed"):
                 await client.call(TASK, "State", StateRequest(), StateResponse, timeout=SECONDS)
 
         group.start_soon(refused)

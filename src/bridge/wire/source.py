@@ -10,8 +10,8 @@ from typing import Any
 
 from betterproto2 import Message
 
-from bridge.api import wiretypes
-from bridge.api.wiretypes import LENGTH, Value
+from bridge.wire import wiretypes
+from bridge.wire.wiretypes import LENGTH, Value
 
 Encode = Callable[[Any], bytes]
 Decode = Callable[[bytes, int, int], Any]

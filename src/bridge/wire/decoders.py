@@ -12,9 +12,9 @@ from typing import Any
 
 from betterproto2 import Message
 
-from bridge.api import wiretypes
-from bridge.api.source import Decode, Encode, Source, tag_number
-from bridge.api.wiretypes import FIXED64, FIXED_FORMATS, LENGTH, Field, Value
+from bridge.wire import wiretypes
+from bridge.wire.source import Decode, Encode, Source, tag_number
+from bridge.wire.wiretypes import FIXED64, FIXED_FORMATS, LENGTH, Field, Value
 
 _READERS = {"int32": "i32", "int64": "i64", "uint32": "u32", "sint32": "u32", "enum": "i32"}  # all others: u64
 _ZEROS = {"string": "''", "bytes": "b''", "bool": "False", "float": "0.0", "double": "0.0", "message": "None"}

@@ -12,9 +12,9 @@ from typing import Any
 
 from betterproto2 import Message
 
-from bridge.api import wiretypes
-from bridge.api.source import Encode, Source, short_format, tag_bytes
-from bridge.api.wiretypes import FIXED_FORMATS, LENGTH, Field, Value
+from bridge.wire import wiretypes
+from bridge.wire.source import Encode, Source, short_format, tag_bytes
+from bridge.wire.wiretypes import FIXED_FORMATS, LENGTH, Field, Value
 
 
 class _Encoder(Source):
