@@ -100,16 +100,15 @@ class HandlerRegistry:
         disabled = "; ".join(f"{name}: {each.reason}" for name, each in sorted(self._slots.items()) if each.backend is None)
         return f"no runtime handler {wanted!r} (enabled handlers: {enabled}{'; disabled: ' + disabled if disabled else ''})"
 
-    def policy(self, name: str) -> HandlerPolicy:
-        """The policy of ``name`` ("" means the default), with the annotations that its runtime takes from every pod.
-
-        No choices for a name that isn't configured.
-        """
-        slot = self._slots.get(name or self._default)
-        if slot is None:
+    def policy(self, name: str, opening: Opening | None = None) -> HandlerPolicy:
+        """See the port; with the annotations that its runtime takes from every pod. It is the configured one's, if the name still is."""
+        wanted = name or self._default
+        serving, chosen = self._slot(wanted, opening), self._slots.get(wanted)
+        if serving is None:
             return HandlerPolicy()
-        own = () if slot.backend is None else slot.backend.features.annotations
-        return replace(slot.policy, allowed_annotations=(*slot.policy.allowed_annotations, *own)) if own else slot.policy
+        policy = (chosen or serving).policy
+        own = () if serving.backend is None else serving.backend.features.annotations
+        return replace(policy, allowed_annotations=(*policy.allowed_annotations, *own)) if own else policy
 
     def states(self) -> Sequence[HandlerState]:
         """Every configured handler, by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,13 @@ def test_a_server_without_handlers_behind_shims_loads_nothing_of_them() -> None:
     assert result.returncode == 0, result.stderr
     foreign = ("bridge.shimv2", "bridge._proto.containerd", "bridge._proto.io", "bridge._proto.runtimeoptions", "bridge._proto.ttrpc")
     assert [name for name in result.stdout.split() if name.startswith(foreign)] == []
+
+
+def test_who_asks_for_a_pods_handler_names_how_that_was_opened() -> None:
+    """Else a pod whose handler left the configuration could not be served any more. New pods are made in one place only."""
+    for_new_pods = {"src/bridge/core/sandboxes.py", "src/bridge/core/orphans.py"}
+    found = []
+    for path in (TOP / "src/bridge/core").glob("*.py"):
+        asked = re.findall(r"handlers\.(?:backend|policy)\(([^)]*)\)", path.read_text("utf-8"))
+        found += [str(path.relative_to(TOP)) for arguments in asked if "opening" not in arguments]
+    assert set(found) - for_new_pods == set()

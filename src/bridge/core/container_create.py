@@ -66,7 +66,7 @@ class ContainerCreator:
     async def create(self, ident: str, sandbox: Sandbox, config: ContainerConfig) -> Container:
         """Make the container; on any failure or cancellation nothing of it is left. Returns it in state created."""
         check(config, sandbox)
-        _check_abilities(config, self.handlers.backend(sandbox.handler).features)
+        _check_abilities(config, self.handlers.backend(sandbox.handler, sandbox.opening).features)
         await selinux.check_known(selinux.of_container(sandbox, config), config.security.selinux, self.settings.selinux)
         image = self.image(config)
         await self.images.admit(image.id, config.image.user_specified_image or config.image.image, sandbox.config.metadata.namespace)
@@ -81,7 +81,7 @@ class ContainerCreator:
             with trace.span("spec"):
                 who = await accounts.identify(config, image.config, root, making.bundle, making.labels.mount)
                 inputs = await self._inputs(making, root, who, prepared)
-                policy = self.handlers.policy(sandbox.handler)
+                policy = self.handlers.policy(sandbox.handler, sandbox.opening)
                 oci = spec.build_container(inputs, self.facts, self.spec_settings.of_handler(policy))
                 oci = await self.injections.apply(oci, inputs)
             with trace.span("backend"):
@@ -181,7 +181,7 @@ class ContainerCreator:
             raise InvalidRequest(f"container {options.target_id} is in another pod", field=field)
         if target.state is not ContainerState.RUNNING or not target.pid:
             raise IllegalTransition(f"{field}: container {options.target_id} is not running")
-        backend = self.handlers.backend(sandbox.handler)
+        backend = self.handlers.backend(sandbox.handler, sandbox.opening)
         if (why := backend.features.lacks(Ability.TARGET_PID)) is not None:
             raise Unsupported(f"{field}: this handler can't do it ({why})")
         if backend.sandbox_kind is not SandboxKind.NAMESPACES:

@@ -56,7 +56,7 @@ class Injections:
 
     async def apply(self, spec: Spec, inputs: ContainerInputs) -> Spec:
         """``spec`` with all that is added to it. Raises InvalidRequest, Unsupported (a CDI device), HostError (a precreate hook)."""
-        policy = self.handlers.policy(inputs.sandbox.handler)
+        policy = self.handlers.policy(inputs.sandbox.handler, inputs.sandbox.opening)
         barred = withheld(inputs.config.annotations, policy.allowed_annotations)
         if barred:
             option = f"runtime.handlers.{inputs.sandbox.handler}.allowed_annotations"
@@ -95,7 +95,7 @@ class Injections:
         annotations = {**inputs.config.annotations, **inputs.sandbox.config.annotations}
         matching = known.matching(spec["process"]["args"][0], annotations, bool(inputs.config.mounts))
         staged = hooks.staged(matching)
-        features = self.handlers.backend(inputs.sandbox.handler).features
+        features = self.handlers.backend(inputs.sandbox.handler, inputs.sandbox.opening).features
         inside = [str(hook.path) for hook in matching if _INSIDE in hook.stages]
         why = features.lacks(Ability.START_CONTAINER_HOOKS)
         if inside and why is not None:

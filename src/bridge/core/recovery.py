@@ -153,7 +153,7 @@ class Recovery:
 
     async def _load(self, sandbox: Sandbox) -> SandboxHandle:
         backend = await self.handlers.reopen(sandbox.handler, sandbox.opening)
-        chosen = self.spec_settings.of_handler(self.handlers.policy(sandbox.handler))
+        chosen = self.spec_settings.of_handler(self.handlers.policy(sandbox.handler, sandbox.opening))
         request = sandbox_spec(sandbox, backend, self.daemon.settings, self.facts, chosen)
         return await backend.load_sandbox(request, sandbox.backend or {})
 

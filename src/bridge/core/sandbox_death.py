@@ -14,7 +14,7 @@ import anyio
 from bridge import log
 from bridge.aio import run_all
 from bridge.core.containers import ContainerService
-from bridge.core.entities import ContainerState
+from bridge.core.entities import ContainerState, Sandbox
 from bridge.core.live import Live
 from bridge.core.store import Store
 from bridge.errors import BridgeError
@@ -25,10 +25,10 @@ _logger = log.get("core.sandboxes")
 _KILLED = 137
 
 
-def held_inside(handlers: Handlers, handler: str) -> bool:
-    """Whether the handler's containers live and die with their sandbox. One that is disabled by now can't tell."""
+def held_inside(handlers: Handlers, sandbox: Sandbox) -> bool:
+    """Whether the containers of its handler live and die with their sandbox. One that is disabled by now can't tell."""
     try:
-        return handlers.backend(handler).sandbox_kind is not SandboxKind.NAMESPACES
+        return handlers.backend(sandbox.handler, sandbox.opening).sandbox_kind is not SandboxKind.NAMESPACES
     except BridgeError:
         return False
 

@@ -171,7 +171,7 @@ class SandboxRunner:
 
     async def _backend(self, sandbox: Sandbox, backend: RuntimeBackend, undo: Rollback) -> SandboxHandle:
         with trace.span(f"backend {sandbox.handler}"):
-            chosen = self.spec_settings.of_handler(self.handlers.policy(sandbox.handler))
+            chosen = self.spec_settings.of_handler(self.handlers.policy(sandbox.handler, sandbox.opening))
             if backend.sandbox_kind is not SandboxKind.NAMESPACES:
                 _warn_of_withheld(sandbox, chosen)
             security = sandbox.config.security

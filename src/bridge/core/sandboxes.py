@@ -244,5 +244,5 @@ class SandboxService:
         if sandbox is not None and sandbox.state is SandboxState.READY and ident not in self.stops and ident not in self.removals:
             _logger.warning("pod %s died by itself: exit code %d", ident, status.code)
             await self._store.apply_sandbox(ident, "died", pid=0)
-            if sandbox_death.held_inside(self._handlers, sandbox.handler):
+            if sandbox_death.held_inside(self._handlers, sandbox):
                 await sandbox_death.end_members(self._store, self._live, self._containers, ident, status, self._settings.kill_timeout)

@@ -59,8 +59,8 @@ class Handlers(Protocol):
         """``backend``, opened again if nothing serves such pods any more. Raises Unavailable with the reason when that fails."""
         ...
 
-    def policy(self, name: str) -> HandlerPolicy:
-        """The policy of handler ``name``; one without choices for a name that isn't configured any more."""
+    def policy(self, name: str, opening: Opening | None = None) -> HandlerPolicy:
+        """The policy of handler ``name``; without choices for one that nothing serves."""
         ...
 
     def states(self) -> Sequence[HandlerState]:

@@ -18,7 +18,7 @@ class FakeHandlers:
         self._backend = backend
         self.choices = HandlerPolicy()
 
-    def policy(self, name: str) -> HandlerPolicy:
+    def policy(self, name: str, opening: Opening | None = None) -> HandlerPolicy:
         """The same for all: ``choices``."""
         return self.choices
 
