@@ -25,7 +25,7 @@ _QUICK_SECONDS = 10.0
 _LAUNCH_MARGIN = 60.0
 """Beyond a launch's own timeout, which the monitor keeps: its clean-up of a failed one."""
 
-_TOO_OLD = "the running monitor is of an older release and can't hold a shim's containers: drain the node and end it"
+_TOO_OLD = "the running monitor is of an older release and can't hold such containers: drain the node and end it"
 
 _logger = log.get("monitor.client")
 
@@ -86,6 +86,8 @@ class MonitorClient:
         console_socket: Path | None = None,
         timeout: float,
         on_failure: Sequence[str] = (),
+        before: Sequence[Sequence[str]] = (),
+        exit_argv: Sequence[str] = (),
     ) -> int:
         """Run a runtime's detaching verb as a container's start, and return the pid from ``pid_file`` (a host pid).
 
@@ -102,7 +104,11 @@ class MonitorClient:
             "owner": io.owner and list(io.owner),
             "console_socket": console_socket and str(console_socket),
             "on_failure": list(on_failure),
+            "before": [list(argv) for argv in before],
+            "exit_argv": list(exit_argv),
         }
+        if (before or exit_argv) and "told" not in self.abilities:
+            raise Unsupported(_TOO_OLD)
         return int((await self._call("launch", parameters, timeout=timeout + _LAUNCH_MARGIN))["pid"])
 
     async def exec(
@@ -128,12 +134,19 @@ class MonitorClient:
         answer = await self._call("exec", parameters | {"fds": names}, fds, timeout=timeout + _LAUNCH_MARGIN)
         return int(answer["pid"])
 
-    async def adopt(self, task_id: str, pid: int, start_ticks: int) -> None:
+    async def adopt(
+        self, task_id: str, pid: int, start_ticks: int, *, exit_argv: Sequence[str] = (), cwd: Path = Path("/"), env: Mapping[str, str] = {}
+    ) -> None:
         """Have the exit of a process watched that a lost monitor held; ``start_ticks`` (field 22 of /proc/PID/stat) identifies it.
 
         Its exit is exact where the kernel can tell (Linux ≥ 6.15), else code 255 with reason MonitorLost.
         """
-        await self._call("adopt", {"task": task_id, "pid": pid, "start_ticks": start_ticks})
+        parameters: dict[str, Any] = {"task": task_id, "pid": pid, "start_ticks": start_ticks}
+        if exit_argv:
+            if "told" not in self.abilities:
+                raise Unsupported(_TOO_OLD)
+            parameters |= {"exit_argv": list(exit_argv), "cwd": str(cwd), "env": dict(env)}
+        await self._call("adopt", parameters)
 
     async def wait(self, task_id: str) -> ExitStatus:
         """Wait for the exit of a container or exec; at once when it has ended. NotFound when unknown, or when its launch failed."""

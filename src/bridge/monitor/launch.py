@@ -15,7 +15,7 @@ from bridge.monitor.logs import Clock, LogFile
 from bridge.monitor.parameters import Descriptors, Launch
 from bridge.monitor.protocol import LaunchFailed
 from bridge.monitor.reaper import Reaper
-from bridge.monitor.tasks import Task, Tasks
+from bridge.monitor.tasks import Task, Tasks, open_pidfd
 from bridge.monitor.verb import clean_up, run_verb, tail
 
 _logger = log.get("monitor.launch")
@@ -47,6 +47,9 @@ class Plumbing:
                 if launch.stdin:
                     self._far["stdin"], self._near["stdin"] = os.pipe()
             self._near["stderr"], self._far["stderr"] = os.pipe()
+            if launch.before:
+                self._near["first"], self._far["first"] = os.pipe()
+                os.set_blocking(self._near["first"], False)
             if launch.owner is not None:
                 for end in self._far.values():
                     os.fchown(end, *launch.owner)
@@ -56,12 +59,12 @@ class Plumbing:
             raise
 
     def far(self, name: str) -> int:
-        """The verb's descriptor for stdin, stdout or stderr."""
+        """The verb's descriptor for stdin, stdout or stderr; ``first``: what the verbs before it write to."""
         return self._far.get(name, self._far["stderr"] if name == "stdout" else self._null)
 
     def tail(self) -> tuple[str, ...]:
         """What the failed verb said on stderr."""
-        return tail(self._near["stderr"])
+        return tail(self._near["stderr"]) or (tail(self._near["first"]) if "first" in self._near else ())
 
     def connect(self) -> ContainerStdio:
         """The running container's stdio, which owns the near ends and the log from now on. Raises LaunchFailed without a pty."""
@@ -106,9 +109,9 @@ class Launcher:
         plumbing = Plumbing(launch, self._null, self._clock)
         with self._reaper.hold(), contextlib.closing(plumbing):
             try:
-                far = {name: plumbing.far(name) for name in ("stdin", "stdout", "stderr")}
+                far = {name: plumbing.far(name) for name in ("stdin", "stdout", "stderr", "first")}
                 pid = await run_verb(self._reaper, launch, **far)
-                task = self._hold(Task(launch.task, "container", pid, stdio=plumbing.connect()))
+                task = self._hold(Task(launch.task, "container", pid, stdio=plumbing.connect(), told_by=launch.told_by))
             except LaunchFailed as exc:
                 said = plumbing.tail()
                 await clean_up(self._reaper, launch, self._null)
@@ -132,6 +135,8 @@ class Launcher:
 
     def _hold(self, task: Task) -> Task:
         try:
+            if task.told_by is not None:
+                task.pidfd = open_pidfd(task.pid)
             self._tasks.add(task)
         except BaseException:
             task.close()

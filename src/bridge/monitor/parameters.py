@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,30 @@ def environment(message: Mapping[str, Any]) -> dict[str, str] | None:
     return value
 
 
+def verbs(message: Mapping[str, Any]) -> list[list[str]]:
+    """``before``: a list of argument lists, absent for none."""
+    value = message.get("before", [])
+    if not isinstance(value, list):
+        raise InvalidRequest("must be a list of lists of strings", field="before")
+    return [strings({"before": verb}, "before") for verb in value]
+
+
+def wait_command(message: Mapping[str, Any]) -> WaitCommand | None:
+    """``exit_argv`` with the request's task, cwd and env; None when absent or empty."""
+    argv = strings(message, "exit_argv", empty=True)
+    return WaitCommand(text(message, "task"), argv, path(message, "cwd"), environment(message)) if argv else None
+
+
+@dataclass(frozen=True, slots=True)
+class WaitCommand:
+    """What tells the exit of container ``task``."""
+
+    task: str
+    argv: Sequence[str]
+    cwd: Path
+    env: Mapping[str, str] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Descriptors:
     """The stdio descriptors of an exec or attach request; None where the client gave none."""
@@ -121,6 +145,10 @@ class Launch:
     log_path: Path | None
     owner: tuple[int, int] | None = None
     """The host's uid and gid that the pipes belong to; None: the monitor's own."""
+    before: tuple[list[str], ...] = ()
+    """Verbs to run first, each to its end, without the container's stdio."""
+    told_by: WaitCommand | None = None
+    """The command that tells the container's exit; the process in the pid file is then its sandbox's."""
 
     @classmethod
     def read(cls, message: Mapping[str, Any]) -> Launch:
@@ -139,6 +167,8 @@ class Launch:
             stdin_once=flag(message, "stdin_once"),
             log_path=optional_path(message, "log_path"),
             owner=owner(message),
+            before=tuple(verbs(message)),
+            told_by=wait_command(message),
         )
         if launch.terminal and launch.console_socket is None:
             raise InvalidRequest("a terminal needs it", field="console_socket")

@@ -8,9 +8,9 @@ up the request of that id and is not answered. The monitor also pushes ``{"event
 | op | parameters (descriptors) | ok |
 |---|---|---|
 | hello | | version, abilities, pid, start_ns, nofile |
-| launch | task, argv, cwd, pid_file, env, console_socket, timeout, on_failure, terminal, stdin, stdin_once, log_path, owner | pid |
+| launch | task, argv, before, exit_argv, cwd, pid_file, env, console_socket, timeout, on_failure, and as in hold | pid |
 | exec | task, argv, cwd, pid_file, env, timeout, fds: which of stdin, stdout, stderr (they) | pid |
-| adopt | task, pid, start_ticks | null |
+| adopt | task, pid, start_ticks, exit_argv (with it cwd, env) | null |
 | wait | task | exit |
 | kill | task, signal, group | null |
 | reopen_log, close_stdin, forget | task | null |
@@ -26,6 +26,9 @@ up the request of that id and is not answered. The monitor also pushes ``{"event
 hold makes and drains the fifos stdin, stdout and stderr in a directory, for a process that another (a shim) runs; its task lasts
 until ``ended`` tells the exit and ``forget`` releases it. spool keeps a fifo read, and the last of what came in a file, until
 ``forget``. Both change nothing when they are repeated.
+
+A launch runs the argument lists of ``before`` first, each to its end, without the container's stdio. With ``exit_argv`` the process
+in the pid file is the sandbox's that the container lives in; that command tells the exit, as ``{"exitStatus": N}`` on its stdout.
 
 A bad frame ends its connection; a bad parameter ends its request with InvalidRequest naming the field. Other versions of this
 protocol are recognised by ``hello``: fields may be added, and unknown ones are ignored by both sides.
@@ -46,7 +49,7 @@ from bridge import errors
 from bridge.ports.runtime import ExitStatus
 
 VERSION = 1
-ABILITIES = ("hold",)
+ABILITIES = ("hold", "told")
 """What this monitor can do beyond what every monitor of this version can; ``hello`` tells a server that is newer or older."""
 MAX_FRAME = 8 << 20
 """Largest payload in bytes; the task list of 10 000 containers fits."""

@@ -53,11 +53,14 @@ class Service:
         self._connections.add(Connection(sock, self._handle, self._lost))
 
     def close(self) -> None:
-        """Hang up on every client and end the launches under way."""
+        """Hang up on every client, and end the launches under way and the commands that tell exits."""
         for job in tuple(self._jobs):
             job.cancel()
         for connection in tuple(self._connections):
             connection.close()
+        for task in self.tasks:
+            if task.waiter is not None:
+                task.waiter.close()
 
     def _handle(self, request: Request) -> None:
         name = str(request.message.get("op"))
@@ -135,7 +138,7 @@ class Service:
         ticks = parameters.integer(request.message, "start_ticks", 0, 1 << 63)
         self.tasks.reserve(task_id)
         try:
-            task = Task(task_id, "container", pid)
+            task = Task(task_id, "container", pid, told_by=parameters.wait_command(request.message))
             task.pidfd = open_pidfd(pid)
             if task.pidfd is not None and start_ticks(pid) != ticks:  # another process by now
                 task.close_pidfd()

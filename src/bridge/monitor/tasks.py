@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from bridge import log
-from bridge.errors import AlreadyExists, HostError, IllegalTransition, InUse, NotFound
+from bridge.errors import AlreadyExists, HostError, IllegalTransition, InUse, NotFound, Unsupported
 from bridge.host import syscalls
 from bridge.monitor.container import ContainerStdio
 from bridge.monitor.memory import GoneKills, MemoryWatch
+from bridge.monitor.parameters import WaitCommand
 from bridge.monitor.reaper import OnExit, Reaper, Relation, descends, raw_status
+from bridge.monitor.waiting import ExitWaiter
 from bridge.ports.runtime import ExitStatus
 
 MONITOR_LOST = "MonitorLost"
@@ -30,24 +32,40 @@ _logger = log.get("monitor.tasks")
 
 
 class Task:
-    """One process and what the monitor knows of it. ``owner`` is the client an exec dies with."""
+    """One process and what the monitor knows of it. ``owner`` is the client an exec dies with.
 
-    __slots__ = ("ending", "exit", "id", "kind", "memory", "owner", "pid", "pidfd", "stdio", "waiters")
+    With ``told_by`` the process is the sandbox's that the container lives in: that command tells its exit, and it can't be signalled.
+    """
 
-    def __init__(self, task_id: str, kind: str, pid: int, *, stdio: ContainerStdio | None = None, owner: object = None) -> None:
+    __slots__ = ("ending", "exit", "id", "kind", "memory", "owner", "pid", "pidfd", "stdio", "told_by", "waiter", "waiters")
+
+    def __init__(
+        self,
+        task_id: str,
+        kind: str,
+        pid: int,
+        *,
+        stdio: ContainerStdio | None = None,
+        owner: object = None,
+        told_by: WaitCommand | None = None,
+    ) -> None:
         self.id = task_id
         self.kind = kind
         self.pid = pid
         self.pidfd: int | None = None
         self.stdio = stdio
         self.owner = owner
+        self.told_by = told_by
+        self.waiter: ExitWaiter | None = None
         self.ending = False
         self.exit: ExitStatus | None = None
         self.waiters: list[OnExit] = []
         self.memory: MemoryWatch | None = None
 
     def kill(self, number: int, *, group: bool = False) -> None:
-        """Send a signal, to the whole process group with ``group``. One that has ended is no error. Raises HostError."""
+        """Send a signal, to the whole process group with ``group``. One that has ended is no error. Raises HostError, Unsupported."""
+        if self.told_by is not None and self.exit is None:
+            raise Unsupported(f"{self.id} lives in a sandbox: its runtime has to signal it")
         if self.exit is not None or self.pidfd is None:
             return
         try:
@@ -62,6 +80,8 @@ class Task:
 
     def close(self) -> None:
         """Release the descriptors."""
+        if self.waiter is not None:
+            self.waiter.close()
         if self.stdio is not None:
             self.stdio.close()
         self.close_pidfd()
@@ -116,6 +136,9 @@ class Tasks:
 
         Raises HostError, and holds nothing then, when no pidfd can be had.
         """
+        if task.told_by is not None:
+            self._add_told(task, task.told_by)
+            return
         if task.pidfd is None and (self._reaper.is_child(task.pid) or descends(task.pid)):
             task.pidfd = open_pidfd(task.pid)
         self._tasks[task.id] = task
@@ -123,6 +146,12 @@ class Tasks:
             task.memory = MemoryWatch.of(task.pid, self._gone_kills)
         if self._reaper.watch(task.pid, lambda status: self._ended(task, status)) in (Relation.STRANGER, Relation.DESCENDANT):
             self._watch_stranger(task)
+
+    def _add_told(self, task: Task, command: WaitCommand) -> None:
+        self._tasks[task.id] = task
+        if task.pidfd is not None:
+            task.memory = MemoryWatch.of(task.pid, self._gone_kills)
+        task.waiter = ExitWaiter(self._reaper, command, task.pidfd, lambda status: self._ended(task, status))
 
     def keep(self, task: Task) -> None:
         """Hold ``task``, which has no process to watch: ``end`` tells its exit."""

@@ -39,8 +39,10 @@ def spawn(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None, stdi
     return child.pid
 
 
-async def run_verb(reaper: Reaper, launch: Launch, *, stdin: int, stdout: int, stderr: int) -> int:
-    """Run the verb and return the pid it wrote to the pid file. Must run under ``reaper.hold()``.
+async def run_verb(reaper: Reaper, launch: Launch, *, stdin: int, stdout: int, stderr: int, first: int = subprocess.DEVNULL) -> int:
+    """Run the verb and return the pid it, or one before it, wrote to the pid file. Must run under ``reaper.hold()``.
+
+    Verbs that the launch wants run before it write to ``first``. All of them together have the launch's time.
 
     Raises LaunchFailed without a tail (the caller holds the pipes), after everything of the verb was killed; the same happens when
     the calling task is cancelled.
@@ -49,27 +51,34 @@ async def run_verb(reaper: Reaper, launch: Launch, *, stdin: int, stdout: int, s
         launch.pid_file.unlink(missing_ok=True)
     except OSError as exc:
         raise HostError(f"can't remove a stale pid file {launch.pid_file}: {exc.strerror}", errno=exc.errno) from exc
-    verb = spawn(launch.argv, cwd=launch.cwd, env=launch.env, stdin=stdin, stdout=stdout, stderr=stderr)
-    exit_ = reaper.exit_of(verb)
     try:
         async with asyncio.timeout(launch.timeout):
-            await asyncio.wait((exit_,))
+            for argv in launch.before:
+                await _to_its_end(reaper, launch, argv, stdin=subprocess.DEVNULL, stdout=first, stderr=first)
+            await _to_its_end(reaper, launch, launch.argv, stdin=stdin, stdout=stdout, stderr=stderr)
     except TimeoutError as exc:
         raise LaunchFailed(None) from exc
+    return _read_pid(launch.pid_file)
+
+
+async def _to_its_end(reaper: Reaper, launch: Launch, argv: Sequence[str], *, stdin: int, stdout: int, stderr: int) -> None:
+    verb = spawn(argv, cwd=launch.cwd, env=launch.env, stdin=stdin, stdout=stdout, stderr=stderr)
+    exit_ = reaper.exit_of(verb)
+    try:
+        await asyncio.wait((exit_,))
     finally:
         if not exit_.done():
             kill_tree(verb)
     ended = exit_.result()
     if ended.code:
         raise LaunchFailed(ended.code if ended.signal is None else -ended.signal)
-    return _read_pid(launch.pid_file)
 
 
 async def clean_up(reaper: Reaper, launch: Launch, null: int) -> None:
     """Run the request's ``on_failure`` command, if any, to its end or its deadline; its failure is only logged."""
     with contextlib.suppress(OSError, ValueError):
         pid = int(launch.pid_file.read_text())
-        if reaper.is_child(pid):
+        if launch.told_by is None and reaper.is_child(pid):  # else it is the sandbox's, which lives on
             os.kill(pid, signal.SIGKILL)
     if not launch.on_failure:
         return

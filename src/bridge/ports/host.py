@@ -46,8 +46,14 @@ class Monitor(Protocol):
         console_socket: Path | None = None,
         timeout: float,
         on_failure: Sequence[str] = (),
+        before: Sequence[Sequence[str]] = (),
+        exit_argv: Sequence[str] = (),
     ) -> int:
-        """Run a runtime verb that detaches, adopt the process in ``pid_file`` and return its pid. Raises LaunchFailed."""
+        """Run a runtime verb that detaches, adopt the process in ``pid_file`` and return its pid. Raises LaunchFailed.
+
+        The verbs of ``before`` run first, without the container's stdio. With ``exit_argv`` the process is the sandbox's that the
+        container lives in: that command waits for its exit and tells it as ``{"exitStatus": N}`` on stdout.
+        """
         ...
 
     async def exec(
@@ -93,8 +99,11 @@ class Monitor(Protocol):
         """Copy until the output ends; ``attached`` is called once the descriptors are sent. Cancel to detach."""
         ...
 
-    async def adopt(self, task_id: str, pid: int, start_ticks: int) -> None:
-        """Watch a process that another monitor launched. NotFound when it is gone (``start_ticks`` tells it from a later one)."""
+    async def adopt(
+        self, task_id: str, pid: int, start_ticks: int, *, exit_argv: Sequence[str] = (), cwd: Path = ..., env: Mapping[str, str] = ...
+    ) -> None:
+        """Watch a process that another monitor launched (``start_ticks`` tells it from a later one), or with ``exit_argv`` a container
+        in it, as ``launch`` does."""
         ...
 
     async def tasks(self) -> Sequence[Task]: ...
