@@ -1,4 +1,5 @@
-"""What strangers write and the image store reads, one function each: any bytes go in, and only the errors named here may come out.
+"""What strangers write and the image store or a shim's caller reads, one function each: any bytes go in, and only the errors named
+here may come out.
 
 ``python -m tests.fuzz TARGET`` runs one under atheris for as long as you like; tests/unit/images/test_fuzz.py runs all of them for a
 fixed number of rounds, mutating the corpus beside this file. A crash that was found becomes a file of the corpus.
@@ -8,8 +9,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from bridge._proto.containerd.services.events.ttrpc.v1 import ForwardRequest
+from bridge._proto.containerd.task.v2 import StateResponse
+from bridge._proto.io.containerd.cgroups.v1 import Metrics
+from bridge._proto.ttrpc import Request, Response
 from bridge.errors import ConfigError, CorruptData, ImagePullFailed, InvalidRequest, Unsupported
 from bridge.images import auth, decompress, hosts_toml, reference, registries_conf
 from bridge.images.decompress import BadStream, Source, TooBig
@@ -18,6 +24,13 @@ from bridge.images.manifest import Index, Platform, parse, parse_config
 from bridge.images.platforms import choose
 from bridge.images.reference import Reference
 from bridge.images.tarstream import BadArchive, TarReader
+from bridge.shimv2 import encoding, frames
+from bridge.shimv2.addresses import socket_name
+from bridge.shimv2.bootstrap import parse_start
+from bridge.shimv2.events import event
+from bridge.shimv2.frames import HEADER, MAX_DATA, Decoder, Frame, Oversized
+from bridge.shimv2.statuses import error_of
+from bridge.wire.codec import encode
 
 CORPUS = Path(__file__).parent / "corpus"
 _EXAMPLE = reference.parse("registry.example/team/app:1")
@@ -110,6 +123,48 @@ def _stream(data: bytes) -> None:
         return
 
 
+def _ttrpc(data: bytes) -> None:
+    """A connection's bytes, in pieces: frames, what they hold, and what that holds."""
+    decoder = Decoder()
+    length = 0
+    try:
+        for start in range(0, len(data), 700):
+            for frame in decoder.feed(data[start : start + 700]):
+                assert 0 <= frame.stream < 1 << 32
+                length += HEADER
+                if isinstance(frame, Oversized):
+                    assert MAX_DATA < frame.length < 1 << 24
+                    continue
+                length += len(frame.data)
+                assert frames.encode(frame.stream, frame.kind, frame.flags, frame.data) in data
+                _ttrpc_message(frame)
+    except CorruptData:
+        return
+    assert length <= len(data)
+
+
+def _ttrpc_message(frame: Frame) -> None:
+    with suppress(CorruptData, InvalidRequest):
+        request = encoding.decode(Request, frame.data)
+        event(encoding.decode(ForwardRequest, request.payload))
+    with suppress(CorruptData):
+        response = encoding.decode(Response, frame.data)
+        if response.status is not None:
+            error_of(response.status.code, response.status.message, handler="h", method="m")
+        state = encoding.decode(StateResponse, response.payload)
+        assert 0 <= encoding.nanoseconds(state.exited_at) < 1 << 63
+        encoding.decode(Metrics, encode(encoding.decode(Metrics, response.payload)))
+
+
+def _shim_start(data: bytes) -> None:
+    try:
+        address = parse_start(data)
+    except (CorruptData, Unsupported, InvalidRequest):
+        return
+    assert address.version in (2, 3)
+    assert socket_name(address.address)
+
+
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "manifest": _manifest,
     "config": _config,
@@ -119,6 +174,8 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "reference": _reference,
     "challenge": _challenge,
     "stream": _stream,
+    "ttrpc": _ttrpc,
+    "shim_start": _shim_start,
 }
 
 

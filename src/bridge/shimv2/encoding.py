@@ -62,10 +62,9 @@ def runc_options(*, binary_name: str = "", root: str = "", systemd_cgroup: bool 
 
 
 def nanoseconds(timestamp: Timestamp | None) -> int:
-    """Unix time in nanoseconds; 0 where there is none. Go's zero time, far before 1970, is none."""
-    if timestamp is None or timestamp.seconds < 0:
-        return 0
-    return timestamp.seconds * 1_000_000_000 + timestamp.nanos
+    """Unix time in nanoseconds; 0 where there is none, as before 1970 (Go's zero time) and after what an int64 can tell."""
+    found = 0 if timestamp is None else timestamp.seconds * 1_000_000_000 + timestamp.nanos
+    return found if 0 < found < 1 << 63 else 0
 
 
 def timestamp(at_ns: int | None = None) -> Timestamp:

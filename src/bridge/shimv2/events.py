@@ -68,13 +68,14 @@ def event_services(on_event: Callable[[ShimEvent], None]) -> Services:
     """The service by itself, to be served anywhere. An event that can't be read is refused with InvalidRequest."""
 
     async def forward(request: ForwardRequest) -> Empty:
-        on_event(_event(request))
+        on_event(event(request))
         return Empty()
 
     return {SERVICE: {"Forward": Unary(ForwardRequest, forward)}}
 
 
-def _event(request: ForwardRequest) -> ShimEvent:
+def event(request: ForwardRequest) -> ShimEvent:
+    """What a request brings. Raises InvalidRequest when it can't be read."""
     envelope = request.envelope
     if envelope is None or envelope.event is None:
         raise InvalidRequest("an event is missing", field="envelope.event")
@@ -83,7 +84,7 @@ def _event(request: ForwardRequest) -> ShimEvent:
     if cls is None:
         _logger.debug("an event of the unknown type %r", name)
     try:
-        event = None if cls is None else decode(cls, envelope.event.value)
+        found = None if cls is None else decode(cls, envelope.event.value)
     except CorruptData as exc:
         raise InvalidRequest(exc.message, field="envelope.event.value") from exc
-    return ShimEvent(envelope.namespace, envelope.topic, nanoseconds(envelope.timestamp), name, event)
+    return ShimEvent(envelope.namespace, envelope.topic, nanoseconds(envelope.timestamp), name, found)
