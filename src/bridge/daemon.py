@@ -162,7 +162,9 @@ async def _prepare(config: Config, stack: AsyncExitStack) -> Host:
     boot_id = (await files.read_text(_BOOT_ID)).strip()
     pause = settings_of.pause_process(root, binary)
     mode = await run_sync(selinux.mode)
-    return Host(await run_sync(facts.gather), boot_id, pause, mode, await run_sync(_selinux, config, mode, pause))
+    found = await run_sync(facts.gather)
+    syscalls.raise_nofile()  # three for each container: see bridge.monitor.keeping
+    return Host(found, boot_id, pause, mode, await run_sync(_selinux, config, mode, pause))
 
 
 def _selinux(config: Config, mode: selinux.Mode, pause: PauseProcess | None) -> selinux.Contexts | None:

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -114,6 +115,13 @@ def sethostname(name: str) -> None:
     """sethostname(2) in the calling thread's UTS namespace."""
     raw = name.encode()
     _check(_libc.sethostname(raw, len(raw)), "sethostname", name)
+
+
+def raise_nofile() -> tuple[int, int]:
+    """Allow as many descriptors as the hard limit does; returns what was allowed before (soft, hard)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft, hard
 
 
 def set_child_subreaper(enabled: bool = True) -> None:

@@ -122,7 +122,7 @@ class Hub:
     def __init__(self, stdin: Stdin | None, *, stdin_once: bool, hold_output: Callable[[bool], None]) -> None:
         self.stdin = stdin
         self.over = False
-        self._stdin_once = stdin_once
+        self.stdin_once = stdin_once
         self._hold_output = hold_output
         self._held = False
         self._sessions: list[Session] = []
@@ -168,7 +168,7 @@ class Hub:
 
     def stdin_left(self) -> None:
         """A client has stopped feeding stdin; with ``stdin_once`` that closes it for good."""
-        if self._stdin_once and self.stdin is not None:
+        if self.stdin_once and self.stdin is not None:
             self.stdin.finish()
 
     def close(self) -> None:

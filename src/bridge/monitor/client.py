@@ -13,6 +13,7 @@ import anyio
 
 from bridge import log
 from bridge.errors import MonitorGone, Unavailable, Unsupported
+from bridge.monitor.asking import given, stdio, verb
 from bridge.monitor.channel import Channel
 from bridge.monitor.dialling import dial
 from bridge.monitor.protocol import Frame, LaunchFailed, TaskInfo, error_from_wire, exit_from_wire, exit_to_wire, info_from_wire
@@ -45,11 +46,20 @@ class MonitorClient:
     have succeeded just before its cancel arrived: whoever cancels one kills and forgets the task, or finds it in ``tasks``.
     """
 
-    def __init__(self, sock: socket.socket, on_exit: Callable[[str, ExitStatus], None] | None = None) -> None:
-        """Use ``connect``; ``on_exit`` is called from the loop for every task that ends while connected."""
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_exit: Callable[[str, ExitStatus], None] | None = None,
+        on_event: Callable[[Frame], None] | None = None,
+    ) -> None:
+        """Use ``connect``; ``on_exit`` is called from the loop for every task that ends while connected.
+
+        ``on_event`` gets every event and owns its descriptors.
+        """
         self._ids = itertools.count(1)
         self._calls: dict[int, _Call] = {}
         self._on_exit = on_exit
+        self._on_event = on_event
         self.closed = anyio.Event()
         self.pid = 0
         """The monitor's pid, start time (Unix, ns) and the file descriptor limits (soft, hard) that it was started with."""
@@ -62,10 +72,15 @@ class MonitorClient:
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, socket: Path, *, timeout: float = 5.0, on_exit: Callable[[str, ExitStatus], None] | None = None
+        cls,
+        socket: Path,
+        *,
+        timeout: float = 5.0,
+        on_exit: Callable[[str, ExitStatus], None] | None = None,
+        on_event: Callable[[Frame], None] | None = None,
     ) -> AsyncIterator[MonitorClient]:
         """Connect within ``timeout`` seconds, waiting for the monitor to appear. Raises MonitorGone, Unavailable (no answer)."""
-        client = cls(await dial(socket, timeout), on_exit)
+        client = cls(await dial(socket, timeout), on_exit, on_event)
         try:
             hello = await client._call("hello", {}, timeout=max(timeout, _QUICK_SECONDS))
             client.pid, client.start_ns, client.nofile = int(hello["pid"]), int(hello["start_ns"]), tuple(hello["nofile"])
@@ -96,12 +111,8 @@ class MonitorClient:
         the connection is lost meanwhile the launch goes on, and a later client finds the task.
         """
         parameters = {
-            **_verb(task_id, argv, cwd, pid_file, env, timeout),
-            "terminal": io.terminal,
-            "stdin": io.stdin,
-            "stdin_once": io.stdin_once,
-            "log_path": io.log_path and str(io.log_path),
-            "owner": io.owner and list(io.owner),
+            **verb(task_id, argv, cwd, pid_file, env, timeout),
+            **stdio(io),
             "console_socket": console_socket and str(console_socket),
             "on_failure": list(on_failure),
             "before": [list(argv) for argv in before],
@@ -129,24 +140,38 @@ class MonitorClient:
 
         The process is killed when this connection is lost. Raises LaunchFailed without a tail, AlreadyExists, HostError.
         """
-        parameters = _verb(exec_id, argv, cwd, pid_file, env, timeout) | {"on_failure": list(on_failure)}
-        names, fds = _given(stdin, stdout, stderr)
+        parameters = verb(exec_id, argv, cwd, pid_file, env, timeout) | {"on_failure": list(on_failure)}
+        names, fds = given(stdin, stdout, stderr)
         answer = await self._call("exec", parameters | {"fds": names}, fds, timeout=timeout + _LAUNCH_MARGIN)
         return int(answer["pid"])
 
+    async def share(self) -> None:
+        """From now on ``on_event`` is given duplicates of every container's stdio (bridge.monitor.sharing)."""
+        await self._call("share", {})
+
     async def adopt(
-        self, task_id: str, pid: int, start_ticks: int, *, exit_argv: Sequence[str] = (), cwd: Path = Path("/"), env: Mapping[str, str] = {}
+        self,
+        task_id: str,
+        pid: int,
+        start_ticks: int,
+        *,
+        exit_argv: Sequence[str] = (),
+        cwd: Path = Path("/"),
+        env: Mapping[str, str] = {},
+        held: Mapping[str, Any] | None = None,
+        fds: Sequence[int] = (),
     ) -> None:
         """Have the exit of a process watched that a lost monitor held; ``start_ticks`` (field 22 of /proc/PID/stat) identifies it.
 
-        Its exit is exact where the kernel can tell (Linux ≥ 6.15), else code 255 with reason MonitorLost.
+        Its exit is exact where the kernel can tell (Linux ≥ 6.15), else code 255 with reason MonitorLost. ``held`` and ``fds`` are what
+        an event ``held`` told of it.
         """
-        parameters: dict[str, Any] = {"task": task_id, "pid": pid, "start_ticks": start_ticks}
+        parameters: dict[str, Any] = {**(held or {}), "task": task_id, "pid": pid, "start_ticks": start_ticks}
         if exit_argv:
             if "told" not in self.abilities:
                 raise Unsupported(_TOO_OLD)
             parameters |= {"exit_argv": list(exit_argv), "cwd": str(cwd), "env": dict(env)}
-        await self._call("adopt", parameters)
+        await self._call("adopt", parameters, fds)
 
     async def wait(self, task_id: str) -> ExitStatus:
         """Wait for the exit of a container or exec; at once when it has ended. NotFound when unknown, or when its launch failed."""
@@ -178,7 +203,7 @@ class MonitorClient:
         They must be pipes, sockets or terminals, are set non-blocking, and stay the caller's: close them once ``attached`` was called
         and never before. Cancel to detach. Raises LimitExceeded when the client was too slow (see bridge.monitor.attach).
         """
-        names, fds = _given(stdin, stdout, stderr)
+        names, fds = given(stdin, stdout, stderr)
         await self._call("attach", {"task": task_id, "fds": names}, fds, timeout=None, sent=attached)
 
     async def hold(self, task_id: str, directory: Path, io: ContainerIO) -> None:
@@ -188,16 +213,7 @@ class MonitorClient:
         """
         if "hold" not in self.abilities:
             raise Unsupported(_TOO_OLD)
-        parameters = {
-            "task": task_id,
-            "directory": str(directory),
-            "terminal": io.terminal,
-            "stdin": io.stdin,
-            "stdin_once": io.stdin_once,
-            "log_path": io.log_path and str(io.log_path),
-            "owner": io.owner and list(io.owner),
-        }
-        await self._call("hold", parameters)
+        await self._call("hold", {"task": task_id, "directory": str(directory), **stdio(io)})
 
     async def ended(self, task_id: str, status: ExitStatus, *, drain: float) -> None:
         """Tell a held task's exit; returns once its output has ended and was logged, at most ``drain`` seconds later. Repeatable."""
@@ -262,9 +278,11 @@ class MonitorClient:
 
     def _on_frame(self, frame: Frame) -> None:
         message = frame.message
-        if message.get("event") == "exit":
-            if self._on_exit is not None:
+        if "event" in message:
+            if message["event"] == "exit" and self._on_exit is not None:
                 self._on_exit(str(message["task"]), exit_from_wire(message["exit"]))
+            if self._on_event is not None:
+                self._on_event(frame)
             return
         call = self._calls.get(message.get("id", 0))
         if call is not None:  # else the call was cancelled meanwhile
@@ -277,19 +295,3 @@ class MonitorClient:
         self.closed.set()
         for call in self._calls.values():
             call.done.set()
-
-
-def _verb(task_id: str, argv: Sequence[str], cwd: Path, pid_file: Path, env: Mapping[str, str] | None, timeout: float) -> dict[str, Any]:
-    return {
-        "task": task_id,
-        "argv": list(argv),
-        "cwd": str(cwd),
-        "pid_file": str(pid_file),
-        "env": None if env is None else dict(env),
-        "timeout": timeout,
-    }
-
-
-def _given(stdin: int | None, stdout: int | None, stderr: int | None) -> tuple[list[str], list[int]]:
-    given = {name: fd for name, fd in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)) if fd is not None}
-    return list(given), list(given.values())

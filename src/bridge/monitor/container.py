@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import os
 from collections.abc import Callable
+from typing import Any
 
 from bridge.errors import Unsupported
 from bridge.host.console import set_size
@@ -76,6 +77,17 @@ class ContainerStdio:
             for stream in tuple(self._streams):
                 self._read_rest(stream)
             self._drained()
+
+    def ends(self) -> dict[str, int]:
+        """The descriptors that are open: of the outputs by name, and stdin."""
+        ends = {stream.name: stream.fd for stream in self._streams}
+        stdin = self.hub.stdin
+        return ends if stdin is None or stdin.closed else {**ends, "stdin": stdin.fileno()}
+
+    def described(self) -> dict[str, Any]:
+        """What a successor must know besides: the parameters of ``adopt``."""
+        path = None if self.log is None else str(self.log.path)
+        return {"terminal": self._terminal, "stdin_once": self.hub.stdin_once, "log_path": path}
 
     def resize(self, width: int, height: int) -> None:
         """Set the terminal's size in columns and rows. Raises Unsupported without a terminal."""

@@ -17,6 +17,7 @@ from bridge.aio import Supervisor, describe
 from bridge.errors import BridgeError, MonitorGone
 from bridge.monitor import starting
 from bridge.monitor.client import MonitorClient
+from bridge.monitor.keeping import Keeper
 
 _logger = log.get("monitor.link")
 _PAUSE = 0.5
@@ -41,6 +42,8 @@ class MonitorLink:
         self._settings = settings
         self._client: MonitorClient | None = None
         self._why = "it was not reached yet"
+        self._keeper = Keeper()
+        self._known = (0, 0)
 
     @classmethod
     @asynccontextmanager
@@ -59,6 +62,7 @@ class MonitorLink:
             scope.cancel()
             with anyio.CancelScope(shield=True):
                 await stopped.wait()
+            link._keeper.close()
 
     def client(self) -> MonitorClient:
         """The live connection. Raises MonitorGone with the reason."""
@@ -74,7 +78,7 @@ class MonitorLink:
     async def _connect(self, stack: AsyncExitStack) -> MonitorClient:
         socket = self._settings.socket
         try:
-            client = await stack.enter_async_context(MonitorClient.connect(socket, timeout=_QUICK))
+            client = await stack.enter_async_context(MonitorClient.connect(socket, timeout=_QUICK, on_event=self._keeper.on_event))
         except MonitorGone:
             _logger.info("no monitor at %s: starting one", socket)
             await starting.spawn(
@@ -84,10 +88,22 @@ class MonitorLink:
                 cgroups=self._settings.cgroups,
                 timeout=self._settings.start_timeout,
             )
-            client = await stack.enter_async_context(MonitorClient.connect(socket))
+            client = await stack.enter_async_context(MonitorClient.connect(socket, on_event=self._keeper.on_event))
+        await self._share(client)
         self._client = client
         _logger.info("monitor %d holds the containers", client.pid)
         return client
+
+    async def _share(self, client: MonitorClient) -> None:
+        """Give a new monitor what its predecessor held, and have this one share what it holds."""
+        identity = (client.pid, client.start_ns)
+        if identity == self._known:
+            self._keeper.close()  # the connection was lost, not the monitor: it shares everything again
+        else:
+            await self._keeper.hand_over(client)
+        if "share" in client.abilities:
+            await client.share()
+        self._known = identity
 
     async def _keep(self, client: MonitorClient, stack: AsyncExitStack, scope: anyio.CancelScope, stopped: anyio.Event) -> None:
         try:

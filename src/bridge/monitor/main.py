@@ -12,7 +12,6 @@ import errno
 import fcntl
 import gc
 import os
-import resource
 import signal
 import socket
 import struct
@@ -145,20 +144,13 @@ def _lower_oom_score() -> None:
         _logger.warning("can't lower oom_score_adj to %d: %s", OOM_SCORE_ADJ, exc.strerror)
 
 
-def _raise_nofile() -> tuple[int, int]:
-    """Allow as many descriptors as the hard limit does (five a container); returns what was allowed before."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return soft, hard
-
-
 async def _serve(listener: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     syscalls.set_child_subreaper()
     reaper = Reaper()
     stopped = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        service = Service(group, reaper, stopped.set, nofile=_raise_nofile())
+        service = Service(group, reaper, stopped.set, nofile=syscalls.raise_nofile())  # five a container
         reaper.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _on_terminate, service, stopped)

@@ -35,6 +35,10 @@ class Stdin:
         """Whether more may be written; ``on_room`` tells when it becomes true again."""
         return len(self._buffer) < STDIN_LIMIT
 
+    def fileno(self) -> int:
+        """The descriptor, while it is not closed."""
+        return self._fd
+
     def write(self, data: bytes) -> None:
         """Queue ``data``; dropped once stdin is closed."""
         if not self.closed and not self._closing:

@@ -3,14 +3,16 @@
 A frame is ``u32 length, u8 descriptors`` (big-endian), then ``length`` bytes of a JSON object. Its descriptors travel with its
 first byte, in order, at most MAX_FDS. Requests ``{"id", "op", …}`` are answered in any order by ``{"id", "ok": …}`` or
 ``{"id", "error": {"kind", "message", …}}``, kind being a class of bridge.errors or LaunchFailed. ``{"op": "cancel", "id"}`` gives
-up the request of that id and is not answered. The monitor also pushes ``{"event": "exit", "task", "exit"}`` to every client.
+up the request of that id and is not answered. The monitor also pushes ``{"event": "exit", "task", "exit"}`` to every client, and to one
+that asked to share ``{"event": "held", …}`` with the parameters of adopt and the descriptors, and ``{"event": "stdin_closed", "task"}``.
 
 | op | parameters (descriptors) | ok |
 |---|---|---|
 | hello | | version, abilities, pid, start_ns, nofile |
 | launch | task, argv, before, exit_argv, cwd, pid_file, env, console_socket, timeout, on_failure, and as in hold | pid |
 | exec | task, argv, cwd, pid_file, env, timeout, fds: which of stdin, stdout, stderr (they) | pid |
-| adopt | task, pid, start_ticks, exit_argv (with it cwd, env) | null |
+| adopt | task, pid, start_ticks, exit_argv (with it cwd, env); of its stdio: terminal, stdin_once, log_path, fds (they) | null |
+| share | | null |
 | wait | task | exit |
 | kill | task, signal, group | null |
 | reopen_log, close_stdin, forget | task | null |
@@ -49,7 +51,7 @@ from bridge import errors
 from bridge.ports.runtime import ExitStatus
 
 VERSION = 1
-ABILITIES = ("hold", "told")
+ABILITIES = ("hold", "told", "share")
 """What this monitor can do beyond what every monitor of this version can; ``hello`` tells a server that is newer or older."""
 MAX_FRAME = 8 << 20
 """Largest payload in bytes; the task list of 10 000 containers fits."""

@@ -69,9 +69,9 @@ class Connection:
         self._pending: dict[int, Request] = {}
         self._channel = Channel(sock, self._on_frame, self._lost)
 
-    def push(self, message: dict[str, Any]) -> None:
-        """Send an event."""
-        self._channel.send(message)
+    def push(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        """Send an event, with duplicates of ``fds``."""
+        self._channel.send(message, fds)
 
     def close(self) -> None:
         """Hang up."""

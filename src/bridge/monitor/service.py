@@ -22,7 +22,8 @@ from bridge.monitor.launch import Launcher
 from bridge.monitor.parameters import Launch
 from bridge.monitor.reaper import Reaper
 from bridge.monitor.requests import Connection, Request
-from bridge.monitor.tasks import Task, Tasks, open_pidfd, start_ticks
+from bridge.monitor.sharing import Sharer
+from bridge.monitor.tasks import Task, Tasks
 from bridge.ports.runtime import ExitStatus
 
 _logger = log.get("monitor.service")
@@ -40,13 +41,15 @@ class Service:
         self._jobs: set[asyncio.Task[None]] = set()
         self.tasks = Tasks(reaper, self._push_exit)
         self._launcher = Launcher(reaper, self.tasks)
+        self._sharer = Sharer(self.tasks)
         self._operations: dict[str, Callable[[Request], None]] = {
             name: getattr(self, f"_{name}")
             for name in (
-                *("hello", "launch", "exec", "adopt", "wait", "kill", "reopen_log", "resize", "attach", "close_stdin"),
+                *("hello", "launch", "exec", "wait", "kill", "reopen_log", "resize", "attach", "close_stdin"),
                 *("tasks_", "forget", "shutdown"),
             )
-        } | Holder(self.tasks).operations
+        }
+        self._operations |= Holder(self.tasks).operations | self._sharer.operations
 
     def connect(self, sock: socket.socket) -> None:
         """Serve a new client."""
@@ -71,6 +74,7 @@ class Service:
 
     def _lost(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        self._sharer.lost(connection)
         self.tasks.orphan(connection)
 
     def _push_exit(self, task: Task) -> None:
@@ -131,21 +135,6 @@ class Service:
             request.fail(exc)
         else:
             request.ok({"pid": task.pid})
-
-    def _adopt(self, request: Request) -> None:
-        task_id = parameters.text(request.message, "task")
-        pid = parameters.integer(request.message, "pid", 2, 1 << 22)
-        ticks = parameters.integer(request.message, "start_ticks", 0, 1 << 63)
-        self.tasks.reserve(task_id)
-        try:
-            task = Task(task_id, "container", pid, told_by=parameters.wait_command(request.message))
-            task.pidfd = open_pidfd(pid)
-            if task.pidfd is not None and start_ticks(pid) != ticks:  # another process by now
-                task.close_pidfd()
-            self.tasks.add(task)
-        finally:
-            self.tasks.settle(task_id)
-        request.ok()
 
     def _wait(self, request: Request) -> None:
         task_id = parameters.text(request.message, "task")

@@ -37,7 +37,7 @@ class Task:
     With ``told_by`` the process is the sandbox's that the container lives in: that command tells its exit, and it can't be signalled.
     """
 
-    __slots__ = ("ending", "exit", "id", "kind", "memory", "owner", "pid", "pidfd", "stdio", "told_by", "waiter", "waiters")
+    __slots__ = ("ending", "exit", "id", "kind", "memory", "owner", "pid", "pidfd", "stdio", "ticks", "told_by", "waiter", "waiters")
 
     def __init__(
         self,
@@ -61,6 +61,8 @@ class Task:
         self.exit: ExitStatus | None = None
         self.waiters: list[OnExit] = []
         self.memory: MemoryWatch | None = None
+        self.ticks = 0
+        """When it started (field 22 of /proc/PID/stat), which with the pid names the process for ever."""
 
     def kill(self, number: int, *, group: bool = False) -> None:
         """Send a signal, to the whole process group with ``group``. One that has ended is no error. Raises HostError, Unsupported."""
@@ -104,6 +106,8 @@ class Tasks:
         self._gone_kills = GoneKills()
         self.launching: dict[str, list[Callable[[Task | None], None]]] = {}
         """Ids being launched, each with who waits for the outcome (None: the launch failed)."""
+        self.on_held: Callable[[Task], None] = lambda _task: None
+        """Told of each task that has a process, when it is held."""
 
     def __iter__(self) -> Iterator[Task]:
         return iter(tuple(self._tasks.values()))
@@ -136,9 +140,14 @@ class Tasks:
 
         Raises HostError, and holds nothing then, when no pidfd can be had.
         """
+        task.ticks = start_ticks(task.pid) or 0
         if task.told_by is not None:
             self._add_told(task, task.told_by)
-            return
+        else:
+            self._add_process(task)
+        self.on_held(task)
+
+    def _add_process(self, task: Task) -> None:
         if task.pidfd is None and (self._reaper.is_child(task.pid) or descends(task.pid)):
             task.pidfd = open_pidfd(task.pid)
         self._tasks[task.id] = task
