@@ -53,6 +53,8 @@ class Server(Table):
     """Least severe message that is logged to stderr. Why: info has a line for each change and none for a read."""
     shutdown_timeout: Seconds = 25.0
     """How long SIGTERM waits for running work before it is cancelled and undone. Why: leaves the undo time within systemd's 90 s."""
+    undo_timeout: Seconds = 40.0
+    """How long it then waits for what is undone; what still hangs is left to the next start. Why: with the one above within 90 s."""
     concurrent_creates: Count = 16
     """Pods and containers made at once; more wait. Why: a returning node must not start hundreds of runtimes together."""
     max_message: Bytes = 16 * MIB

@@ -7,10 +7,12 @@ again, its handlers serve the next pods, and disabled ones are tried again.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import gc
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -50,6 +52,7 @@ from bridge.streaming.server import StreamServer
 from bridge.streaming.serving import CoreSessions
 
 _logger = log.get("daemon")
+_NAMED = 20
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -85,7 +88,22 @@ async def _serve(config: Config, read: Callable[[], Config], begin: Callable[[],
                 reloads.cancel_scope.cancel()
             _logger.info("%s: shutting down; containers go on", signal.Signals(number).name)
             announce("STOPPING=1")
+            _leave_after(config.server.shutdown_timeout + config.server.undo_timeout)
             await daemon.wind_down(config.server.shutdown_timeout)
+
+
+def _leave_after(seconds: float) -> None:
+    """End the process then, come what may: a thread that the kernel holds can't be cancelled, and a crash at any moment is safe."""
+
+    def leave() -> None:
+        names = ", ".join(sorted(task.get_name() for task in asyncio.all_tasks(loop))[:_NAMED])
+        _logger.error("work does not end and is left to the next start: %s", names)
+        os._exit(1)
+
+    loop = asyncio.get_running_loop()
+    last = threading.Timer(seconds, leave)
+    last.daemon = True
+    last.start()
 
 
 class Daemon:

@@ -60,6 +60,7 @@ class DaemonNode:
         cni_bin: Path = CNI_BIN,
         runtime: Sequence[str] = (),
         prepare: Callable[[Path], tuple[str, str]] | None = None,
+        patience: float = 5.0,
     ) -> None:
         self.root = root
         self._lines = prepare(root) if prepare is not None else ("", "")
@@ -67,6 +68,7 @@ class DaemonNode:
         self.handlers = handlers or {"runc": "runc", "crun": "crun"}
         self.cni_bin = cni_bin
         self.runtime = runtime
+        self.patience = patience
         self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         octet = secrets.randbelow(250) + 2
@@ -107,7 +109,13 @@ class DaemonNode:
     def _config(self) -> str:
         lines = ["[security]", f"seccomp_profile_root = {toml_value(self.root / 'seccomp')}"]
         lines += ["[server]", f"state_dir = {toml_value(self.root / 'state')}", f"run_dir = {toml_value(self.root / 'run')}"]
-        lines += ['log_level = "debug"', "shutdown_timeout = 5.0", "[network]", f"conf_dir = {toml_value(self.root / 'cni')}"]
+        lines += [
+            'log_level = "debug"',
+            f"shutdown_timeout = {self.patience}",
+            f"undo_timeout = {2 * self.patience}",
+            "[network]",
+            f"conf_dir = {toml_value(self.root / 'cni')}",
+        ]
         lines += [f"bin_dirs = {toml_value([self.cni_bin])}", "[runtime]", f"default_handler = {toml_value(next(iter(self.handlers)))}"]
         lines += [*self.runtime, self._lines[0]]
         for name, path in self.handlers.items():
