@@ -12,7 +12,7 @@ import anyio
 
 from bridge.host import console
 from bridge.host.pipes import StdioPipes
-from bridge.ports.runtime import ContainerHandle, ExecProcess
+from bridge.ports.runtime import ContainerHandle, ExecProcess, RemoteTerminal
 
 Size = tuple[int, int]
 """Columns and rows of a terminal. One with a 0 is not meant and not set."""
@@ -93,7 +93,11 @@ class Command(_Pipes):
         self.console = master
 
     async def resize(self, size: Size) -> None:
-        if self.console is not None and all(size):
+        if self.console is None or not all(size):
+            return
+        if isinstance(self._process, RemoteTerminal):
+            await self._process.resize(*size)
+        else:
             console.set_size(self.console, *size)
 
     async def wait(self) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from bridge.host.cgroup_stats import CgroupStats
 from bridge.ports.abilities import Ability, Feature, RuntimeFeatures, Support
@@ -35,6 +35,7 @@ __all__ = [
     "Feature",
     "NamespacePaths",
     "Record",
+    "RemoteTerminal",
     "RuntimeBackend",
     "RuntimeFeatures",
     "SandboxHandle",
@@ -169,6 +170,15 @@ class ExecProcess(Protocol):
     async def wait(self) -> ExitStatus: ...
     async def kill(self, signal: int) -> None: ...
     async def delete(self) -> None: ...
+
+
+@runtime_checkable
+class RemoteTerminal(Protocol):
+    """An ExecProcess whose terminal is elsewhere: what it hands to the console socket is a socket, and has no size to be set."""
+
+    async def resize(self, width: int, height: int) -> None:
+        """Set its terminal's size in columns and rows; one that has ended has none."""
+        ...
 
 
 class ContainerHandle(Protocol):

@@ -1,0 +1,104 @@
+"""How containers behind a shim end: their exit as the shim tells it, or as its binary's verb "delete" does when the shim has died."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+from anyio import to_thread
+
+from bridge import log
+from bridge.aio import Supervisor
+from bridge.errors import BridgeError, NotFound, RuntimeFailed, ShimGone, TimedOut, Unavailable
+from bridge.host import cgroups
+from bridge.ports.host import Monitor
+from bridge.ports.runtime import ExitStatus
+from bridge.shimv2.runtime import SHIM_DIED, ShimRuntime, kill_directory, oom_kills
+from bridge.shimv2.shim import Shim
+from bridge.shimv2.task import ShimTask
+
+LOST_CODE = 255
+CONTAINER_LOST = "ContainerLost"
+_PAUSE_SECONDS = 0.2
+
+_logger = log.get("shimv2.exits")
+
+
+@asynccontextmanager
+async def held(task: ShimTask, keep: Callable[[ShimTask], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run ``keep`` beside the block, and end it with the block."""
+    async with Supervisor(f"stdio of {task.id[:13]}") as tasks:
+        tasks.spawn(f"hold the stdio of {task.id[:13]}", lambda: keep(task))
+        yield
+
+
+async def of(runtime: ShimRuntime, shim: Shim, task: ShimTask, bundle: Path, cgroup: str | None) -> ExitStatus:
+    """The exit of a container that was started: a Wait, and another one after each loss of the connection."""
+    while True:
+        try:
+            status = await task.wait()
+        except NotFound as exc:
+            _logger.warning("container %s: its shim does not know it any more: %s", task.id[:13], exc)
+            return ExitStatus(LOST_CODE, at_ns=time.time_ns(), reason=CONTAINER_LOST)
+        except ShimGone as exc:
+            if not await shim.is_alive():
+                return await bury(runtime, shim, task.id, bundle, cgroup, str(exc))
+        except (Unavailable, TimedOut, RuntimeFailed) as exc:
+            _logger.warning("container %s can't be waited for now: %s", task.id[:13], exc)
+        else:
+            # Counted before the shim's state, and with it the cgroup, is freed.
+            killed = task.id in runtime.oom or await to_thread.run_sync(oom_kills, cgroup) > 0
+            return replace(status, oom_killed=killed, at_ns=status.at_ns or time.time_ns())
+        await anyio.sleep(_PAUSE_SECONDS)
+
+
+async def bury(runtime: ShimRuntime, shim: Shim, ident: str, bundle: Path, cgroup: str | None, why: str) -> ExitStatus:
+    """End a container whose shim has died, by the binary's verb "delete", and say how it ended. Repeatable."""
+    words = "; ".join(await shim.last_words()) or "it said nothing"
+    _logger.error("container %s: its shim has died (%s), its last words: %s", ident[:13], why, words)
+    oom = ident in runtime.oom or await to_thread.run_sync(oom_kills, cgroup) > 0
+    status = ExitStatus(LOST_CODE)
+    try:
+        status = await runtime.settings.binary.delete(ident, bundle)
+    except BridgeError as exc:
+        _logger.error("container %s: its dead shim can't be cleaned up after: %s", ident[:13], exc)
+    await to_thread.run_sync(_end_cgroup, cgroup, runtime.settings.timeouts.kill)
+    return replace(status, signal=None, oom_killed=oom, at_ns=status.at_ns or time.time_ns(), reason=SHIM_DIED)
+
+
+async def free(runtime: ShimRuntime, shim: Shim, ident: str, bundle: Path) -> None:
+    """Have the shim forget a container that has ended, or was created at most. Absent is success. Raises RuntimeFailed, TimedOut."""
+    timeout = runtime.settings.timeouts.delete
+    try:
+        await ShimTask(shim, ident).delete(timeout=timeout)
+    except NotFound:
+        return
+    except ShimGone:
+        if await shim.is_alive():
+            raise
+        await runtime.settings.binary.delete(ident, bundle)
+
+
+async def let_go(runtime: ShimRuntime, ident: str, status: ExitStatus | None) -> None:
+    """Have the monitor forget a container, of which it is told ``status`` if it was told nothing before. Repeatable. Raises MonitorGone."""
+
+    async def forget(monitor: Monitor) -> None:
+        with contextlib.suppress(NotFound):
+            await monitor.ended(ident, status or ExitStatus(LOST_CODE), drain=runtime.settings.drain)
+        await monitor.forget(ident)
+
+    await runtime.lasting(forget)
+
+
+def _end_cgroup(cgroup: str | None, timeout: float) -> None:
+    directory = kill_directory(cgroup)
+    if directory is None or cgroup is None:
+        return
+    for each in cgroups.layout().directories(cgroup):
+        cgroups.kill_all(each, timeout=timeout)
+        cgroups.remove_directory(each)

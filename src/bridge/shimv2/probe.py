@@ -1,0 +1,205 @@
+"""Finds out what a handler's shim can do here: what it says of itself, what others claim of it, and a trial container.
+
+The answer is kept under the state root (gone at reboot) for the same binary and the same settings, so that a restart of the server
+runs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio import to_thread
+
+from bridge import log
+from bridge.errors import BridgeError, HostError, RuntimeFailed, TimedOut
+from bridge.host import cgroups, namespaces, process
+from bridge.host.trial_bundle import MAPPING, exit_program, make_bundle, trial_spec
+from bridge.host.user_namespaces import IdMaps, IdRange
+from bridge.ports.runtime import Ability, Feature, RuntimeFeatures, SandboxKind, Support
+from bridge.shimv2 import shim
+from bridge.shimv2.runtime import ShimRuntime
+from bridge.shimv2.task import ShimTask, Stdio
+
+if TYPE_CHECKING:
+    from bridge._proto.containerd.types import RuntimeInfo
+
+Claims = Callable[["RuntimeInfo | None"], Awaitable[Mapping[Ability, Feature]]]
+"""Abilities that somebody who knows the shim's runtime claims, given what ``-info`` said (None: the binary does not know that flag)."""
+_VERSION = 1
+_ALWAYS = (Ability.EXEC, Ability.TTY, Ability.SHARED_PID, Ability.UPDATE)
+_LISTED = (Ability.APPARMOR, Ability.SELINUX, Ability.RECURSIVE_READ_ONLY, Ability.IDMAPPED_MOUNTS, Ability.SYSTEMD_CGROUP)
+_UNTOLD = Feature(Support.UNSUPPORTED, "the shim says nothing of it")
+
+_logger = log.get("shimv2.probe")
+
+
+async def no_claims(info: RuntimeInfo | None) -> Mapping[Ability, Feature]:
+    """Nobody knows more."""
+    del info
+    return {}
+
+
+async def probe(runtime: ShimRuntime, claims: Claims) -> RuntimeFeatures:
+    """Probe the shim of ``runtime``. Raises Unsupported, RuntimeFailed or HostError with the reason why it can't be used here."""
+    settings = runtime.settings
+    cache = runtime.context.state_root / f"probe-{settings.handler}.json"
+    identity = await to_thread.run_sync(_identity, runtime)
+    known = await to_thread.run_sync(_load, cache, identity)
+    if known is not None:
+        return known
+    info = await _info(runtime)
+    verified = await trial(runtime) if settings.trial else "not tried: it would start a virtual machine"
+    abilities = {ability: Feature(Support.SUPPORTED, verified) for ability in _ALWAYS}
+    abilities |= dict.fromkeys((*_LISTED, Ability.PAUSE, Ability.CHECKPOINT, Ability.NET_DEVICES, Ability.RDT_SCHEMATA), _UNTOLD)
+    abilities[Ability.PORT_FORWARD] = Feature(Support.SUPPORTED, "through the pod's network namespace")
+    own = settings.own_cgroups
+    abilities[Ability.STATS] = Feature(Support.SUPPORTED, "from the container's cgroup" if own else "as the shim says")
+    abilities[Ability.SECCOMP] = Feature(Support.SUPPORTED, verified) if await to_thread.run_sync(_has_seccomp) else _UNTOLD
+    abilities |= await claims(info)
+    abilities[Ability.USER_NAMESPACES] = await _user_namespaces(runtime)
+    found = RuntimeFeatures(await _version(runtime, info), str(settings.binary.path), abilities)
+    await to_thread.run_sync(_save, cache, identity, found)
+    _logger.info("handler %s: %s at %s", settings.handler, found.version, found.path)
+    return found
+
+
+async def _info(runtime: ShimRuntime) -> RuntimeInfo | None:
+    try:
+        return await runtime.settings.binary.info(runtime.settings.options)
+    except BridgeError as exc:
+        _logger.debug("handler %s: %s", runtime.settings.handler, exc)
+        return None
+
+
+async def _version(runtime: ShimRuntime, info: RuntimeInfo | None) -> str:
+    path = runtime.settings.binary.path
+    if info is not None and info.version is not None:
+        return f"{info.name or path.name} {info.version.version}"
+    done = await process.run([str(path), "-v"], env=runtime.settings.binary.environment(), timeout=runtime.settings.timeouts.probe)
+    words = [line.strip() for line in done.stdout.decode(errors="replace").splitlines() if line.strip()]
+    version = next((line.partition(":")[2].strip() for line in words if line.startswith("Version:")), words[0] if words else "")
+    return f"{path.name} {version}".strip()
+
+
+async def _user_namespaces(runtime: ShimRuntime) -> Feature:
+    """Whether it runs a container in the user namespace of a pod."""
+    if runtime.settings.kind is not SandboxKind.NAMESPACES:
+        return Feature(Support.UNSUPPORTED, "not for pods that are more than namespaces")
+    try:
+        return Feature(Support.SUPPORTED, await trial(runtime, user_namespace=True))
+    except (RuntimeFailed, HostError, TimedOut) as exc:
+        return Feature(Support.UNSUPPORTED, exc.message)
+
+
+async def trial(runtime: ShimRuntime, *, user_namespace: bool = False) -> str:
+    """Run a throw-away container to its end. Returns how the verification was done; raises with why it did not run. Leaves nothing."""
+    program = exit_program(platform.machine())
+    if program is None:
+        return f"claimed, not tried: there is no trial program for {platform.machine()}"
+    settings = runtime.settings
+    # The same in each trial of this server, which so ends what a killed one left, but not the trial of another server here.
+    name = f"cri-bridge-trial-{settings.handler}-{hashlib.sha256(os.fsencode(settings.root)).hexdigest()[:8]}"
+    place = Path(runtime.context.cache_dir) / f"probe-{settings.handler}"
+    await to_thread.run_sync(shim.end_process, settings.binary.path, name)
+    await _clear(place)
+    try:
+        pins = await _namespaces(place) if user_namespace else None
+        path = f"system.slice:cri-bridge:{name}" if settings.systemd_cgroup else f"/{name}"
+        await to_thread.run_sync(
+            make_bundle, place / name, program, trial_spec(path, seccomp=await to_thread.run_sync(_has_seccomp), pins=pins)
+        )
+        await _run(runtime, name, place / name)
+    finally:
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + settings.timeouts.probe):
+            await _clear(place)
+    return "a trial container ran in one" if user_namespace else "a trial container ran"
+
+
+async def _run(runtime: ShimRuntime, name: str, bundle: Path) -> None:
+    settings = runtime.settings
+    held = await shim.start(runtime, name, name, bundle)
+    task = ShimTask(held, name)
+    created = False
+    try:
+        await task.create(bundle, Stdio(), options=settings.options, timeout=settings.timeouts.probe)
+        created = True
+        await task.start(timeout=settings.timeouts.probe)
+        with anyio.fail_after(settings.timeouts.probe):
+            status = await task.wait()
+        if status.code:
+            raise RuntimeFailed(handler=settings.handler, verb="trial run", exit_code=status.code, log_tail=await held.last_words())
+    except TimeoutError as exc:
+        raise TimedOut(f"handler {settings.handler!r}: the trial container did not end within {settings.timeouts.probe:g} s") from exc
+    finally:
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 3 * settings.timeouts.kill):
+            await _end(task, held, settings.timeouts.delete, created=created)
+            if not settings.systemd_cgroup:
+                await to_thread.run_sync(lambda: cgroups.remove(f"/{name}"))
+
+
+async def _end(task: ShimTask, held: shim.Shim, timeout: float, *, created: bool) -> None:
+    try:
+        if created:
+            await task.delete(timeout=timeout)
+    except BridgeError as exc:
+        _logger.warning("the trial container can't be deleted: %s", exc)
+    await held.end()
+
+
+async def _namespaces(place: Path) -> Mapping[str, Path]:
+    ids = (IdRange(MAPPING[0]["containerID"], MAPPING[0]["hostID"], MAPPING[0]["size"]),)
+    return await namespaces.create(place / "ns", net=True, ipc=True, uts=True, hostname="", sysctls={}, user=IdMaps(ids, ids))
+
+
+async def _clear(place: Path) -> None:
+    await namespaces.remove(place / "ns")
+    await to_thread.run_sync(lambda: shutil.rmtree(place, ignore_errors=True))
+
+
+def _has_seccomp() -> bool:
+    return "Seccomp:" in Path("/proc/self/status").read_text()
+
+
+def _identity(runtime: ShimRuntime) -> dict[str, Any]:
+    """What must be unchanged for an old answer to hold."""
+    settings = runtime.settings
+    try:
+        status = os.stat(settings.binary.path)
+    except OSError as exc:
+        raise HostError(f"{settings.binary.path}: {exc.strerror}", errno=exc.errno) from exc
+    cgroups.layout.cache_clear()  # a hierarchy may have been mounted to mend the handler
+    options = settings.options
+    return {
+        "v": _VERSION,
+        "shim": [str(settings.binary.path), settings.binary.namespace, str(settings.kind), settings.systemd_cgroup, settings.per_container],
+        "options": None if options is None else [options.type_url, options.value.hex()],
+        "env": dict(settings.binary.env),
+        "file": [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns],
+        "hierarchies": {name: str(mount.point) for name, mount in cgroups.layout().mounts.items()},
+    }
+
+
+def _load(cache: Path, identity: Mapping[str, Any]) -> RuntimeFeatures | None:
+    try:
+        kept = json.loads(cache.read_text())
+        if kept["identity"] != identity:
+            return None
+        abilities = {Ability(name): Feature(Support(f["support"]), f["detail"]) for name, f in kept["features"]["abilities"].items()}
+        return RuntimeFeatures(kept["features"]["version"], kept["features"]["path"], abilities)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # absent, damaged or of another version: probe again
+
+
+def _save(cache: Path, identity: Mapping[str, Any], found: RuntimeFeatures) -> None:
+    fresh = cache.with_suffix(".new")
+    fresh.write_text(json.dumps({"identity": identity, "features": asdict(found)}))
+    fresh.replace(cache)
