@@ -26,7 +26,6 @@ from bridge.ports.host import HostContext, RuntimeTimeouts
 from bridge.ports.runtime import Ability, Feature, RuntimeBackend, SandboxKind, Support
 
 if TYPE_CHECKING:
-    from bridge._proto.containerd.types import RuntimeInfo
     from bridge.shimv2.runtime import ShimSettings
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -174,8 +173,8 @@ async def open_handler(name: str, options: ShimOptions, context: HostContext) ->
     """Open handler ``name``."""
     from bridge.shimv2.backend import open_backend
 
-    async def claims(info: RuntimeInfo | None) -> Mapping[Ability, Feature]:
-        return {**await _claimed(options, info, context.timeouts.probe), **_configured(options.abilities)}
+    async def claims(features: Mapping[str, Any] | None) -> Mapping[Ability, Feature]:
+        return {**await _claimed(options, features, context.timeouts.probe), **_configured(options.abilities)}
 
     async with open_backend(settings(name, options, context), context, claims=claims) as backend:
         yield backend
@@ -186,35 +185,29 @@ def _configured(abilities: Mapping[Ability, bool]) -> dict[Ability, Feature]:
     return {ability: words[wanted] for ability, wanted in abilities.items()}
 
 
-async def _claimed(options: ShimOptions, info: RuntimeInfo | None, timeout: float) -> Mapping[Ability, Feature]:
+async def _claimed(options: ShimOptions, features: Mapping[str, Any] | None, timeout: float) -> Mapping[Ability, Feature]:
     """What the runtime behind the shim says: in the shim's own ``-info``, or asked of the OCI runtime that it calls."""
     from bridge.oci.claims import from_features
     from bridge.oci.probe import KernelFacts, judge
 
-    said: tuple[str, Any] | None = None
-    if info is not None and info.features is not None and info.features.value:
-        said = info.name, _json(info.features.value)
-    elif options.is_runc:
-        said = await _asked(find_binary(options.binary_name or "runc", os.environ.get("PATH", _PATH), "binary_name"), timeout)
-    if said is None or not isinstance(said[1], dict):
+    name = options.binary_name or "runc"
+    if features is None and options.is_runc:
+        name, features = await _asked(find_binary(name, os.environ.get("PATH", _PATH), "binary_name"), timeout)
+    if features is None:
         return {}
-    found = judge(from_features(*said), await to_thread.run_sync(KernelFacts.read), verified="a trial container ran")
+    found = judge(from_features(name, features), await to_thread.run_sync(KernelFacts.read), verified="a trial container ran")
     return found | dict.fromkeys((Ability.PAUSE, Ability.CHECKPOINT), Feature(Support.UNSUPPORTED, "not done through a shim"))
 
 
-async def _asked(binary: Path, timeout: float) -> tuple[str, Any] | None:
+async def _asked(binary: Path, timeout: float) -> tuple[str, Mapping[str, Any] | None]:
+    """Its version, and its features object, which older ones don't know."""
     version = await process.run([str(binary), "--version"], timeout=timeout)
     features = await process.run([str(binary), "features"], timeout=timeout)
-    if features.returncode:  # an older one, which can't tell
-        return None
-    return version.stdout.decode(errors="replace"), _json(features.stdout)
-
-
-def _json(text: bytes) -> Any:
     try:
-        return json.loads(text)
+        found = json.loads(features.stdout)
     except ValueError:
-        return None
+        found = None
+    return version.stdout.decode(errors="replace"), found if isinstance(found, dict) and not features.returncode else None
 
 
 @hookimpl

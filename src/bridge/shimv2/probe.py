@@ -32,8 +32,8 @@ from bridge.shimv2.task import ShimTask, Stdio
 if TYPE_CHECKING:
     from bridge._proto.containerd.types import RuntimeInfo
 
-Claims = Callable[["RuntimeInfo | None"], Awaitable[Mapping[Ability, Feature]]]
-"""Abilities that somebody who knows the shim's runtime claims, given what ``-info`` said (None: the binary does not know that flag)."""
+Claims = Callable[[Mapping[str, Any] | None], Awaitable[Mapping[Ability, Feature]]]
+"""Abilities that somebody who knows the shim's runtime claims, given the OCI features that ``-info`` told (None: it told none)."""
 _VERSION = 1
 _ALWAYS = (Ability.EXEC, Ability.TTY, Ability.SHARED_PID, Ability.UPDATE)
 _LISTED = (Ability.APPARMOR, Ability.SELINUX, Ability.RECURSIVE_READ_ONLY, Ability.IDMAPPED_MOUNTS, Ability.SYSTEMD_CGROUP)
@@ -42,9 +42,9 @@ _UNTOLD = Feature(Support.UNSUPPORTED, "the shim says nothing of it")
 _logger = log.get("shimv2.probe")
 
 
-async def no_claims(info: RuntimeInfo | None) -> Mapping[Ability, Feature]:
+async def no_claims(features: Mapping[str, Any] | None) -> Mapping[Ability, Feature]:
     """Nobody knows more."""
-    del info
+    del features
     return {}
 
 
@@ -64,7 +64,7 @@ async def probe(runtime: ShimRuntime, claims: Claims) -> RuntimeFeatures:
     own = settings.own_cgroups
     abilities[Ability.STATS] = Feature(Support.SUPPORTED, "from the container's cgroup" if own else "as the shim says")
     abilities[Ability.SECCOMP] = Feature(Support.SUPPORTED, verified) if await to_thread.run_sync(_has_seccomp) else _UNTOLD
-    abilities |= await claims(info)
+    abilities |= await claims(_features(info))
     abilities[Ability.USER_NAMESPACES] = await _user_namespaces(runtime)
     found = RuntimeFeatures(await _version(runtime, info), str(settings.binary.path), abilities)
     await to_thread.run_sync(_save, cache, identity, found)
@@ -78,6 +78,16 @@ async def _info(runtime: ShimRuntime) -> RuntimeInfo | None:
     except BridgeError as exc:
         _logger.debug("handler %s: %s", runtime.settings.handler, exc)
         return None
+
+
+def _features(info: RuntimeInfo | None) -> Mapping[str, Any] | None:
+    if info is None or info.features is None:
+        return None
+    try:
+        found = json.loads(info.features.value)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 async def _version(runtime: ShimRuntime, info: RuntimeInfo | None) -> str:
