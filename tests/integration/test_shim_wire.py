@@ -20,7 +20,6 @@ from bridge._proto.containerd.types import Empty
 from bridge._proto.containerd.v1.types import Status
 from bridge._proto.io.containerd.cgroups import v1, v2
 from bridge.errors import NotFound, RuntimeFailed, ShimGone
-from bridge.shimv2.bootstrap import read_address
 from bridge.shimv2.client import TtrpcClient
 from bridge.shimv2.encoding import PROCESS, RESOURCES, decode, nanoseconds, packed_json, runc_options, type_name
 from tests.integration.shim_node import SECONDS, ShimNode, shim_node, until
@@ -88,7 +87,7 @@ async def test_a_container_from_create_to_shutdown(tmp_path: Path) -> None:
         os.mkfifo(node.rootfs / "go")
         async with node.task(bundle) as (client, service):
             task = Task(node, bundle, client, service)
-            address = read_address(bundle).address
+            address = (await node.binary.start(bundle.name, bundle)).address
             assert node.shims() == [(await task.call("Connect", pb.ConnectRequest(id=task.id), pb.ConnectResponse)).shim_pid]
             pid = await task.create()
             assert (await task.state()).status == Status.CREATED
