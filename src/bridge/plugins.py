@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Protocol
 
 import pluggy
@@ -51,14 +52,26 @@ class OpenBackend(Protocol):
     def __call__(self, name: str, options: Any, context: HostContext, /) -> AbstractAsyncContextManager[RuntimeBackend]: ...
 
 
+class ConformanceLimits(Protocol):
+    """Known limits of a runtime: spec of ``cri-bridge conform`` → why it can't pass, for these options and the runtime's version text."""
+
+    def __call__(self, options: Any, version: str, /) -> Mapping[str, str]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class RuntimePlugin:
-    """What a plugin announces. ``api`` is the API_VERSION it was written for, as a literal number."""
+    """What a plugin announces. ``api`` is the API_VERSION it was written for, as a literal number.
+
+    For ``cri-bridge conform``: ``conformance_limits``, and ``own_paths``, directories outside the server's own that the runtime
+    leaves as it found them.
+    """
 
     name: str
     options: type[pydantic.BaseModel]
     open: OpenBackend
     api: int
+    conformance_limits: ConformanceLimits | None = None
+    own_paths: Sequence[Path] = ()
 
 
 class RuntimeHooks:

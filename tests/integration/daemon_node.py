@@ -25,7 +25,6 @@ from anyio.to_thread import run_sync
 import bridge
 from bridge._proto.bridge.admin import v1 as admin
 from bridge._proto.runtime import v1 as pb
-from bridge.cli.demo_host import remove_bridge
 from bridge.client import CriClient, connect
 from bridge.config_docs import toml_value
 from bridge.errors import BridgeError
@@ -33,6 +32,7 @@ from bridge.host import cgroups, mounts
 from bridge.monitor.client import MonitorClient
 from bridge.testing.images import Layout, busybox_layer
 from bridge.testing.leaks import Scope
+from bridge.testing.private_server import remove_bridge
 from tests.integration import pod_cgroups
 
 IMAGE = "localhost/busybox:latest"

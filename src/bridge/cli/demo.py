@@ -15,7 +15,7 @@ from bridge import __version__
 from bridge._proto.bridge.admin import v1 as admin
 from bridge._proto.runtime import v1 as pb
 from bridge.cli.connection import server
-from bridge.cli.demo_host import DemoHost, monitor_pid, parent_cgroup, parent_slice, private_host, running_server
+from bridge.cli.demo_host import DemoHost, parent_cgroup, parent_slice, private_host, running_server
 from bridge.cli.demo_pod import show_pod
 from bridge.cli.narration import Narration
 from bridge.client import CriClient
@@ -25,6 +25,7 @@ from bridge.errors import Denied, HostError
 from bridge.testing.hierarchies import hugetlb_for_crun
 from bridge.testing.images import write_busybox_layout
 from bridge.testing.leaks import Scope, settle, snapshot
+from bridge.testing.private_server import monitor_pid
 
 IMAGE = "localhost/busybox:demo"
 _BUSYBOX = (Path("/bin/busybox"), Path("/usr/bin/busybox"))

@@ -6,18 +6,12 @@ sysctl and no firewall rule is touched.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import signal
-import socket
-import struct
-import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,18 +19,15 @@ import anyio
 
 from bridge.config import Config
 from bridge.config_docs import toml_value
-from bridge.errors import BridgeError, HostError, TimedOut
+from bridge.errors import HostError
 from bridge.host import cgroups
 from bridge.host.process import run
-from bridge.monitor.client import MonitorClient
 from bridge.testing.leaks import Scope
+from bridge.testing.private_server import PrivateServer, end_monitor, remove_bridge
 
-_START_TIMEOUT = 30.0
 _STOP_TIMEOUT = 40.0
 NETWORK = "cri-bridge-demo"
 _SUBNET = "198.18.77.0/24"  # RFC 2544: set aside for tests, routed nowhere
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCBRDELBR = 0x8913, 0x8914, 0x89A1
-_IFF_UP = 1
 
 
 @dataclass(frozen=True)
@@ -108,11 +99,10 @@ class DemoHost:
         network = {"cniVersion": "1.0.0", "name": NETWORK, "plugins": [plugin]}
         (self.root / "cni" / "10-demo.conflist").write_text(json.dumps(network, indent=2))
 
-    def log_tail(self, lines: int = 15) -> str:
-        """The server's last words."""
-        with suppress(OSError):
-            return "\n".join(self.server_log.read_text(errors="replace").splitlines()[-lines:])
-        return ""
+    @property
+    def server(self) -> PrivateServer:
+        """The server to be started."""
+        return PrivateServer(self.config_file, self.root, stop_timeout=_STOP_TIMEOUT)
 
 
 @asynccontextmanager
@@ -158,60 +148,12 @@ async def _systemctl(verb: str, unit: str) -> None:
 @asynccontextmanager
 async def running_server(host: DemoHost, config: Config) -> AsyncIterator[int]:
     """The server's pid, once it answers; server and monitor are ended with the block."""
-    process = _spawn_server(host)
+    server = host.server
     try:
-        await _wait_until_it_answers(process, config.server.socket, host)
-        yield process.pid
+        await anyio.to_thread.run_sync(server.start)
+        assert server.pid is not None
+        yield server.pid
     finally:
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + _STOP_TIMEOUT + 10):
-            await _end_server(process)
-            await _end_monitor(config.monitor.socket)
-
-
-def _spawn_server(host: DemoHost) -> subprocess.Popen[bytes]:
-    with host.server_log.open("ab") as log:
-        argv = [sys.executable, "-m", "bridge", "--config", str(host.config_file), "serve"]
-        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-
-
-async def _wait_until_it_answers(process: subprocess.Popen[bytes], path: Path, host: DemoHost) -> None:
-    with anyio.move_on_after(_START_TIMEOUT):
-        while process.poll() is None:
-            with suppress(OSError):
-                async with await anyio.connect_unix(path):
-                    return
-            await anyio.sleep(0.02)
-        raise HostError(f"the server ended with code {process.returncode}:\n{host.log_tail()}")
-    raise TimedOut(f"the server did not answer within {_START_TIMEOUT:g} s:\n{host.log_tail()}")
-
-
-async def _end_server(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        await anyio.to_thread.run_sync(lambda: process.wait(_STOP_TIMEOUT))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        await anyio.to_thread.run_sync(process.wait)
-
-
-async def _end_monitor(path: Path) -> None:
-    with suppress(BridgeError, OSError):  # it may never have started, and it closes the connection as it goes
-        async with MonitorClient.connect(path) as monitor:
-            await monitor.shutdown(force=True)
-
-
-async def monitor_pid(path: Path) -> int | None:
-    """The monitor that serves ``path``, or None. (The socket's peer credentials name the process that bound it, which has ended.)"""
-    with suppress(BridgeError, OSError):
-        async with MonitorClient.connect(path) as monitor:
-            return monitor.pid
-    return None
-
-
-def remove_bridge(name: str) -> None:
-    """Take the bridge ``name`` down and delete it (netdevice(7), linux/sockios.h); absent is success."""
-    request = struct.pack("16sH22x", name.encode(), 0)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control, suppress(OSError):
-        flags = struct.unpack("16xH22x", fcntl.ioctl(control, _SIOCGIFFLAGS, request))[0]
-        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH22x", name.encode(), flags & ~_IFF_UP))
-        fcntl.ioctl(control, _SIOCBRDELBR, struct.pack("16s24x", name.encode()))
+            await anyio.to_thread.run_sync(server.stop)
+            await end_monitor(config.monitor.socket)

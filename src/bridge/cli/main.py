@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bridge import __version__
-from bridge.cli import image_verbs
+from bridge.cli import conform_verb, image_verbs
 from bridge.cli.verbs import Verbs, output, socket, verb
 from bridge.errors import BridgeError
 
@@ -89,3 +89,4 @@ def _question_verbs(verbs: Verbs) -> None:
     doctor = verb(verbs, "doctor", "bridge.cli.doctor:run", "say what this host lacks, and the command that mends it")
     doctor.add_argument("--all", action="store_true", help="also list what is well")
     output(doctor)
+    conform_verb.add(verbs)

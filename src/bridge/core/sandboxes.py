@@ -206,6 +206,8 @@ class SandboxService:
         sandbox = self._store.sandboxes[ident]
         if not sandbox.cgroup_owned:
             return
+        if await self._leave_to_next_attempt(sandbox):
+            return
         with trace.span("cgroup"):
             if not await run_sync(cgroup_chain.remove, sandbox.cgroup_parent, sandbox.cgroup_owned):
                 await self._pass_on(sandbox)
@@ -213,6 +215,16 @@ class SandboxService:
             for top in tuple(self._shared_tops):
                 if await run_sync(cgroup_chain.remove_empty, top):
                     self._shared_tops.discard(top)
+
+    async def _leave_to_next_attempt(self, sandbox: Sandbox) -> bool:
+        """Whether another pod is in the same cgroup, as the next attempt of one is: that one owns it from now on."""
+        for heir in tuple(self._store.sandboxes.values()):
+            same = heir.cgroup_parent == sandbox.cgroup_parent and heir.id != sandbox.id
+            if same and heir.state is not SandboxState.REMOVING:
+                top = min(filter(None, (heir.cgroup_owned, sandbox.cgroup_owned)), key=len)
+                await self._store.apply_sandbox(heir.id, "journal", cgroup_owned=top)
+                return True
+        return False
 
     async def _pass_on(self, sandbox: Sandbox) -> None:
         """Other pods stand below what this one had made first. One of them owns it from now on, also after a restart."""

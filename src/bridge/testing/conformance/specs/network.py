@@ -1,0 +1,96 @@
+"""A pod's network."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+
+from anyio.to_thread import run_sync
+
+from bridge._proto.runtime import v1 as pb
+from bridge.ports.runtime import Ability
+from bridge.testing.conformance.catalogue import spec
+from bridge.testing.conformance.remote import forward
+from bridge.testing.conformance.stage import Stage
+
+_PORT = 8080
+
+
+def _page(name: str, word: str, address: str = "0.0.0.0") -> str:  # noqa: S104 - inside a pod
+    return f"mkdir /www; echo {word} > /www/{name}; exec httpd -f -p {address}:{_PORT} -h /www"
+
+
+def _fetch(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - http of our own making
+        return bytes(answer.read())
+
+
+async def _fetched(stage: Stage, url: str) -> bytes:
+    """The page at ``url``, asked for until somebody answers."""
+
+    async def look() -> bytes:
+        try:
+            return await run_sync(_fetch, url)
+        except OSError:
+            return b""
+
+    return await stage.until(look, f"nobody answers at {url}")
+
+
+@spec("CRI PodSandboxStatus.network; the Kubernetes network model", network=True, quick=True)
+async def pod_address(stage: Stage) -> None:
+    """The pod's address is its interface's, and the node and other pods reach it there"""
+    pod, neighbour = await stage.pod(), await stage.pod()
+    container = await stage.started(pod, _page("word", "served"))
+    other = await stage.started(neighbour)
+    network = (await stage.pod_status(pod)).network
+    assert network is not None
+    assert network.ip
+    assert f"inet {network.ip}" in re.sub(r"inet addr:", "inet ", await stage.output(container, "ip addr 2>/dev/null || ifconfig"))
+    assert await _fetched(stage, f"http://{network.ip}:{_PORT}/word") == b"served\n"
+    assert await stage.output(other, f"wget -q -O - http://{network.ip}:{_PORT}/word") == "served"
+
+
+@spec("CRI: containers of a pod share its network", network=True, quick=True)
+async def shared_loopback(stage: Stage) -> None:
+    """Containers of one pod reach each other on localhost, and other pods do not"""
+    pod, neighbour = await stage.pod(), await stage.pod()
+    await stage.started(pod, _page("word", "served", "127.0.0.1"), name="server")
+    asker = await stage.started(pod, name="asker")
+    other = await stage.started(neighbour)
+    ask = f"wget -q -O - http://127.0.0.1:{_PORT}/word"
+    assert await stage.output(asker, f"until {ask} 2>/dev/null; do sleep 0.05; done") == "served"
+    assert (await stage.exec(other, ask)).exit_code != 0
+
+
+@spec("CRI DNSConfig", network=True)
+async def name_servers(stage: Stage) -> None:
+    """The request's name servers, search domains and options are in /etc/resolv.conf"""
+    dns = pb.DnsConfig(servers=["192.0.2.53"], searches=["one.example", "two.example"], options=["ndots:5"])
+    container = await stage.started(await stage.pod(config=stage.pod_config(dns_config=dns)))
+    lines = (await stage.output(container, "cat /etc/resolv.conf")).split("\n")
+    assert {"nameserver 192.0.2.53", "search one.example two.example", "options ndots:5"} <= set(lines), lines
+
+
+@spec("CRI PortForward; kubelet's portforward protocol", needs=[Ability.PORT_FORWARD], network=True, quick=True)
+async def port_forward(stage: Stage) -> None:
+    """A port on which the pod listens for itself alone is reached through the server, again and again"""
+    pod = await stage.pod()
+    await stage.started(pod, _page("word", "served", "127.0.0.1"), name="server")
+    asker = await stage.started(pod, name="asker")
+    await stage.output(asker, f"until wget -q -O - http://127.0.0.1:{_PORT}/word 2>/dev/null; do sleep 0.05; done")
+    for _ in range(3):
+        url = (await stage.cri.runtime.port_forward(pb.PortForwardRequest(pod_sandbox_id=pod, port=[_PORT]))).url
+        async with forward(url, patience=stage.patience) as connection:
+            await connection.send(b"GET /word HTTP/1.0\r\n\r\n")
+            assert (await connection.until(b"served\n")).startswith(b"HTTP/1.")
+
+
+@spec("CRI PortForward to a port on which nobody listens", needs=[Ability.PORT_FORWARD], network=True)
+async def port_forward_to_nobody(stage: Stage) -> None:
+    """A port on which nobody listens is told as such"""
+    pod = await stage.pod()
+    await stage.started(pod)
+    url = (await stage.cri.runtime.port_forward(pb.PortForwardRequest(pod_sandbox_id=pod, port=[9]))).url
+    async with forward(url, patience=stage.patience) as connection:
+        assert "9" in await connection.refused()

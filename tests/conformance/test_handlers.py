@@ -1,0 +1,29 @@
+"""The short run of the conformance suite on every handler that this machine has, as a plugin's author uses the suite."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.config import Config
+from bridge.testing.conformance.catalogue import Spec, select
+from bridge.testing.conformance.runner import Conformance
+from bridge.testing.conformance.suite import test_spec as run_spec
+from bridge.testing.conformance.target import Target, target
+
+pytest_plugins = ["bridge.testing.conformance.plugin"]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+HANDLERS = {
+    "runc": {"plugin": "runc", "options": {"path": "runc"}},
+    "crun": {"plugin": "runc", "options": {"path": "crun"}},
+}
+
+
+@pytest.fixture(scope="session", params=HANDLERS)
+def conformance_target(request: pytest.FixtureRequest) -> Target:
+    return target(request.param, config=Config(), **HANDLERS[request.param])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("conformance_spec", select(quick=True), ids=str)
+def test_conforms(conformance_suite: Conformance, conformance_spec: Spec, pytestconfig: pytest.Config) -> None:
+    run_spec(conformance_suite, conformance_spec, pytestconfig)
