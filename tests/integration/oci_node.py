@@ -10,16 +10,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from bridge.generic.oci import OciOptions, dialect
 from bridge.host import cgroups
 from bridge.host.cgroup_paths import CgroupDriver, pod_cgroup
 from bridge.monitor.client import MonitorClient
 from bridge.monitor.starting import spawn
 from bridge.oci.backend import OciBackend, open_backend
 from bridge.oci.cli import OciSettings
+from bridge.oci.options import settings as cli_settings
 from bridge.ports.host import HostContext, RuntimeTimeouts
 from bridge.ports.runtime import ContainerIO, ContainerSpec, NamespacePaths, SandboxSpec
 from bridge.testing.hierarchies import hugetlb_for_crun
-from tests.integration import pod_cgroups
+from tests.integration import odd_runtime, pod_cgroups
 
 APPLETS = ("sh", "sleep", "echo", "cat", "true", "false", "tty", "id", "kill", "mkdir", "tail", "head", "ps", "setsid", "grep", "dd")
 
@@ -35,11 +37,12 @@ def make_rootfs(root: Path) -> Path:
 
 
 class OciNode:
-    """The host; ``context()`` is what its handlers get."""
+    """The host; ``context()`` is what its handlers get. "odd-runc" is runc behind a command line that is nothing like it."""
 
     def __init__(self, root: Path, runtime: str) -> None:
         self.root = root
-        self.runtime = runtime
+        self.odd = runtime.startswith("odd-")
+        self.runtime = runtime.removeprefix("odd-")
         self.rootfs = make_rootfs(root / "rootfs")
         self.socket = root / "monitor.sock"
         self.client: MonitorClient | None = None
@@ -54,6 +57,12 @@ class OciNode:
         return HostContext(monitor, self.root / "state", self.root, self.root / "cache", pod_cgroups.DRIVER, timeouts=self.timeouts)
 
     def settings(self) -> OciSettings:
+        if self.odd:
+            # The second of them can't tell by a directory what it knows.
+            state = {"state_dir": ""} if self.runtime == "crun" else {}
+            program = odd_runtime.write(self.root, self.runtime)
+            options = OciOptions.model_validate({**odd_runtime.OPTIONS, **state, "path": str(program)})
+            return cli_settings(self.runtime, options, self.context(), dialect(options))
         path = shutil.which(self.runtime)
         assert path is not None
         root, systemd = self.root / "state" / self.runtime, pod_cgroups.DRIVER is CgroupDriver.SYSTEMD

@@ -18,7 +18,7 @@ from bridge.errors import IllegalTransition, RuntimeFailed
 from bridge.host import cgroups, oom_score
 from bridge.oci.backend import OciBackend
 from bridge.oci.container import OciContainer
-from bridge.oci.runtime import ExecCgroup
+from bridge.oci.dialect import ExecCgroup
 from bridge.ports.runtime import ExecSpec
 from tests.integration.oci_node import OciNode, oci_node
 
@@ -58,10 +58,11 @@ class Running:
                 await anyio.sleep(0.02)
 
 
-@pytest.fixture(params=["runc", "crun"])
+@pytest.fixture(params=["runc", "crun", "odd-runc"])
 async def running(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Running]:
-    if shutil.which(request.param) is None:
-        pytest.fail(f"{request.param} is not installed")
+    real = request.param.removeprefix("odd-")
+    if shutil.which(real) is None:
+        pytest.fail(f"{real} is not installed")
     async with oci_node(tmp_path, request.param) as node, node.backend() as backend:
         pod = node.pod()
         sandbox = await backend.create_sandbox(pod)

@@ -20,10 +20,11 @@ from tests.integration.oci_node import OciNode, oci_node
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture(params=["runc", "crun"])
+@pytest.fixture(params=["runc", "crun", "odd-crun"])
 async def node(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OciNode]:
-    if shutil.which(request.param) is None:
-        pytest.fail(f"{request.param} is not installed")
+    real = request.param.removeprefix("odd-")
+    if shutil.which(real) is None:
+        pytest.fail(f"{real} is not installed")
     async with oci_node(tmp_path, request.param) as node:
         yield node
 
@@ -111,7 +112,7 @@ async def test_a_command_that_is_not_there(node: OciNode, command: str, code: in
             await container.start()
         failure = caught.value
         assert failure.start_code == code, failure.message
-        assert (failure.handler, failure.verb) == (node.runtime, "run")
+        assert (failure.handler, failure.verb) == (node.runtime, "create" if node.odd else "run")
         assert says in failure.message
         assert container.pid is None
         await container.release()

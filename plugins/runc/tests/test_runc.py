@@ -4,12 +4,12 @@ from pathlib import Path
 
 import bridge_runc
 import pytest
-from bridge_runc.handler import settings
 from bridge_runc.options import RuncOptions
 
 from bridge.errors import ConfigError, MonitorGone
 from bridge.handlers import HandlerSettings, open_handlers
 from bridge.host.cgroup_paths import CgroupDriver
+from bridge.oci.options import settings
 from bridge.plugins import Plugins
 from bridge.ports.host import HostContext, Monitor, RuntimeTimeouts
 

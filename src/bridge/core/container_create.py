@@ -201,6 +201,8 @@ def _check_abilities(config: ContainerConfig, features: RuntimeFeatures) -> None
     check_profiles(config.security.seccomp, config.security.apparmor, features)
     if config.devices and (why := features.lacks(Ability.DEVICES)) is not None:
         raise Unsupported(f"config.devices: this handler can't do it ({why})")
+    if config.tty and (why := features.lacks(Ability.TTY)) is not None:
+        raise Unsupported(f"config.tty: this handler can't do it ({why})")
 
 
 async def erase_rootfs(settings: CoreSettings, images: Images, container: Container) -> None:

@@ -25,7 +25,7 @@ from bridge.core.settings import CoreSettings
 from bridge.core.store import Store
 from bridge.core.stream_requests import AttachRequest, ExecRequest, PortForwardRequest, Stdio
 from bridge.core.stream_sessions import Attached, Command, Session, Size
-from bridge.errors import BridgeError, IllegalTransition, InvalidRequest, Unsupported
+from bridge.errors import BridgeError, IllegalTransition, InvalidRequest, NotFound, Unavailable, Unsupported
 from bridge.host.console import ConsoleListener
 from bridge.host.pipes import StdioPipes
 from bridge.ports.handlers import Handlers
@@ -48,9 +48,7 @@ class StreamService:
         """``request`` with the full id. Raises NotFound, IllegalTransition (not running), InvalidRequest, Unsupported, Unavailable."""
         _check(request.stdio)
         container = await self._running(request.container_id)
-        self._demand(container.sandbox_id, Ability.EXEC, "exec")
-        if request.stdio.tty:
-            self._demand(container.sandbox_id, Ability.TTY, "tty")
+        self._demand_exec(container, request.stdio)
         self._process(container, request.argv, tty=request.stdio.tty)
         return replace(request, container_id=container.id)
 
@@ -75,9 +73,11 @@ class StreamService:
     async def exec(self, container_id: str, argv: Sequence[str], stdio: Stdio, *, size: Size = (0, 0)) -> AsyncIterator[Session]:
         """Run ``argv`` while the block is open; one runtime invocation. ``size`` is the terminal's from the start.
 
-        Raises NotFound, IllegalTransition (not running), InvalidRequest, RuntimeFailed. Once the block has ended, nothing is left of it.
+        Raises NotFound, IllegalTransition (not running), InvalidRequest, Unsupported, RuntimeFailed. Once the block has ended, nothing is
+        left of it.
         """
         container = await self._running(container_id)
+        self._demand_exec(container, stdio)
         described = self._process(container, argv, tty=stdio.tty)
         owner = pod_namespaces.root_ids(self._store.sandboxes[container.sandbox_id].config)
         pipes = _no_pipes() if stdio.tty else StdioPipes(stdin=stdio.stdin, stdout=stdio.stdout, stderr=stdio.stderr, owner=owner)
@@ -154,9 +154,17 @@ class StreamService:
             raise IllegalTransition(f"sandbox {ident} is {sandbox.state}, not ready")
         return sandbox
 
+    def _demand_exec(self, container: Container, stdio: Stdio) -> None:
+        self._demand(container.sandbox_id, Ability.EXEC, "exec")
+        if stdio.tty:
+            self._demand(container.sandbox_id, Ability.TTY, "tty")
+
     def _demand(self, sandbox_id: str, ability: Ability, field: str) -> None:
         sandbox = self._store.sandboxes[sandbox_id]
-        handler, features = sandbox.handler, self._handlers.backend(sandbox.handler, sandbox.opening).features
+        try:
+            handler, features = sandbox.handler, self._handlers.backend(sandbox.handler, sandbox.opening).features
+        except NotFound as exc:  # disabled for now; to a kubelet NotFound would mean the container
+            raise Unavailable(exc.message) from exc
         if not features.has(ability):
             raise Unsupported(f"{field}: handler {handler!r} can't do it{f' ({why})' if (why := features.lacks(ability)) else ''}")
 

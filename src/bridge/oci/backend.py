@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -52,7 +51,7 @@ class OciBackend:
         """See the port: of the monitor's tasks, and of this runtime's own list."""
         runtime = self._runtime
         tasks = await runtime.lasting(lambda monitor: monitor.tasks())
-        listed = await to_thread.run_sync(os.listdir, runtime.cli.settings.root)
+        listed = await to_thread.run_sync(runtime.cli.containers)
         found = {task.id for task in tasks if task.kind == "container"}.union(filter(_ID.fullmatch, listed))
         strangers = sorted(ident for ident in found if not known(ident))
         for ident in strangers:

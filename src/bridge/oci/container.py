@@ -19,12 +19,13 @@ from typing import Any, TypeVar
 import anyio
 from anyio import to_thread
 
-from bridge.errors import AlreadyExists, IllegalTransition, MonitorGone, NotFound, TimedOut
+from bridge.errors import AlreadyExists, IllegalTransition, MonitorGone, NotFound, RuntimeFailed, TimedOut
 from bridge.host import cgroups
-from bridge.host.oci_documents import at_start, write_json
+from bridge.host.oci_documents import write_json
 from bridge.monitor.lasting import MONITOR_RETURN_SECONDS
 from bridge.monitor.protocol import LaunchFailed
 from bridge.oci import limits, strays
+from bridge.oci.dialect import Launch, Scope, flag, switch
 from bridge.oci.execs import OciExec
 from bridge.oci.runtime import OciRuntime
 from bridge.oci.strays import start_ticks
@@ -57,7 +58,8 @@ class OciContainer:
     @classmethod
     async def create(cls, runtime: OciRuntime, spec: ContainerSpec) -> OciContainer:
         """Write the bundle."""
-        await to_thread.run_sync(write_json, spec.bundle / "config.json", at_start(runtime.in_its_scope(spec.oci)))
+        scope = Scope.PAUSE if spec.id == spec.sandbox_id else Scope.CONTAINERS
+        await to_thread.run_sync(write_json, spec.bundle / "config.json", runtime.final(spec.oci, scope))
         return cls(runtime, spec)
 
     @property
@@ -84,26 +86,28 @@ class OciContainer:
         """One runtime invocation. Raises RuntimeFailed, whose ``start_code`` tells "not found" from other failures."""
         cli, bundle = self._runtime.cli, self._spec.bundle
         log, pid_file = bundle / "runtime.log", bundle / "pid"
+        verb, words = cli.dialect.launch, cli.dialect.flags
         console = self._runtime.console_socket(self.id) if self._spec.io.terminal else None
-        flags = ["--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), *cli.settings.run_args]
+        flags = switch(words.detach) if verb is Launch.RUN else []
+        flags += [*flag(words.bundle, bundle), *flag(words.pid_file, pid_file), *cli.settings.run_args]
         if console is not None:
-            flags += ["--console-socket", str(console)]
+            flags += flag(words.console, console)
         launch = partial(
             self._runtime.monitor.launch,
             self.id,
-            cli.argv("run", *flags, self.id, log=log),
+            cli.argv(verb, *flags, self.id, log=log),
             cwd=bundle,
             pid_file=pid_file,
             io=self._spec.io,
             env=cli.settings.env,
             console_socket=console,
             timeout=cli.settings.timeouts.start,
-            on_failure=cli.argv("delete", "--force", self.id),
+            on_failure=cli.deletion(self.id),
         )
         try:
             self._pid = await self._runtime.launched(launch)
         except LaunchFailed as exc:
-            raise await self._runtime.failure("run", exc, log) from exc
+            raise await self._runtime.failure(verb, exc, log) from exc
         except MonitorGone:
             # The runtime may go on without it, and nobody would hold the container then: what is told as failed must not run.
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + cli.settings.timeouts.delete):
@@ -111,13 +115,34 @@ class OciContainer:
             raise
         self._ticks = start_ticks(self._pid) or 0
         self._witness = strays.Witness.of(self._pid, self._ticks)
+        if verb is Launch.CREATE:
+            await self._start_created()
         return self._pid
+
+    async def _start_created(self) -> None:
+        """The second step of a runtime that creates and starts. A container that can't be started is ended."""
+        cli = self._runtime.cli
+        try:
+            await cli.check("start", self.id, timeout=cli.settings.timeouts.start)
+        except BaseException:
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + cli.settings.timeouts.delete):
+                await self._end()
+                await cli.delete(self.id, force=True)
+                await self._runtime.lasting(lambda monitor: monitor.forget(self.id))
+                self._pid, self._ticks = None, 0
+            raise
+
+    async def _end_created(self) -> None:
+        """End it if the server ended between its creation and its start: nobody would start it."""
+        with contextlib.suppress(RuntimeFailed):  # the runtime does not know it any more
+            if (await self._runtime.cli.state(self.id)).get("status") == "created":
+                await self._runtime.cli.delete(self.id, force=True)
 
     async def _end_strays(self) -> None:
         """End the runtime of a launch that nobody holds any more, and what it made."""
         cli = self._runtime.cli
         await to_thread.run_sync(strays.end_verbs, cli.settings.path, self.id)
-        if await to_thread.run_sync(cli.state_dir(self.id).exists):
+        if await cli.knows(self.id):
             await cli.delete(self.id, force=True)
         if self._cgroup is not None:
             await to_thread.run_sync(strays.end_cgroup, self._cgroup, cli.settings.timeouts.kill)
@@ -200,7 +225,7 @@ class OciContainer:
 
     async def _free(self, *, force: bool) -> None:
         async with self._release:
-            if not await to_thread.run_sync(self._runtime.cli.state_dir(self.id).exists):
+            if not await self._runtime.cli.knows(self.id):
                 return
             if not self._owns_pid_namespace:
                 # Its children outlive it, and runtimes only kill them where the PID namespace is the host's.
@@ -247,7 +272,10 @@ async def load(runtime: OciRuntime, spec: ContainerSpec, record: Record) -> OciC
     pid, ticks = int(record.get("pid", 0)), int(record.get("start_ticks", 0))
     task = await _task(runtime, spec.id)
     if task is not None:
-        return OciContainer(runtime, spec, pid=task.pid, ticks=ticks or start_ticks(task.pid) or 0)
+        container = OciContainer(runtime, spec, pid=task.pid, ticks=ticks or start_ticks(task.pid) or 0)
+        if not pid and runtime.cli.dialect.launch is Launch.CREATE:
+            await container._end_created()
+        return container
     if pid:
         return OciContainer(runtime, spec, pid=pid, ticks=ticks)
     if not await to_thread.run_sync((spec.bundle / "config.json").exists):

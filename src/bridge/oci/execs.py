@@ -22,7 +22,8 @@ from bridge.errors import BridgeError, HostError, IllegalTransition, MonitorGone
 from bridge.host import cgroups, oom_score
 from bridge.host.oci_documents import write_json
 from bridge.monitor.protocol import LaunchFailed
-from bridge.oci.runtime import ExecCgroup, OciRuntime
+from bridge.oci.dialect import ExecCgroup, flag, switch
+from bridge.oci.runtime import OciRuntime
 from bridge.ports.runtime import ExecSpec, ExitStatus
 
 _logger = log.get("oci.exec")
@@ -86,10 +87,11 @@ class OciExec:
 
     async def _launch(self, container_id: str) -> int:
         spec, files = self._spec, self._files
-        flags = ["--detach", "--process", str(files.process), "--pid-file", str(files.pid), *self._cgroup_flags()]
-        if spec.console is not None:
-            flags += ["--console-socket", str(spec.console)]
         cli = self._runtime.cli
+        words = cli.dialect.flags
+        flags = [*switch(words.detach), *flag(words.process, files.process), *flag(words.pid_file, files.pid), *self._cgroup_flags()]
+        if spec.console is not None:
+            flags += flag(words.console, spec.console)
         launch = partial(
             self._runtime.monitor.exec,
             spec.id,
@@ -112,7 +114,7 @@ class OciExec:
             return []
         name = self._directories[0].name
         by_controller = self._runtime.exec_cgroup is ExecCgroup.CONTROLLER and not cgroups.is_v2()
-        return ["--cgroup", f"{_FREEZER}:{name}" if by_controller else name]
+        return flag(self._runtime.cli.dialect.flags.cgroup, f"{_FREEZER}:{name}" if by_controller else name)
 
     async def _confine(self) -> None:
         """Verify that it is in its sub-cgroup, else move it there: a runtime's word for it is not enough to promise a clean kill."""

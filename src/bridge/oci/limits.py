@@ -15,6 +15,7 @@ from bridge.errors import HostError
 from bridge.host import cgroup_limits, cgroups
 from bridge.host.oci_documents import at_start, lifts_quota, merged, without_quota, write_json
 from bridge.oci.cli import OciCli
+from bridge.oci.dialect import flag
 
 _CONFIG, _FRESH, _REQUEST = "config.json", "config.json.new", "resources.json"
 
@@ -29,7 +30,7 @@ async def update(cli: OciCli, bundle: Path, ident: str, cgroup: str | None, reso
     await to_thread.run_sync(_prepare, bundle, resources, told)
     try:
         if started and told:
-            await cli.check("update", "--resources", str(bundle / _REQUEST), ident, timeout=cli.settings.timeouts.exec)
+            await cli.check("update", *flag(cli.dialect.flags.resources, bundle / _REQUEST), ident, timeout=cli.settings.timeouts.exec)
         await to_thread.run_sync(os.replace, bundle / _FRESH, bundle / _CONFIG)
     finally:
         for name in (_REQUEST, _FRESH):

@@ -10,7 +10,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from bridge.errors import HostError, RuntimeFailed, TimedOut, Unsupported
 from bridge.host import cgroups
 from bridge.oci import claims
 from bridge.oci.cli import OciCli
-from bridge.oci.runtime import ExecCgroup
+from bridge.oci.dialect import ExecCgroup
 from bridge.oci.trial import trial
 from bridge.ports.runtime import Ability, Feature, RuntimeFeatures, Support
 
@@ -140,13 +140,21 @@ async def _probe(cli: OciCli, scratch: Path, closed: Sequence[str]) -> Findings:
     text = await cli.version()
     features = await cli.features()
     said = claims.from_version(text) if features is None else claims.from_features(text, features)
-    style = exec_cgroup_style(await cli.help("exec"))
+    dialect = cli.dialect
+    said = replace(said, abilities={**said.abilities, **dialect.abilities})
+    style = dialect.exec_cgroup or exec_cgroup_style(await cli.help("exec"))
     seccomp = facts.seccomp and said.abilities.get(Ability.SECCOMP, False)
-    verified = await trial(cli, scratch, seccomp=seccomp, timeout=cli.settings.timeouts.probe)
+    verified = await _verified(cli, scratch, seccomp)
     abilities = judge(said, facts, verified=verified)
-    if facts.user_namespaces:
+    if facts.user_namespaces and dialect.trial and dialect.abilities.get(Ability.USER_NAMESPACES, True):
         abilities[Ability.USER_NAMESPACES] = _no_way(closed) if closed else await _user_namespaces(cli, scratch, seccomp)
-    return Findings(RuntimeFeatures(said.version, str(cli.settings.path), abilities), style)
+    return Findings(RuntimeFeatures(said.version, str(cli.settings.path), dialect.overruled(abilities)), style)
+
+
+async def _verified(cli: OciCli, scratch: Path, seccomp: bool) -> str:
+    if not cli.dialect.trial:
+        return "claimed, not tried: its handler's options say that it can't run the trial program"
+    return await trial(cli, scratch, seccomp=seccomp, timeout=cli.settings.timeouts.probe)
 
 
 def _closed(*paths: Path) -> list[str]:
@@ -179,6 +187,7 @@ def _identity(cli: OciCli) -> dict[str, Any]:
     return {
         "v": _VERSION,
         "argv": cli.argv("run", *cli.settings.run_args),
+        "dialect": str(cli.dialect),
         "file": [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns],
         "hierarchies": {name: str(mount.point) for name, mount in cgroups.layout().mounts.items()},
     }

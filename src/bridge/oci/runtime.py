@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,27 +14,17 @@ from bridge import log
 from bridge.errors import BridgeError, RuntimeFailed
 from bridge.host import cgroup_paths, cgroups
 from bridge.host.cgroup_paths import CgroupDriver
+from bridge.host.oci_documents import at_start
 from bridge.host.runtime_words import merge
 from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, lasting
 from bridge.monitor.protocol import LaunchFailed
 from bridge.oci.cli import OciCli, read_log
+from bridge.oci.dialect import ExecCgroup, Scope
 from bridge.ports.host import HostContext, Monitor
 
 T = TypeVar("T")
 _logger = log.get("oci.runtime")
 _CRUN_SUBGROUP = "run.oci.systemd.subgroup"
-
-
-class ExecCgroup(StrEnum):
-    """How ``exec --cgroup`` of the runtime works on v1 (on v2 there is one hierarchy, and PATH and CONTROLLER are the same).
-
-    CONTROLLER: ``freezer:name``, the others stay the container's (runc). PATH: ``name``, in every hierarchy where it exists; in
-    the others the process would escape from the container's cgroup (crun). NONE: there is no such flag.
-    """
-
-    CONTROLLER = "controller"
-    PATH = "path"
-    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +81,10 @@ class OciRuntime:
         if not self.cli.settings.systemd_cgroup:
             return oci
         return {**oci, "annotations": {**(oci.get("annotations") or {}), _CRUN_SUBGROUP: ""}}
+
+    def final(self, oci: Mapping[str, Any], scope: Scope) -> Mapping[str, Any]:
+        """``oci`` as the runtime finds it in the bundle."""
+        return at_start(self.in_its_scope(self.cli.dialect.noted(oci, scope)))
 
     def console_socket(self, task_id: str) -> Path:
         """Where the monitor receives a container's pty; short, because a unix socket's path is at most 107 bytes."""

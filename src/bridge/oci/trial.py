@@ -20,6 +20,7 @@ from bridge.host.runtime_words import merge
 from bridge.host.trial_bundle import MAPPING, exit_program, make_bundle, trial_spec
 from bridge.host.user_namespaces import IdMaps, IdRange
 from bridge.oci.cli import OciCli
+from bridge.oci.dialect import Launch, Scope, flag
 
 
 async def trial(cli: OciCli, bundle: Path, *, seccomp: bool, timeout: float, user_namespace: bool = False) -> str:
@@ -39,7 +40,8 @@ async def trial(cli: OciCli, bundle: Path, *, seccomp: bool, timeout: float, use
     await _clear(bundle)
     try:
         pins = await _namespaces(bundle) if user_namespace else None
-        await to_thread.run_sync(make_bundle, bundle, program, trial_spec(path, seccomp=seccomp, pins=pins))
+        spec = cli.dialect.noted(trial_spec(path, seccomp=seccomp, pins=pins), Scope.TRIAL)
+        await to_thread.run_sync(make_bundle, bundle, program, dict(spec))
         await _run(cli, name, bundle, timeout)
     finally:
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + timeout):
@@ -58,18 +60,34 @@ async def _clear(bundle: Path) -> None:
 
 
 async def _run(cli: OciCli, name: str, bundle: Path, timeout: float) -> None:
-    if cli.state_dir(name).exists():  # of a server that was killed in its trial
+    if await cli.knows(name):  # of a server that was killed in its trial
         await cli.delete(name, force=True)
     try:
-        done = await cli.run("run", "--bundle", str(bundle), name, timeout=timeout)
-        if done.returncode:
-            said = merge((), done.stderr.decode(errors="replace").splitlines())
-            raise cli.failure("trial run", done.returncode, said, hint=mending("\n".join(said)))
+        await _checked(cli, cli.dialect.launch, *flag(cli.dialect.flags.bundle, bundle), *_pid_file(cli, bundle), name, timeout=timeout)
+        if cli.dialect.launch is Launch.CREATE:
+            await _checked(cli, "start", name, timeout=timeout)
+            with anyio.move_on_after(timeout) as scope:
+                await cli.stopped(name)
+            if scope.cancelled_caught:
+                raise cli.failure("trial start", None, ("its container did not end",))
+            await cli.delete(name)
     except BaseException:
         await cli.delete(name, force=True)
         if not cli.settings.systemd_cgroup:
             await to_thread.run_sync(lambda: cgroups.remove(f"/{name}"))
         raise
+
+
+def _pid_file(cli: OciCli, bundle: Path) -> list[str]:
+    """``create`` may insist on one; ``run`` without detaching needs none."""
+    return flag(cli.dialect.flags.pid_file, bundle / "pid") if cli.dialect.launch is Launch.CREATE else []
+
+
+async def _checked(cli: OciCli, verb: str, *args: str, timeout: float) -> None:
+    done = await cli.run(verb, *args, timeout=timeout)
+    if done.returncode:
+        said = merge((), done.stderr.decode(errors="replace").splitlines())
+        raise cli.failure(f"trial {verb}", done.returncode, said, hint=mending("\n".join(said)))
 
 
 def mending(said: str) -> str:

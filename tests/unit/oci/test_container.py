@@ -18,7 +18,8 @@ from bridge.monitor.protocol import LaunchFailed, TaskInfo
 from bridge.oci import sandbox
 from bridge.oci.cli import OciCli, OciSettings
 from bridge.oci.container import OciContainer, load
-from bridge.oci.runtime import ExecCgroup, OciRuntime
+from bridge.oci.dialect import ExecCgroup
+from bridge.oci.runtime import OciRuntime
 from bridge.ports.host import HostContext, Monitor, unadjusted
 from bridge.ports.runtime import (
     SANDBOX_PID_NAMESPACE,

@@ -12,8 +12,8 @@ from bridge.errors import HostError, RuntimeFailed, Unsupported
 from bridge.host.cgroup_paths import CgroupLayout, CgroupMount
 from bridge.oci import claims, trial
 from bridge.oci.cli import OciCli, OciSettings
+from bridge.oci.dialect import ExecCgroup
 from bridge.oci.probe import KernelFacts, exec_cgroup_style, judge, probe
-from bridge.oci.runtime import ExecCgroup
 from bridge.ports.runtime import Ability, Support
 
 CRUN = "crun version 1.8.1\ncommit: f8a\nrundir: /run/crun\nspec: 1.0.0\n+SYSTEMD +SELINUX +CAP +SECCOMP +EBPF +YAJL\n"
