@@ -16,6 +16,7 @@ import anyio
 from anyio.to_thread import run_sync
 from grpclib.const import Status
 
+from bridge.aio import describe
 from bridge.client import CriError, connect
 from bridge.testing.failpoints import ENVIRONMENT, Control
 from bridge.testing.images import Entry, Layout, tar
@@ -71,7 +72,13 @@ class Sweeper:
         return self._control.points()
 
     async def run(self, case: Case) -> bool:
-        """Whether the server came to the point at all. Raises AssertionError and whatever else shows that something is wrong."""
+        """Whether the server came to the point at all. Raises AssertionError that names the case when anything is wrong."""
+        try:
+            return await self._run(case)
+        except Exception as exc:
+            raise AssertionError(f"{case}: {describe(exc)}") from exc
+
+    async def _run(self, case: Case) -> bool:
         stage = self._stage()
         async with self._kubelet(case.handler) as kubelet:
             await case.operation.prepare(kubelet, stage)
@@ -81,6 +88,7 @@ class Sweeper:
         finally:
             self._control.disarm()
         with anyio.fail_after(_PATIENCE):
+            await self._until_ready()
             await self._until_well(case, stage)
             async with self._kubelet(case.handler) as kubelet:
                 await self._clean(kubelet)
@@ -134,6 +142,15 @@ class Sweeper:
                 await kubelet.cri.runtime.list_containers()
                 await kubelet.cri.runtime.status()
                 await kubelet.cri.image.list_images()
+
+    async def _until_ready(self) -> None:
+        """What was killed has a successor, and Status says so."""
+        async with self._kubelet("") as kubelet:
+            while True:
+                status = (await kubelet.cri.runtime.status()).status
+                if status is not None and all(each.status for each in status.conditions):
+                    return
+                await anyio.sleep(0.02)
 
     async def _until_well(self, case: Case, stage: Stage) -> None:
         """As a kubelet: again, until it has what it wants."""

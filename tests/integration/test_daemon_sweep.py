@@ -1,0 +1,34 @@
+"""A sample of the crash sweep (scripts/test-crash): operations interrupted at failpoints, a retry as a kubelet makes it, the leak audit."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.crash.operations import OPERATIONS
+from tests.crash.sweep import FAULTS, Sweeper, cases, sweeper
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+SEED = 20261122
+
+
+def test_a_sample_of_the_crash_sweep(crun_hierarchy: None, tmp_path: Path) -> None:
+    """One case of each operation and fault, at points that the seed chooses, on runc and crun by turns."""
+    with sweeper(tmp_path) as swept:
+        anyio.run(_sample, swept)
+
+
+async def _sample(swept: Sweeper) -> None:
+    chance = random.Random(SEED)
+    reached = 0
+    for operation in OPERATIONS:
+        points = {handler: await swept.points(handler, operation) for handler in ("runc", "crun")}
+        for number, fault in enumerate(FAULTS):
+            handler = ("runc", "crun")[number % 2]
+            wanted = list(cases(handler, operation, points[handler], [fault]))
+            if wanted:
+                reached += await swept.run(chance.choice(wanted))
+    assert reached > len(OPERATIONS) * len(FAULTS) / 2, "the points are where the server comes by"
