@@ -1,6 +1,6 @@
 """A bundle for a throw-away container that exits at once, by which a runtime is tried on this host.
 
-The program in it is an ELF file of 132 bytes made here, so that no image and no package is needed.
+Programs in it are ELF files of some 140 bytes made here, so that no image and no package is needed.
 """
 
 from __future__ import annotations
@@ -11,10 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# exit(0) in machine code, by e_machine: mov eax,60; xor edi,edi; syscall | mov x8,93; mov x0,0; svc 0
-_EXIT = {
-    "x86_64": (62, bytes.fromhex("b83c00000031ff0f05")),
-    "aarch64": (183, bytes.fromhex("a80b80d2000080d2010000d4")),
+_MACHINES = {"x86_64": 62, "aarch64": 183}
+_PROGRAMS = {
+    # exit(0): mov eax,60; xor edi,edi; syscall | mov x8,93; mov x0,0; svc 0
+    "exit": {"x86_64": bytes.fromhex("b83c00000031ff0f05"), "aarch64": bytes.fromhex("a80b80d2000080d2010000d4")},
+    # for ever: pause() | ppoll(0, 0, 0, 0)
+    "wait": {
+        "x86_64": bytes.fromhex("b8220000000f05ebf7"),
+        "aarch64": bytes.fromhex("000080d2010080d2020080d2030080d2280980d2010000d4faffff17"),
+    },
+    # execve("/exit", 0, 0), else exit(1)
+    "again": {
+        "x86_64": bytes.fromhex("488d3d1700000031f631d2b83b0000000f05bf01000000b83c0000000f05") + b"/exit\0",
+        "aarch64": bytes.fromhex("00010010010080d2020080d2a81b80d2010000d4200080d2a80b80d2010000d4") + b"/exit\0",
+    },
 }
 _OCI_NAMES = {"net": "network"}
 MAPPING = [{"containerID": 0, "hostID": 100000, "size": 65536}]
@@ -29,9 +39,15 @@ _LOAD_ADDRESS = 0x400000
 
 def exit_program(machine: str) -> bytes | None:
     """A static ELF executable that exits with code 0, or None for a machine that this module has no code for."""
-    if machine not in _EXIT:
+    return program("exit", machine)
+
+
+def program(name: str, machine: str) -> bytes | None:
+    """The same for a program that exits ("exit"), waits for ever ("wait") or becomes /exit ("again")."""
+    code = _PROGRAMS[name].get(machine)
+    if code is None:
         return None
-    number, code = _EXIT[machine]
+    number = _MACHINES[machine]
     start, size = _HEADERS.size, _HEADERS.size + len(code)
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     header = (ident, 2, number, 1, _LOAD_ADDRESS + start, 64, 0, 0, 64, 56, 1, 0, 0, 0)

@@ -111,7 +111,8 @@ class Launcher:
             try:
                 far = {name: plumbing.far(name) for name in ("stdin", "stdout", "stderr", "first")}
                 pid = await run_verb(self._reaper, launch, **far)
-                task = self._hold(Task(launch.task, "container", pid, stdio=plumbing.connect(), told_by=launch.told_by))
+                kind = "container" if launch.told_by is None else "told"
+                task = self._hold(Task(launch.task, kind, pid, stdio=plumbing.connect(), told_by=launch.told_by))
             except LaunchFailed as exc:
                 said = plumbing.tail()
                 await clean_up(self._reaper, launch, self._null)

@@ -81,7 +81,10 @@ class LaunchFailed(errors.BridgeError):
 
 @dataclass(frozen=True, slots=True)
 class TaskInfo:
-    """What the monitor holds of one task: a container, exec, held or spool. ``pid`` is 0 while it is launched, and of the last two."""
+    """What the monitor holds of one task. ``kind`` is container, told (one in a sandbox, whose pid that is), exec, held or spool.
+
+    ``pid`` is 0 while it is launched, and of the last two.
+    """
 
     id: str
     kind: str

@@ -56,7 +56,7 @@ class Sharer:
 
     @staticmethod
     def _give(keeper: Connection, task: Task) -> None:
-        if task.kind != "container" or task.exit is not None or task.stdio is None:
+        if task.kind not in ("container", "told") or task.exit is not None or task.stdio is None:
             return
         ends = task.stdio.ends()
         described = {"event": "held", "task": task.id, "pid": task.pid, "start_ticks": task.ticks, **task.stdio.described()}
@@ -70,7 +70,8 @@ class Sharer:
         pid = parameters.integer(message, "pid", 2, 1 << 22)
         ticks = parameters.integer(message, "start_ticks", 0, 1 << 63)
         given = parameters.descriptors(message, request.fds)
-        task = Task(task_id, "container", pid, told_by=parameters.wait_command(message))
+        told_by = parameters.wait_command(message)
+        task = Task(task_id, "container" if told_by is None else "told", pid, told_by=told_by)
         self._tasks.reserve(task_id)
         try:
             task.pidfd = open_pidfd(pid)

@@ -22,7 +22,7 @@ class Task(Protocol):
     def id(self) -> str: ...
     @property
     def kind(self) -> str:
-        """container, exec, held or spool."""
+        """container, told (a container in a sandbox), exec, held or spool."""
         ...
 
     @property

@@ -1,0 +1,145 @@
+"""Finds out what a handler's runsc can really do here: its verbs and flags, and a trial sandbox.
+
+The answer is kept under the state root (gone at reboot) for the same binary and options, so that a restart of the server runs
+nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from anyio import to_thread
+
+from bridge import log
+from bridge.errors import HostError
+from bridge.host import cgroups
+from bridge.oci.claims import version_line
+from bridge.ports.runtime import Ability, Feature, RuntimeFeatures, Support
+from bridge_gvisor.forwarding import VERB as PORT_FORWARD
+from bridge_gvisor.runsc import Runsc, RunscSettings
+from bridge_gvisor.trial import Outcome, trial
+
+_logger = log.get("gvisor.probe")
+_VERSION = 1
+_VERB = re.compile(r"^\s+([a-z][a-z-]+)\s{2,}\S", re.MULTILINE)
+_OWN_KERNEL = "the sandbox has a kernel of its own"
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the probe of one binary found; ``verbs`` are those that its help lists."""
+
+    features: RuntimeFeatures
+    verbs: frozenset[str]
+
+
+async def probe(runsc: Runsc, *, cache: Path, scratch: Path) -> Findings:
+    """Probe ``runsc``. Raises RuntimeFailed or HostError with the reason why it can't be used here."""
+    identity = await to_thread.run_sync(_identity, runsc)
+    known = await to_thread.run_sync(_load, cache, identity)
+    if known is not None:
+        return known
+    version = version_line(await runsc.cli.version())
+    told = await runsc.run("help", timeout=runsc.settings.timeouts.probe)
+    verbs = frozenset(_VERB.findall((told.stdout + told.stderr).decode(errors="replace")))
+    outcome = await trial(runsc, scratch, version)
+    features = RuntimeFeatures(version, str(runsc.settings.path), judge(runsc.settings, verbs, outcome))
+    found = Findings(features, verbs)
+    await to_thread.run_sync(_save, cache, identity, found)
+    _logger.info("handler %s: %s at %s, network %s", runsc.settings.handler, version, runsc.settings.path, runsc.settings.network)
+    return found
+
+
+def judge(settings: RunscSettings, verbs: frozenset[str], outcome: Outcome) -> dict[Ability, Feature]:
+    """Each ability, with what proved it or why it is missing."""
+    there, hosts_stack = outcome.verified, settings.network == "host"
+    found = {ability: Feature(Support.SUPPORTED, there) for ability in (Ability.EXEC, Ability.TTY, Ability.STATS)}
+    found[Ability.SHARED_PID] = Feature(Support.SUPPORTED, "the sandbox's own")
+    found[Ability.TARGET_PID] = Feature(Support.SUPPORTED, "by the namespace's name, within the sandbox")
+    found[Ability.PORT_FORWARD] = _port_forward(verbs, hosts_stack)
+    found |= {ability: Feature(Support.UNSUPPORTED, why) for ability, why in _missing(settings, verbs).items()}
+    if hosts_stack:
+        found[Ability.HOST_NETWORK] = Feature(Support.SUPPORTED, 'options.network is "host"')
+    if settings.seccomp:
+        found[Ability.SECCOMP] = Feature(Support.SUPPORTED, f"{there} with a profile, by --oci-seccomp")
+    if outcome.hook_ran:
+        found[Ability.START_CONTAINER_HOOKS] = Feature(Support.SUPPORTED, "the trial's hook ran")
+    if settings.systemd_cgroup:
+        found[Ability.SYSTEMD_CGROUP] = Feature(Support.SUPPORTED, there)
+    return found
+
+
+def _port_forward(verbs: frozenset[str], hosts_stack: bool) -> Feature:
+    if PORT_FORWARD in verbs:
+        return Feature(Support.SUPPORTED, "port-forward --stream")
+    if hosts_stack:
+        return Feature(Support.EMULATED, f"through the pod's network namespace: this runsc has no {PORT_FORWARD}")
+    return Feature(Support.EMULATED, f"to the pod's address, not its localhost: this runsc has no {PORT_FORWARD}")
+
+
+def _missing(settings: RunscSettings, verbs: frozenset[str]) -> Mapping[Ability, str]:
+    whole = "it would act on the sandbox, and so on the pod, as a whole"
+    update = "runsc limits the sandbox as a whole, by the pod's cgroup" + ("" if "update" in verbs else "; this one has no verb for it")
+    return {
+        Ability.HOST_NETWORK: f"options.network is {settings.network!r}: such a pod would not be in the node's network",
+        Ability.HOST_NAMESPACES: f"{_OWN_KERNEL}, where the node's processes and IPC objects are not",
+        Ability.SYSCTLS: f"{_OWN_KERNEL}, which takes no sysctls of the pod from runsc",
+        Ability.MOUNT_PROPAGATION: f"{_OWN_KERNEL}, from and to which mounts don't spread",
+        Ability.DEVICES: f"{_OWN_KERNEL}, which has no drivers for the node's devices",
+        Ability.HOST_DEVICES: f"{_OWN_KERNEL}, which has no drivers for the node's devices",
+        Ability.START_CONTAINER_HOOKS: "the startContainer hook of a trial sandbox did not run",
+        Ability.SECCOMP: "options.oci_seccomp is off: what protects the node is the sandbox's own kernel and the filter around that",
+        Ability.SECCOMP_NOTIFY: f"{_OWN_KERNEL}, which tells no other process of a system call",
+        Ability.APPARMOR: "runsc ignores AppArmor profiles: a pod's processes are none of the node's",
+        Ability.SELINUX: "runsc ignores SELinux labels: a pod's processes are none of the node's",
+        Ability.USER_NAMESPACES: "runsc joins no user namespace that was made before",
+        Ability.RECURSIVE_READ_ONLY: "runsc knows no such mounts",
+        Ability.IDMAPPED_MOUNTS: "runsc knows no such mounts",
+        Ability.SYSTEMD_CGROUP: "the handler's cgroup driver is cgroupfs: not tried",
+        Ability.UPDATE: update,
+        Ability.PAUSE: whole,
+        Ability.CHECKPOINT: whole,
+        Ability.NET_DEVICES: f"{_OWN_KERNEL}, which has no drivers for the node's devices",
+        Ability.RDT_SCHEMATA: "runsc knows no resource director",
+    }
+
+
+def _identity(runsc: Runsc) -> dict[str, Any]:
+    """What must be unchanged for an old answer to hold."""
+    try:
+        status = os.stat(runsc.settings.path)
+    except OSError as exc:
+        raise HostError(f"{runsc.settings.path}: {exc.strerror}", errno=exc.errno) from exc
+    cgroups.layout.cache_clear()
+    return {
+        "v": _VERSION,
+        "argv": runsc.argv("create"),
+        "seccomp": runsc.settings.seccomp,
+        "file": [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns],
+        "hierarchies": {name: str(mount.point) for name, mount in cgroups.layout().mounts.items()},
+    }
+
+
+def _load(cache: Path, identity: Mapping[str, Any]) -> Findings | None:
+    try:
+        kept = json.loads(cache.read_text())
+        if kept["identity"] != identity:
+            return None
+        abilities = {Ability(name): Feature(Support(f["support"]), f["detail"]) for name, f in kept["features"]["abilities"].items()}
+        features = RuntimeFeatures(kept["features"]["version"], kept["features"]["path"], abilities)
+        return Findings(features, frozenset(kept["verbs"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # absent, damaged or of another version: probe again
+
+
+def _save(cache: Path, identity: Mapping[str, Any], findings: Findings) -> None:
+    fresh = cache.with_suffix(".new")
+    kept = {"identity": identity, "features": asdict(findings.features), "verbs": sorted(findings.verbs)}
+    fresh.write_text(json.dumps(kept))
+    fresh.replace(cache)

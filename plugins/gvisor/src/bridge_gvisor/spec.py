@@ -1,0 +1,55 @@
+"""From the OCI spec that the server built to the one that runsc takes. Pure.
+
+What runsc has no use for is left out, so that it does not warn of it in each container's log; PID namespaces are named, as runsc
+shares them by name; and the sandbox is put into the pod's own cgroup, whose limits the kubelet sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bridge.ports.runtime import CONTAINER_PID_NAMESPACE, SANDBOX_PID_NAMESPACE, SandboxSpec
+
+CGROUP_PARENT = "dev.gvisor.spec.cgroup-parent"
+_CONTAINER_TYPE = "io.kubernetes.cri.container-type"
+_SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
+_LINUX_LEFT_OUT = ("devices", "mountLabel", "rootfsPropagation", "intelRdt")
+_PROCESS_LEFT_OUT = ("apparmorProfile", "selinuxLabel")
+_NAMESPACES = ("network", "pid", "ipc", "uts", "mount")
+
+
+def of_sandbox(spec: SandboxSpec, *, systemd_cgroup: bool, seccomp: bool) -> dict[str, Any]:
+    """The sandbox container's spec. A pod without a cgroup of its own gets one for the sandbox alone."""
+    oci = _common(spec.oci or {}, seccomp=seccomp)
+    notes = {**oci.get("annotations", {}), _CONTAINER_TYPE: "sandbox", _SANDBOX_ID: spec.id}
+    if spec.cgroup and not systemd_cgroup:
+        notes[CGROUP_PARENT] = spec.cgroup
+    return {**oci, "annotations": notes}
+
+
+def of_container(oci: Mapping[str, Any], ident: str, sandbox_id: str, *, seccomp: bool) -> dict[str, Any]:
+    """A member's spec. One in the pod's PID namespace gets none of its own, which is the sandbox's."""
+    made = _common(oci, seccomp=seccomp)
+    notes = {**made.get("annotations", {}), _CONTAINER_TYPE: "container", _SANDBOX_ID: sandbox_id}
+    linux = made["linux"]
+    kept = [one for one in linux["namespaces"] if one["type"] != "pid"]
+    own = next((one for one in linux["namespaces"] if one["type"] == "pid"), None)
+    if own is not None and own.get("path") != SANDBOX_PID_NAMESPACE:
+        kept.append({"type": "pid", "path": own.get("path") or pid_namespace(ident)})
+    return {**made, "annotations": notes, "linux": {**linux, "namespaces": kept}}
+
+
+def pid_namespace(ident: str) -> str:
+    """The name by which another container joins this one's PID namespace; runsc compares paths and opens none."""
+    return f"{CONTAINER_PID_NAMESPACE}{ident}"
+
+
+def _common(oci: Mapping[str, Any], *, seccomp: bool) -> dict[str, Any]:
+    linux = {key: value for key, value in oci.get("linux", {}).items() if key not in _LINUX_LEFT_OUT}
+    if not seccomp:
+        linux.pop("seccomp", None)
+    linux["namespaces"] = [dict(one) for one in linux.get("namespaces", ()) if one["type"] in _NAMESPACES]
+    resources = {key: value for key, value in linux.get("resources", {}).items() if key != "devices"}
+    process = {key: value for key, value in oci.get("process", {}).items() if key not in _PROCESS_LEFT_OUT}
+    return {**oci, "process": process, "linux": {**linux, "resources": resources}}
