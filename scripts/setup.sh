@@ -37,6 +37,7 @@ package_set() {
         echo "gnupg|gpg|to sign images"
         echo "openssl|openssl|to make certificates"
         echo "gpgv|gpgv|the server calls it to check signatures"
+        echo "runsc|runsc|pods in gVisor sandboxes"
         echo "iproute2|ip|to look at network namespaces from outside"
         ;;
     peers)

@@ -47,8 +47,8 @@ _END_SECONDS = 60.0
 class DaemonNode:
     """Everything below ``root``; ``name`` marks the bridge and the cgroups that are its own. Made by ``daemon_node``.
 
-    ``runtime`` are further lines of that section of its configuration. ``prepare`` writes files below the root and returns more
-    such lines, and some for each handler.
+    ``handlers`` names runc-like binaries, or a plugin and its options. ``runtime`` are further lines of that section of its
+    configuration. ``prepare`` writes files below the root and returns more such lines, and some for each handler.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class DaemonNode:
         root: Path,
         *,
         cni: bool = True,
-        handlers: Mapping[str, str] | None = None,
+        handlers: Mapping[str, str | tuple[str, Mapping[str, Any]]] | None = None,
         cni_bin: Path = CNI_BIN,
         runtime: Sequence[str] = (),
         prepare: Callable[[Path], tuple[str, str]] | None = None,
@@ -118,8 +118,10 @@ class DaemonNode:
         ]
         lines += [f"bin_dirs = {toml_value([self.cni_bin])}", "[runtime]", f"default_handler = {toml_value(next(iter(self.handlers)))}"]
         lines += [*self.runtime, self._lines[0]]
-        for name, path in self.handlers.items():
-            lines += [f"[runtime.handlers.{name}]", 'plugin = "runc"', f"options = {{path = {toml_value(path)}}}", self._lines[1]]
+        for name, chosen in self.handlers.items():
+            plugin, options = ("runc", {"path": chosen}) if isinstance(chosen, str) else chosen
+            lines += [f"[runtime.handlers.{name}]", f"plugin = {toml_value(plugin)}"]
+            lines += [*(f"options.{key} = {toml_value(value)}" for key, value in options.items()), self._lines[1]]
         return "\n".join(lines) + "\n"
 
     def write_cni(self) -> None:

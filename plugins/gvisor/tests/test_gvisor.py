@@ -1,10 +1,318 @@
+"""The plugin without a sandbox: options, specs, words, statistics, and what a probe makes of what it saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
 import bridge_gvisor
+import pytest
+from bridge_gvisor import spec as specs
+from bridge_gvisor.handler import settings
+from bridge_gvisor.options import GvisorOptions
+from bridge_gvisor.probe import judge
+from bridge_gvisor.runsc import Runsc, RunscSettings, descendants, parse_processes
+from bridge_gvisor.sampler import Sampler, parse
+from bridge_gvisor.trial import Outcome
+from bridge_gvisor.words import mending, start_code
 
+from bridge.errors import ConfigError, HostError, MonitorGone
+from bridge.host.cgroup_paths import CgroupDriver
 from bridge.plugins import Plugins
+from bridge.ports.host import HostContext, Monitor
+from bridge.ports.runtime import SANDBOX_PID_NAMESPACE, Ability, NamespacePaths, SandboxSpec, Support
 
 
-def test_it_registers_nothing_and_does_no_harm() -> None:
+def no_monitor() -> Monitor:
+    raise MonitorGone("none in this test")
+
+
+@pytest.fixture
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostContext:
+    binary = tmp_path / "bin/runsc"
+    binary.parent.mkdir()
+    binary.write_text("#!/bin/sh\nexit 1\n")
+    binary.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{binary.parent}:/usr/bin:/bin")
+    return HostContext(no_monitor, tmp_path / "state", tmp_path, tmp_path, CgroupDriver.CGROUPFS)
+
+
+def test_it_announces_its_runtime() -> None:
     plugins = Plugins()
     plugins.register(bridge_gvisor, name="gvisor")
-    assert plugins.runtimes == ()
     assert plugins.faults == {}
+    assert plugins.runtimes == ("gvisor",)
+
+
+def test_defaults(context: HostContext, tmp_path: Path) -> None:
+    made = settings("h", GvisorOptions(), context)
+    assert (made.path, made.root, made.systemd_cgroup) == (tmp_path / "bin/runsc", tmp_path / "state/h", False)
+    assert (made.network, made.flags, made.seccomp) == ("sandbox", (), False), "the host's stack is for who asks for it"
+    assert made.timeouts == context.timeouts
+    argv = Runsc(made).argv("start", "x", log=Path("/l"))
+    assert argv[1:] == ["--root", str(made.root), "--network=sandbox", "--log", "/l", "--log-format", "json", "start", "x"]
+
+
+def test_every_option_has_its_effect(context: HostContext, tmp_path: Path) -> None:
+    options = GvisorOptions(
+        path=str(tmp_path / "bin/runsc"),
+        root=Path("/r"),
+        platform="kvm",
+        network="none",
+        overlay="all:memory",
+        rootless=True,
+        oci_seccomp=True,
+        debug_log=Path("/d"),
+        extra_args=("--directfs=false",),
+        env={"A": "b"},
+        cgroup_driver="systemd",
+        stats_interval=3,
+        start_timeout=1,
+        exec_timeout=2,
+        delete_timeout=4,
+    )
+    made = settings("h", options, context)
+    assert (made.root, made.network, made.systemd_cgroup, made.seccomp, made.stats_interval) == (Path("/r"), "none", True, True, 3)
+    assert made.flags == (
+        *("--platform=kvm", "--overlay2=all:memory", "--rootless", "--oci-seccomp"),
+        *("--debug", "--debug-log=/d/", "--directfs=false"),
+    )
+    assert made.env["A"] == "b"
+    timeouts = made.timeouts
+    assert (timeouts.create, timeouts.start, timeouts.exec, timeouts.delete) == (1, 1, 2, 4)
+    assert Runsc(made).argv("x")[-2:] == ["--systemd-cgroup", "x"]
+
+
+@pytest.mark.parametrize(("path", "said"), [("nowhere", "no executable 'nowhere' in"), ("./runsc", "no executable")])
+def test_a_binary_that_is_not_there(context: HostContext, path: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"options\.path: .*{said}"):
+        settings("h", GvisorOptions(path=path), context)
+
+
+def oci(**linux: Any) -> dict[str, Any]:
+    return {
+        "process": {"args": ["x"], "apparmorProfile": "p", "selinuxLabel": "l"},
+        "annotations": {"a": "b"},
+        "linux": {
+            "namespaces": [{"type": "network", "path": "/n"}, {"type": "mount"}, {"type": "cgroup"}, {"type": "pid"}],
+            "seccomp": {"defaultAction": "SCMP_ACT_ALLOW"},
+            "resources": {"devices": [{"allow": False}], "cpu": {"shares": 2}},
+            "rootfsPropagation": "rslave",
+            **linux,
+        },
+    }
+
+
+def sandbox(**changes: Any) -> SandboxSpec:
+    base: dict[str, Any] = {
+        **{"id": "s1", "name": "web", "namespace": "default", "uid": "u", "hostname": "web", "state_dir": Path("/s")},
+        **{"namespaces": NamespacePaths(net=Path("/n")), "shared_pid": False, "cgroup_parent": "/pods/web", "oci": oci()},
+    }
+    return SandboxSpec(**{**base, **changes})
+
+
+def test_the_sandbox_is_put_into_the_pods_cgroup() -> None:
+    made = specs.of_sandbox(sandbox(cgroup="/pods/web"), systemd_cgroup=False, seccomp=False)
+    assert made["annotations"] == {
+        "a": "b",
+        "io.kubernetes.cri.container-type": "sandbox",
+        "io.kubernetes.cri.sandbox-id": "s1",
+        "dev.gvisor.spec.cgroup-parent": "/pods/web",
+    }
+    for other in (
+        specs.of_sandbox(sandbox(), systemd_cgroup=False, seccomp=False),
+        specs.of_sandbox(sandbox(cgroup="/pods.slice"), systemd_cgroup=True, seccomp=False),
+    ):
+        assert "dev.gvisor.spec.cgroup-parent" not in other["annotations"]
+
+
+@pytest.mark.parametrize("seccomp", [False, True])
+def test_what_runsc_has_no_use_for_is_left_out(seccomp: bool) -> None:
+    given = oci()
+    made = specs.of_container(given, "c1", "s1", seccomp=seccomp)
+    assert made["process"] == {"args": ["x"]}
+    assert made["linux"]["resources"] == {"cpu": {"shares": 2}}
+    assert ("seccomp" in made["linux"]) is seccomp
+    assert "rootfsPropagation" not in made["linux"]
+    assert {"type": "cgroup"} not in made["linux"]["namespaces"]
+    assert given == oci(), "the server's own is left alone"
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        ({"type": "pid"}, [{"type": "pid", "path": "@container/c1"}]),
+        ({"type": "pid", "path": SANDBOX_PID_NAMESPACE}, []),
+        ({"type": "pid", "path": "@container/c0"}, [{"type": "pid", "path": "@container/c0"}]),
+    ],
+)
+def test_pid_namespaces(given: dict[str, str], made: list[dict[str, str]]) -> None:
+    found = specs.of_container(oci(namespaces=[given]), "c1", "s1", seccomp=False)
+    assert found["linux"]["namespaces"] == made
+    assert found["annotations"]["io.kubernetes.cri.container-type"] == "container"
+    assert found["annotations"]["io.kubernetes.cri.sandbox-id"] == "s1"
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("starting sub-container [/nope]: creating process: failed to load /nope: no such file or directory", 127),
+        ('starting sub-container [nope]: error finding executable "nope" in PATH [/bin]: no such file or directory', 127),
+        ("starting sub-container [/etc]: creating process: failed to load /etc: permission denied", 126),
+        ("starting sub-container [/x]: creating process: failed to load /x: exec format error", 126),
+        ("cannot create sandbox: no such file or directory", 128),
+    ],
+)
+def test_start_codes(said: str, code: int) -> None:
+    assert start_code([said]) == code
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("creating interfaces: cannot run with network enabled in root network namespace", 'options.network to "host"'),
+        ("panic: running on goroutine 0 (task goroutine is 5)", "gVisor project's own build"),
+        ('Rootless mode not supported with "create"', "options.rootless"),
+        ("opening /dev/kvm: no such file", "options.platform is kvm"),
+        ("something else", ""),
+    ],
+)
+def test_known_failures_are_mended_in_words(said: str, hint: str) -> None:
+    found = mending([said], "runsc version 0.0~20221219.0", "6.18.0")
+    assert hint in found
+    assert bool(found) is bool(hint)
+
+
+def test_processes_and_who_is_below() -> None:
+    lines = (
+        "UID  PID  PPID  C  TTY  STIME  TIME  CMD",
+        "0  2  0  1  ?  10:36  10ms  sleep",
+        "0 8 0 7 ? 1 30ms sh",
+        "0 9 8 2 ? 1 1 s",
+        "0 10 9 2 ? 1 1 s",
+    )
+    text = "\n".join(lines)
+    parents = parse_processes(text)
+    assert parents == {2: 0, 8: 0, 9: 8, 10: 9}
+    assert descendants(parents, 8) == {9, 10}
+    assert descendants(parents, 2) == set()
+    assert descendants({1: 1}, 1) == set()
+
+
+def test_statistics() -> None:
+    data = {"cpu": {"usage": {"total": 108039471}}, "memory": {"usage": {"limit": 0, "usage": 3284992}}, "pids": {"current": 3}}
+    found = parse(data, 5)
+    assert (found.at_ns, found.cpu_ns, found.processes) == (5, 108039471, 3)
+    assert found.memory is not None
+    assert (found.memory.usage, found.memory.working_set, found.memory.limit) == (3284992, 3284992, None)
+    empty = parse({"cpu": {"usage": "much"}, "memory": []}, 5)
+    assert (empty.cpu_ns, empty.memory, empty.processes) == (None, None, None)
+
+
+class Asked:
+    """A runsc that counts questions."""
+
+    def __init__(self) -> None:
+        self.questions: list[str] = []
+        self.fails = False
+
+    async def __call__(self, ident: str) -> Mapping[str, object]:
+        self.questions.append(ident)
+        if self.fails:
+            raise HostError("busy")
+        return {"pids": {"current": len(self.questions)}}
+
+
+async def test_statistics_are_asked_at_a_pace_of_their_own() -> None:
+    asked = Asked()
+    sampler = Sampler(asked, 1000)
+    async with anyio.create_task_group() as group:
+        group.start_soon(sampler.run)
+        first = await sampler.of("a")
+        assert first is not None
+        assert first.processes == 1
+        for _ in range(50):
+            assert await sampler.of("a") == first, "asked again within the interval, nobody is run"
+        assert (await sampler.of("b")) is not None
+        assert asked.questions == ["a", "b"]
+        sampler.forget("a")
+        assert await sampler.of("a") != first
+        group.cancel_scope.cancel()
+
+
+async def test_statistics_follow_and_failures_keep_the_last() -> None:
+    asked = Asked()
+    sampler = Sampler(asked, 0.01)
+    async with anyio.create_task_group() as group:
+        group.start_soon(sampler.run)
+        first = await sampler.of("a")
+        with anyio.fail_after(10):
+            while await sampler.of("a") == first:
+                await anyio.sleep(0.005)
+        asked.fails = True
+        last, count = await sampler.of("a"), len(asked.questions)
+        with anyio.fail_after(10):
+            while len(asked.questions) < count + 3:
+                await sampler.of("a")
+                await anyio.sleep(0.005)
+        assert last is not None
+        assert (await sampler.of("a")) is not None
+        group.cancel_scope.cancel()
+
+
+async def test_who_is_not_asked_about_is_not_sampled_for_ever() -> None:
+    asked = Asked()
+    sampler = Sampler(asked, 0.01)
+    async with anyio.create_task_group() as group:
+        group.start_soon(sampler.run)
+        await sampler.of("a")
+        with anyio.fail_after(10):
+            while sampler.sampled:
+                await anyio.sleep(0.01)
+        group.cancel_scope.cancel()
+
+
+def judged(verbs: str = "", *, hook_ran: bool = False, **changes: Any) -> Mapping[Ability, Any]:
+    made = RunscSettings("h", Path("/x"), Path("/r"), **changes)
+    return judge(made, frozenset(verbs.split()), Outcome("a trial sandbox ran", hook_ran))
+
+
+def test_each_ability_has_an_answer_with_its_reason() -> None:
+    found = judged()
+    assert set(found) == set(Ability)
+    assert all(feature.detail for feature in found.values())
+
+
+@pytest.mark.parametrize(
+    ("ability", "given", "support"),
+    [
+        (Ability.PORT_FORWARD, {}, Support.EMULATED),
+        (Ability.PORT_FORWARD, {"network": "host"}, Support.EMULATED),
+        (Ability.PORT_FORWARD, {"verbs": "port-forward"}, Support.SUPPORTED),
+        (Ability.HOST_NETWORK, {}, Support.UNSUPPORTED),
+        (Ability.HOST_NETWORK, {"network": "host"}, Support.SUPPORTED),
+        (Ability.SECCOMP, {}, Support.UNSUPPORTED),
+        (Ability.SECCOMP, {"seccomp": True}, Support.SUPPORTED),
+        (Ability.SYSTEMD_CGROUP, {}, Support.UNSUPPORTED),
+        (Ability.SYSTEMD_CGROUP, {"systemd_cgroup": True}, Support.SUPPORTED),
+        (Ability.START_CONTAINER_HOOKS, {}, Support.UNSUPPORTED),
+        (Ability.START_CONTAINER_HOOKS, {"hook_ran": True}, Support.SUPPORTED),
+        (Ability.UPDATE, {"verbs": "update"}, Support.UNSUPPORTED),
+    ],
+)
+def test_abilities_follow_what_was_seen(ability: Ability, given: dict[str, Any], support: Support) -> None:
+    assert judged(**given)[ability].support is support
+
+
+def test_what_runsc_has_state_of(tmp_path: Path) -> None:
+    member, pod = "a" * 64, "b" * 64
+    runsc = Runsc(RunscSettings("h", Path("/x"), tmp_path / "root"))
+    assert runsc.known() == []
+    (tmp_path / "root").mkdir()
+    for name in (f"{pod}_sandbox:{pod}.state", f"{pod}_sandbox:{pod}.lock", f"{member}_sandbox:{pod}.state", "runsc.sock", "x.state"):
+        (tmp_path / "root" / name).touch()
+    assert runsc.known() == [(member, pod), (pod, pod)], "a sandbox comes after its members"
+    assert runsc.knows(member)
+    assert not runsc.knows("c" * 64)

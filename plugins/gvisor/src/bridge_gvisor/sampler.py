@@ -41,6 +41,11 @@ class Sampler:
         self._entries: dict[str, _Entry] = {}
         self._wanted = anyio.Event()
 
+    @property
+    def sampled(self) -> frozenset[str]:
+        """Those that are asked about now."""
+        return frozenset(self._entries)
+
     async def of(self, ident: str) -> CgroupStats | None:
         """The last that is known of a running container; None when runsc did not say within two seconds."""
         now = anyio.current_time()
