@@ -1,4 +1,4 @@
-"""`python -m benchmarks cycle|list|memory|logs|network|pull|all`: needs root, containerd, runc and the CNI plugins; no network."""
+"""`python -m benchmarks cycle|list|memory|logs|network|pull|streaming|all`: needs root, containerd, runc, CNI plugins; no network."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from types import FrameType
 
 import anyio
 
-from . import cycle, lists, logs, machine, memory, pulls
+from . import cycle, lists, logs, machine, memory, pulls, streaming
 from .pull_images import Sizes
 from .report import Table
 from .servers import Options, containerd, cri_bridge
 from .workspace import Workspace
 
-_TABLES = ("cycle", "list", "memory", "logs", "network", "pull")
+_TABLES = ("cycle", "list", "memory", "logs", "network", "pull", "streaming")
 SERVERS = {"containerd": containerd, "cri-bridge": cri_bridge}
 
 
@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pods", type=int, default=50, help="pods of the list and memory benchmarks (default 50)")
     parser.add_argument("--containers", type=int, default=4, help="containers a pod of the list benchmark (default 4)")
     parser.add_argument("--pulls", type=int, default=5, help="rounds of the pull benchmark (default 5)")
+    parser.add_argument("--mebibytes", type=int, default=256, help="what each stream of the streaming benchmark carries (default 256)")
     parser.add_argument("--server", action="append", choices=list(SERVERS), help="only this one; may be repeated (default: both)")
     parser.add_argument("--runtime", type=Path, default=_default_runtime(), help="runc, used by both servers (default %(default)s)")
     parser.add_argument("--cni-bin", type=Path, default=_default_cni_bin(), help="directory of the CNI plugins (default %(default)s)")
@@ -65,6 +66,8 @@ async def _fresh(workspace: Workspace, arguments: argparse.Namespace, what: str)
             return [await lists.measure(running, pods=arguments.pods, containers=arguments.containers)]
         if what == "pull":
             return await pulls.measure(running, workspace, rounds=arguments.pulls, sizes=Sizes())
+        if what == "streaming":
+            return await streaming.measure(running, rounds=arguments.rounds, mebibytes=arguments.mebibytes)
         return [await memory.measure(running, counts=sorted({0, 20, arguments.pods}))]
 
 

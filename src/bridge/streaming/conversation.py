@@ -15,7 +15,7 @@ from bridge.streaming.channels import RemoteCommand
 from bridge.streaming.refusals import Refused
 from bridge.streaming.sessions import Sessions
 from bridge.streaming.socket_wire import SocketWire
-from bridge.streaming.spdy_session import spdy_session
+from bridge.streaming.spdy_session import FORWARD_HIGH, spdy_session
 from bridge.streaming.spdy_streams import ForwardedStreams, remote_command
 from bridge.streaming.transport import Wire
 from bridge.streaming.upgrade import TUNNEL, Reception, Upgrade
@@ -73,12 +73,12 @@ async def _serve(request: ExecRequest | AttachRequest, command: RemoteCommand, s
 
 async def _forward(wire: Wire, upgrade: Upgrade, request: PortForwardRequest, sessions: Sessions) -> None:
     if not upgrade.websocket:
-        async with spdy_session(wire) as session:
+        async with spdy_session(wire, stream_high=FORWARD_HIGH) as session:
             await sessions.port_forward(request, ForwardedStreams(session))
     elif upgrade.protocol == TUNNEL:
         tunnel = TunnelWire(WebSocket(wire))
         try:
-            async with spdy_session(tunnel) as session:
+            async with spdy_session(tunnel, stream_high=FORWARD_HIGH) as session:
                 await sessions.port_forward(request, ForwardedStreams(session))
         finally:
             with anyio.CancelScope(shield=True):  # it has a deadline of its own

@@ -1,6 +1,7 @@
 """Bytes between channels and descriptors: pipes, pty masters, sockets, all non-blocking.
 
-64 KiB at a time and nothing kept: what a client has no room for is not read, so it stays in the pipe and holds its writer.
+A piece at a time and nothing kept: what a client has no room for is not read, so it stays in the pipe and holds its writer. Pieces are
+of 64 KiB until one was full; then much is on its way, and larger ones, from larger pipes, cost less.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import anyio.lowlevel
 from bridge.streaming.channels import Channel
 
 PIECE = 64 << 10
+LARGE_PIECE = 256 << 10
 
 
 class _Nowhere:
@@ -88,17 +90,21 @@ class Drain:
 
 async def from_process(descriptor: int, channel: Channel, drain: Drain, idle: Idle) -> None:
     """Copy a process's output until its end, or until ``drain`` is over. Raises ConnectionLost."""
-    left = max(_capacity(descriptor), PIECE)
+    left: float = math.inf
+    room = PIECE
     while True:
-        data = _read(descriptor)
+        data = _read(descriptor, room)
         if data is None:
             if not await drain.readable(descriptor):
                 return
             continue
         if not data:
             return
+        if len(data) == room < LARGE_PIECE:
+            room = LARGE_PIECE
+            _enlarge(descriptor)
         if drain.deadline < math.inf:
-            left -= len(data)
+            left = min(left, max(_capacity(descriptor), PIECE)) - len(data)
         idle.touch()
         await channel.write(data)
         if left <= 0 and drain.is_over:
@@ -108,13 +114,16 @@ async def from_process(descriptor: int, channel: Channel, drain: Drain, idle: Id
 
 async def from_descriptor(descriptor: int, channel: Channel, idle: Idle) -> None:
     """Copy until the other side has closed. Raises ConnectionLost."""
+    room = PIECE
     while True:
-        data = _read(descriptor)
+        data = _read(descriptor, room)
         if data is None:
             await anyio.wait_readable(descriptor)
             continue
         if not data:
             return
+        if len(data) == room:
+            room = LARGE_PIECE
         idle.touch()
         await channel.write(data)
         await anyio.lowlevel.checkpoint()
@@ -135,10 +144,10 @@ async def discard(channel: Channel) -> None:
         await anyio.lowlevel.checkpoint()
 
 
-def _read(descriptor: int) -> bytes | None:
+def _read(descriptor: int, room: int) -> bytes | None:
     """What is there: None when nothing is, empty at the end."""
     try:
-        return os.read(descriptor, PIECE)
+        return os.read(descriptor, room)
     except BlockingIOError:
         return None
     except OSError:  # EIO: the other side of a pty is closed; ECONNRESET: a socket's is gone
@@ -151,6 +160,8 @@ async def _write(descriptor: int, data: bytes) -> bool:
         try:
             left = left[os.write(descriptor, left) :]
         except BlockingIOError:
+            if len(data) > PIECE and _enlarge(descriptor):
+                continue
             await anyio.wait_writable(descriptor)
         except OSError:  # EPIPE, ECONNRESET, and EIO of a pty
             return False
@@ -163,3 +174,13 @@ def _capacity(descriptor: int) -> int:
         return fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
     except OSError:
         return 0
+
+
+def _enlarge(descriptor: int) -> bool:
+    """Let a pipe hold a large piece; False when it does so already, may not, or is none."""
+    if not 0 < _capacity(descriptor) < LARGE_PIECE:
+        return False
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, LARGE_PIECE) >= LARGE_PIECE
+    except OSError:  # pipe(7): the bounds of /proc/sys/fs/pipe-*
+        return False

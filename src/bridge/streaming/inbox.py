@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 _SMALL = 4096
-_PIECE = 64 << 10
+_PIECE = 256 << 10
 
 
 class Inbox:
@@ -26,7 +26,7 @@ class Inbox:
             self._pieces.append(data)
 
     def take(self) -> bytes:
-        """The next pieces: about 64 KiB, or what there is."""
+        """The next pieces: about 256 KiB, or what there is."""
         if len(self._pieces) == 1:
             parts = [self._pieces.popleft()]
             size = len(parts[0])

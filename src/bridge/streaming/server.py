@@ -40,7 +40,8 @@ MAX_WAITING = 256
 _BACKLOG = 1024
 _KINDS: Mapping[type[StreamRequest], str] = {ExecRequest: "exec", AttachRequest: "attach", PortForwardRequest: "portforward"}
 _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 4}  # seconds, seconds, probes
+_OPTIONS = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 4, socket.TCP_NODELAY: 1}
+"""Seconds, seconds, probes; and no wait for more: an answer of a few bytes would wait 40 ms for the client's acknowledgement."""
 _logger = log.get("streaming")
 
 
@@ -176,7 +177,7 @@ class StreamServer:
     async def _connect(self, wire: SocketWire, connection: socket.socket, unowned: ExitStack) -> None:
         """Give ``connection`` to ``wire``; from then on the transport closes it, and ``unowned`` does no more."""
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEPALIVE.items():
+        for option, value in _OPTIONS.items():
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
         loop = asyncio.get_running_loop()
         context = None if self._certificate is None else await run_sync(self._certificate.context)

@@ -18,7 +18,7 @@ import anyio
 
 from bridge.streaming.channels import ConnectionLost
 
-PIECE = 64 << 10
+PIECE = 256 << 10
 HIGH_WATER = 256 << 10
 LINGER_SECONDS = 5.0
 """How long a client may take, once all was said, to read it and to hang up."""
@@ -36,6 +36,7 @@ class SocketWire(asyncio.BufferedProtocol):
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._came: deque[bytes] = deque()
+        self._unread = 0
         self._news = asyncio.Event()
         self._writable = asyncio.Event()
         self._over = asyncio.Event()
@@ -57,9 +58,10 @@ class SocketWire(asyncio.BufferedProtocol):
         if self._closing:
             return
         self._came.append(bytes(memoryview(_arriving)[:nbytes]))
+        self._unread += nbytes
         self._news.set()
-        assert self._transport is not None
-        self._transport.pause_reading()
+        if self._unread >= PIECE and self._transport is not None:
+            self._transport.pause_reading()
         if self._looking is None:
             self._looking = self._loop.call_later(_LOOK_SECONDS, self._look)
 
@@ -86,19 +88,22 @@ class SocketWire(asyncio.BufferedProtocol):
         """Have ``data`` received (again) before anything else."""
         if data:
             self._came.appendleft(data)
+            self._unread += len(data)
             self._news.set()
 
     # Wire
 
     async def receive(self) -> bytes:
         """See Wire. Always lets others have their turn, so that a client which sends without end can't keep the loop to itself."""
-        await asyncio.sleep(0)
+        if self._came:
+            await asyncio.sleep(0)
         while not self._came:
             if self._ended:
                 return b""
             self._news.clear()
             await self._news.wait()
         piece = self._came.popleft()
+        self._unread -= len(piece)
         if not self._came and not self._ended and self._transport is not None:
             self._transport.resume_reading()
         return piece
@@ -123,6 +128,7 @@ class SocketWire(asyncio.BufferedProtocol):
             return
         self._closing = True
         self._came.clear()
+        self._unread = 0
         try:
             with anyio.move_on_after(LINGER_SECONDS):
                 self._transport.resume_reading()

@@ -10,10 +10,11 @@ Source: SPDY Protocol Draft 3.1. Either side may be ours: ``client=True`` is for
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bridge.streaming import spdy_frames as wire
+from bridge.streaming.outbox import Outbox
 from bridge.streaming.spdy_events import DataReceived, Event, GoneAway, PingAnswered, StreamAnswered, StreamOpened, StreamReset, WindowGrew
 from bridge.streaming.spdy_frames import Control, Data, FrameParser, HeaderCodec, Kind, Reset, SpdyError
 
@@ -61,7 +62,7 @@ class SpdyMachine:
 
     client: bool = False
     limits: Limits = field(default_factory=Limits)
-    _out: bytearray = field(default_factory=bytearray)
+    _out: Outbox = field(default_factory=Outbox)
     _streams: dict[int, _Stream] = field(default_factory=dict)
     _flow: _Flow = field(default_factory=_Flow)
     _last_seen: int = 0
@@ -76,32 +77,32 @@ class SpdyMachine:
         self._headers = HeaderCodec(self.limits.headers)
         self._next_own = self._next_ping = 1 if self.client else 2
 
-    # What the peer does
-
     def receive(self, data: bytes) -> list[Event]:
         """The events that ``data`` brings. Raises SpdyError, after which only ``to_send`` (a GOAWAY) is of use."""
-        events: list[Event] = []
+        return [event for events in self.frames(data) for event in events]
+
+    def frames(self, data: bytes) -> Iterator[Sequence[Event]]:
+        """The same, frame by frame, so that others can have their turn between two; to be taken to the end."""
         try:
             for frame in self._parser.feed(data):
+                events: list[Event] = []
                 if isinstance(frame, Data):
                     self._data(frame, events)
                 else:
                     self._control(frame, events)
+                yield events
         except SpdyError:
             self.go_away(_GOAWAY_PROTOCOL_ERROR)
             raise
-        return events
 
     def to_send(self) -> bytes:
         """Everything to be written to the peer now; it is the caller's from then on."""
-        out = bytes(self._out)
-        self._out.clear()
-        return out
+        return self._out.take()
 
     @property
     def pending(self) -> int:
         """Bytes that ``to_send`` would give."""
-        return len(self._out)
+        return self._out.size
 
     def _data(self, frame: Data, events: list[Event]) -> None:
         stream = self._streams.get(frame.stream)
@@ -195,7 +196,7 @@ class SpdyMachine:
         if number % 2 == (1 if self.client else 0):
             events.append(PingAnswered(number))
         else:
-            self._out += wire.control(Kind.PING, payload)
+            self._out.add(wire.control(Kind.PING, payload))
 
     def _window_update(self, number: int, delta: int, events: list[Event]) -> None:
         delta &= _MAX_WINDOW
@@ -219,7 +220,7 @@ class SpdyMachine:
         number, self._next_own = self._next_own, self._next_own + 2
         self._streams[number] = _Stream(local_open=not end, window=self._flow.initial)
         payload = wire.words(number, 0) + bytes(2) + self._headers.encode(headers)
-        self._out += wire.control(Kind.SYN_STREAM, payload, wire.FLAG_FIN if end else 0)
+        self._out.add(wire.control(Kind.SYN_STREAM, payload, wire.FLAG_FIN if end else 0))
         return number
 
     def reply(self, number: int, headers: Sequence[tuple[str, str]] = ()) -> None:
@@ -227,7 +228,7 @@ class SpdyMachine:
         stream = self._streams.get(number)
         if stream is not None and not stream.answered:
             stream.answered = True
-            self._out += wire.control(Kind.SYN_REPLY, wire.words(number) + self._headers.encode(headers))
+            self._out.add(wire.control(Kind.SYN_REPLY, wire.words(number) + self._headers.encode(headers)))
 
     def room(self, number: int) -> int:
         """How many bytes may be sent on the stream now; 0 also for one that is closed."""
@@ -241,7 +242,7 @@ class SpdyMachine:
         stream = self._streams.get(number)
         return stream is not None and stream.local_open
 
-    def send(self, number: int, data: bytes, *, end: bool = False) -> None:
+    def send(self, number: int, data: bytes | memoryview, *, end: bool = False) -> None:
         """Send ``data``, which must fit into ``room``; ``end`` closes our half. On a stream that is closed it is dropped."""
         stream = self._streams.get(number)
         if stream is None or not stream.local_open:
@@ -251,8 +252,8 @@ class SpdyMachine:
         stream.window -= len(data)
         self._flow.window -= len(data)
         if data or end:
-            self._out += wire.data_head(number, len(data), end=end)
-            self._out += data
+            self._out.add(wire.data_head(number, len(data), end=end))
+            self._out.add(data)
         if end:
             stream.local_open = False
             self._forget_if_over(number)
@@ -263,14 +264,14 @@ class SpdyMachine:
         if stream is not None and stream.remote_open:
             stream.to_return += amount
             if stream.to_return >= _STEP:
-                self._out += wire.control(Kind.WINDOW_UPDATE, wire.words(number, stream.to_return))
+                self._out.add(wire.control(Kind.WINDOW_UPDATE, wire.words(number, stream.to_return)))
                 stream.to_return = 0
         self._return_window(amount)
 
     def _return_window(self, amount: int) -> None:
         self._flow.to_return += amount
         if self._flow.to_return >= _STEP:
-            self._out += wire.control(Kind.WINDOW_UPDATE, wire.words(0, self._flow.to_return))
+            self._out.add(wire.control(Kind.WINDOW_UPDATE, wire.words(0, self._flow.to_return)))
             self._flow.to_return = 0
 
     def reset(self, number: int, status: Reset = Reset.CANCEL) -> None:
@@ -279,19 +280,19 @@ class SpdyMachine:
             self._send_reset(number, status)
 
     def _send_reset(self, number: int, status: Reset) -> None:
-        self._out += wire.control(Kind.RST_STREAM, wire.words(number, status))
+        self._out.add(wire.control(Kind.RST_STREAM, wire.words(number, status)))
 
     def ping(self) -> int:
         """Ask whether the peer is there; PingAnswered brings the number back."""
         number, self._next_ping = self._next_ping, self._next_ping + 2
-        self._out += wire.control(Kind.PING, wire.words(number))
+        self._out.add(wire.control(Kind.PING, wire.words(number)))
         return number
 
     def go_away(self, status: int = _GOAWAY_OK) -> None:
         """Accept no further streams."""
         if not self._going:
             self._going = True
-            self._out += wire.control(Kind.GOAWAY, wire.words(self._last_seen, status))
+            self._out.add(wire.control(Kind.GOAWAY, wire.words(self._last_seen, status)))
 
     def _forget_if_over(self, number: int) -> None:
         stream = self._streams[number]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
-
-import anyio
 
 from bridge.streaming.inbox import Inbox
 from bridge.streaming.spdy_frames import Reset
@@ -25,7 +24,7 @@ class SpdyChannel:
         self.headers = headers
         self._came = Inbox()
         self._ended = False
-        self._news = anyio.Event()
+        self._news = asyncio.Event()
         self._closed = False
 
     def feed(self, data: bytes, end: bool) -> None:
@@ -47,7 +46,6 @@ class SpdyChannel:
     def wake(self) -> None:
         """Have whoever waits look again."""
         self._news.set()
-        self._news = anyio.Event()
 
     def _settle(self) -> None:
         if self._closed and self._ended and not self._came.size:
@@ -59,6 +57,7 @@ class SpdyChannel:
             if self._ended:
                 return b""
             self._session.check()
+            self._news.clear()
             await self._news.wait()
         data = self._came.take()
         self._session.used(self, len(data))
@@ -75,12 +74,13 @@ class SpdyChannel:
                 return
             room = min(machine.room(self.number), _PIECE)
             if room == 0:
+                self._news.clear()
                 await self._news.wait()
                 continue
             if self._session.congested:
                 await self._session.room_to_send()
                 continue
-            machine.send(self.number, bytes(view[:room]))
+            machine.send(self.number, view[:room])
             view = view[room:]
             self._session.flush_soon()
         await self._session.room_to_send()

@@ -79,54 +79,50 @@ class FrameParser:
 
     def __init__(self, max_control: int) -> None:
         self._max_control = max_control
-        self._buffer = bytearray()
+        self._rest = b""
         self._stream = 0
         self._left = 0
         self._end = False
 
     def feed(self, data: bytes) -> Iterator[Control | Data]:
-        """The frames that ``data`` completes, and pieces of data frames. Raises SpdyError."""
-        self._buffer += data
-        while True:
-            if self._left:
-                piece = self._piece()
-                if piece is None:
+        """The frames that ``data`` completes, and pieces of data frames; to be taken to the end. Raises SpdyError."""
+        if self._rest:  # a head, or a control frame, that came in two
+            data, self._rest = self._rest + data, b""
+        position = 0
+        while position < len(data):
+            if not self._left:
+                frame, size = self._next(data, position)
+                if not size:
+                    self._rest = data[position:]
                     return
-                yield piece
+                position += size
+                if frame is not None:
+                    yield frame
                 continue
-            frame = self._next()
-            if frame is None:
-                return
-            if isinstance(frame, Control) or not self._left:
-                yield frame
+            piece = data[position : position + self._left]
+            position += len(piece)
+            self._left -= len(piece)
+            yield Data(self._stream, piece, self._end and not self._left)
 
-    def _piece(self) -> Data | None:
-        if not self._buffer:
-            return None
-        taken = bytes(self._buffer[: self._left])
-        del self._buffer[: len(taken)]
-        self._left -= len(taken)
-        return Data(self._stream, taken, self._end and not self._left)
-
-    def _next(self) -> Control | Data | None:
-        if len(self._buffer) < _HEAD.size:
-            return None
-        first, second = _HEAD.unpack_from(self._buffer)
+    def _next(self, data: bytes, position: int) -> tuple[Control | Data | None, int]:
+        """The frame that begins at ``position`` and its size; no frame for the head of one with data, size 0 when there is too little."""
+        there = len(data) - position
+        if there < _HEAD.size:
+            return None, 0
+        first, second = _HEAD.unpack_from(data, position)
         flags, length = second >> 24, second & MAX_FRAME
         if not first & _CONTROL:
-            del self._buffer[: _HEAD.size]
             self._stream, self._left, self._end = first, length, bool(flags & FLAG_FIN)
-            return Data(first, b"", self._end)  # handed out at once only when the frame is empty
+            return (None if length else Data(first, b"", self._end)), _HEAD.size
         version = (first >> 16) & 0x7FFF
         if version != VERSION:
             raise SpdyError(f"a frame of SPDY version {version}; this server speaks 3.1")
         if length > self._max_control:
             raise SpdyError(f"a control frame of {length} bytes; at most {self._max_control} are taken")
-        if len(self._buffer) < _HEAD.size + length:
-            return None
-        payload = bytes(self._buffer[_HEAD.size : _HEAD.size + length])
-        del self._buffer[: _HEAD.size + length]
-        return Control(first & 0xFFFF, flags, payload)
+        if there < _HEAD.size + length:
+            return None, 0
+        payload = data[position + _HEAD.size : position + _HEAD.size + length]
+        return Control(first & 0xFFFF, flags, payload), _HEAD.size + length
 
 
 def control(kind: Kind, payload: bytes, flags: int = 0) -> bytes:

@@ -1,7 +1,8 @@
 """A SPDY connection with tasks: one receives, one sends, and channels between them and whoever serves the streams.
 
 Nothing here grows with what a peer does or fails to do. What came and was not read is bounded by STREAM_HIGH a stream and
-SESSION_HIGH in all: beyond either, the socket is not read (spdystream heeds nothing finer). What is to be sent is bounded by
+SESSION_HIGH in all: beyond either, the socket is not read (spdystream heeds nothing finer: a peer that keeps windows is held up in
+that stream alone, long before). What is to be sent is bounded by
 SEND_HIGH: beyond it, ``write`` waits. Receiving never waits for sending, so two sides that both write can't lock each other out.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 
 from bridge import log
 from bridge.streaming.channels import ConnectionLost
@@ -23,12 +25,16 @@ from bridge.streaming.transport import Wire
 
 _logger = log.get("streaming.spdy")
 STREAM_HIGH = 256 << 10
+FORWARD_HIGH = 2 << 20
+"""The same for a forwarded connection. It is large because one whose pod does not read must not hold up the session's others soon."""
 SESSION_HIGH = 4 << 20
 SEND_HIGH = 256 << 10
 ANSWERS_HIGH = 1 << 20
 """Of answers to what a peer says (pings, refused streams) that it does not take: beyond, it is given up."""
-OPENINGS = 512
+OPENINGS = 4096
 """Streams that a peer may open at once; beyond, it is slowed down to as many a second."""
+FRAMES = 256
+"""Frames that are taken before others have their turn: a piece may hold ten thousands."""
 PING_SECONDS = 5.0
 """Between pings while the socket is not read."""
 _GOODBYE_SECONDS = 5.0
@@ -37,8 +43,9 @@ _GOODBYE_SECONDS = 5.0
 class SpdySession:
     """See the module docstring. Made by ``spdy_session``; ``accept`` gives the streams that the peer opens."""
 
-    def __init__(self, wire: Wire, machine: SpdyMachine) -> None:
+    def __init__(self, wire: Wire, machine: SpdyMachine, stream_high: int) -> None:
         self.machine = machine
+        self._stream_high = stream_high
         self._limit = machine.limits.streams
         self._openings, self._openings_at = 0.0, anyio.current_time()
         self._wire = wire
@@ -64,7 +71,7 @@ class SpdySession:
     def used(self, channel: SpdyChannel, amount: int) -> None:
         """``amount`` bytes that came on ``channel`` were read."""
         self._unread -= amount
-        if channel.unread < STREAM_HIGH:
+        if channel.unread < self._stream_high:
             self._full.discard(channel.number)
         self.machine.consumed(channel.number, amount)
         if self.machine.pending:
@@ -129,21 +136,32 @@ class SpdySession:
             if not data:
                 break
             try:
-                events = self.machine.receive(data)
+                await self._take_frames(data)
             except SpdyError as exc:
                 _logger.info("a client broke the SPDY protocol: %s", exc)
                 with anyio.move_on_after(_GOODBYE_SECONDS):
                     await self.drain()
                 break
-            for event in events:
-                self._take(event)
-            if self.machine.pending:
-                self.flush_soon()
             if self.machine.pending > SEND_HIGH + ANSWERS_HIGH:
                 _logger.info("a client takes none of the answers that it asks for, and is given up")
                 break
-            await self._slow_down(sum(isinstance(event, StreamOpened) for event in events))
         self.lose()
+
+    async def _take_frames(self, data: bytes) -> None:
+        """What ``data`` brings. Raises SpdyError."""
+        opened = 0
+        for number, events in enumerate(self.machine.frames(data), 1):
+            for event in events:
+                self._take(event)
+                opened += isinstance(event, StreamOpened)
+            if number % FRAMES == 0:
+                self.flush_soon()
+                await self._slow_down(opened)
+                await anyio.lowlevel.checkpoint()
+                opened = 0
+        if self.machine.pending:
+            self.flush_soon()
+        await self._slow_down(opened)
 
     async def _wait_for_room(self) -> None:
         """Wait until something was read, pinging: the end of a peer that left much unsent comes behind that; a ping meets it at once."""
@@ -178,7 +196,7 @@ class SpdySession:
                 if (known := self._channels.get(event.stream)) is not None:
                     self._unread += len(event.data)
                     known.feed(event.data, event.end)
-                    if known.unread >= STREAM_HIGH:
+                    if known.unread >= self._stream_high:
                         self._full.add(event.stream)
             case StreamReset():
                 if (known := self._channels.get(event.stream)) is not None:
@@ -199,9 +217,11 @@ class SpdySession:
 
 
 @asynccontextmanager
-async def spdy_session(wire: Wire, limits: Limits | None = None, *, client: bool = False) -> AsyncIterator[SpdySession]:
+async def spdy_session(
+    wire: Wire, limits: Limits | None = None, *, stream_high: int = STREAM_HIGH, client: bool = False
+) -> AsyncIterator[SpdySession]:
     """A session on ``wire`` while the block runs. The block is cancelled when the connection is lost; its own errors pass through."""
-    session = SpdySession(wire, SpdyMachine(client=client, limits=limits or Limits()))
+    session = SpdySession(wire, SpdyMachine(client=client, limits=limits or Limits()), stream_high)
     failure: BaseException | None = None
     async with anyio.create_task_group() as group:
 

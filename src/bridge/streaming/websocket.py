@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import anyio
+import anyio.lowlevel
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, TextMessage
 
@@ -18,6 +19,8 @@ from bridge.streaming.channels import ConnectionLost
 from bridge.streaming.transport import Wire
 
 NORMAL, UNSUPPORTED_DATA, INTERNAL_ERROR = 1000, 1003, 1011
+FRAMES = 128
+"""Frames that are taken before others have their turn: a piece may hold ten thousands."""
 _GOODBYE_SECONDS = 5.0
 _logger = log.get("streaming.websocket")
 
@@ -38,6 +41,7 @@ class WebSocket:
         self._wire = wire
         self._machine = Connection(ConnectionType.SERVER)
         self._events: Iterator[Event] = iter(())
+        self._taken = 0
         self._sending = 0
         self._owed: bytes | None = None
 
@@ -45,6 +49,9 @@ class WebSocket:
         """The next piece of a message; None once the client has closed or broken the connection."""
         while self._machine.state is ConnectionState.OPEN:
             for event in self._events:
+                self._taken += 1
+                if self._taken % FRAMES == 0:
+                    await anyio.lowlevel.checkpoint()
                 match event:
                     case Message():
                         text = isinstance(event, TextMessage)

@@ -70,7 +70,7 @@ def spdy(data: bytes) -> None:
         assert len(machine._streams) <= _LIMITS.streams
     assert given <= len(data)
     assert machine.pending <= _ANSWER * len(data) + 64
-    assert len(machine._parser._buffer) <= _LIMITS.control + 8
+    assert len(machine._parser._rest) <= _LIMITS.control + 8
 
 
 def websocket(data: bytes) -> None:

@@ -20,8 +20,8 @@ from wsproto.events import CloseConnection, Ping
 
 from bridge.core.stream_requests import ExecRequest, Stdio
 from bridge.streaming import server as server_module
-from bridge.streaming import spdy_session as session_module
 from bridge.streaming.server import MAX_WAITING, StreamServer
+from bridge.streaming.spdy_events import PingAnswered, StreamAnswered
 from bridge.streaming.spdy_frames import DICTIONARY, Kind, control, data_head, words
 from tests.unit.streaming.stream_client import (
     CAT,
@@ -225,26 +225,21 @@ async def test_frames_and_header_blocks_that_are_too_large() -> None:
         await until(lambda: sessions.running == 0)
 
 
-async def test_streams_that_are_opened_and_reset_at_once_are_slowed_down_and_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "OPENINGS", 200)
-    async with serving() as (server, _), forwarding(server) as spdy:
-        taken = 0
-
-        async def reset_rapidly() -> None:
-            nonlocal taken
-            while True:
-                for _ in range(100):
-                    spdy.machine.reset(spdy.open(streamType="data", port="80", requestID=str(taken)))
-                    taken += 1
-                await spdy.flush()
-                with anyio.move_on_after(0.001):
-                    await spdy.take()
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(reset_rapidly)
-            await anyio.sleep(0.3)
-            await assert_others_are_served(server)
-            group.cancel_scope.cancel()
+async def test_streams_that_are_opened_and_reset_at_once_do_not_add_up() -> None:
+    """How they are slowed down: test_spdy_session."""
+    async with serving() as (server, sessions), forwarding(server) as spdy:
+        for _ in range(10):
+            for number in range(500):
+                spdy.machine.reset(spdy.open(streamType="data", port="80", requestID=str(number)))
+            await spdy.flush()
+            await assert_others_are_served(server, within=10)
+        asked = spdy.machine.ping()
+        await spdy.flush()
+        with anyio.fail_after(20):
+            while PingAnswered(asked) not in spdy.events:
+                await spdy.take()
+        assert sum(isinstance(event, StreamAnswered) for event in spdy.events) <= 5000
+        assert sessions.running == 1
 
 
 async def test_streams_that_stay_open_are_bounded() -> None:

@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from bridge.streaming.channels import ConnectionLost
-from bridge.streaming.socket_wire import SocketWire
+from bridge.streaming.socket_wire import PIECE, SocketWire
 from tests.unit.streaming.stream_client import until
 
 
@@ -31,7 +31,7 @@ async def test_closing_what_the_client_has_reset_leaves_no_transport() -> None:
         client.send(b"unread")
         assert await wire.receive() == b"unread"
         client.send(b"more")
-        await until(lambda: bool(wire._came))  # reading has stopped: a reset goes unseen
+        await until(lambda: bool(wire._came))  # from here on the loop has no turn in which it could see the reset
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     await wire.close()
     await until(lambda: lost == ["lost"])
@@ -75,3 +75,20 @@ async def test_everything_that_was_sent_arrives_before_the_end() -> None:
         assert received == 5_000_000
         client.close()
         await sending
+
+
+async def test_reading_stops_while_a_large_piece_waits() -> None:
+    wire, client, _ = await made()
+    with client:
+        client.setblocking(False)
+        total, got = 16 << 20, 0
+        pushing = asyncio.create_task(asyncio.get_running_loop().sock_sendall(client, bytes(total)))
+        await until(lambda: wire._unread >= PIECE)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert wire._unread < 2 * PIECE
+        while got < total:
+            got += len(await wire.receive())
+        await pushing
+    wire.abort()
+    await until(wire._over.is_set)

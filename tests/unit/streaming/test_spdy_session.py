@@ -6,13 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 import pytest
 
+from bridge.streaming import spdy_session as session_module
 from bridge.streaming import spdy_streams
 from bridge.streaming.channels import ConnectionLost, ForwardedConnection
-from bridge.streaming.spdy import SpdyMachine
-from bridge.streaming.spdy_events import DataReceived, StreamReset
-from bridge.streaming.spdy_session import SEND_HIGH, SESSION_HIGH, STREAM_HIGH, SpdySession, spdy_session
+from bridge.streaming.spdy import INITIAL_WINDOW, SpdyMachine
+from bridge.streaming.spdy_events import DataReceived, PingAnswered, StreamReset
+from bridge.streaming.spdy_frames import Kind, control, words
+from bridge.streaming.spdy_session import FORWARD_HIGH, FRAMES, SEND_HIGH, SESSION_HIGH, STREAM_HIGH, SpdySession, spdy_session
 from bridge.streaming.spdy_streams import ForwardedStreams, remote_command
 from tests.unit.streaming.memory_wire import MemoryWire, wires
 
@@ -78,6 +81,86 @@ async def test_a_stream_that_nobody_reads_stops_the_socket_not_the_memory() -> N
         while got < sent:
             got += len(await channel.read())
         assert channel.unread <= 65536
+
+
+async def test_a_forwarded_connection_that_nobody_reads_holds_up_its_session_late() -> None:
+    """A client that keeps no windows sends all its streams in one line: what is behind can't be had without what is ahead."""
+    ours, theirs = wires(room=1000)
+    client = SpdyMachine(client=True)
+    async with spdy_session(ours, stream_high=FORWARD_HIGH) as session:
+        stuck, other = client.open([("streamType", "data")]), client.open([("streamType", "data")])
+        client.send(stuck, bytes(FORWARD_HIGH - 65536))
+        client.send(other, b"not held up")
+        await say(client, theirs)
+        unread, fine = await session.accept(), await session.accept()
+        with anyio.fail_after(5):
+            assert await fine.read() == b"not held up"
+        client.send(stuck, bytes(SESSION_HIGH))
+        client.send(other, b"behind it")
+        await say(client, theirs)
+        with anyio.move_on_after(0.2) as held:
+            await fine.read()
+        assert held.cancelled_caught
+        assert FORWARD_HIGH <= unread.unread <= FORWARD_HIGH + 65536, "what it holds is bounded"
+        got = 0
+        with anyio.fail_after(5):
+            while got < FORWARD_HIGH - 65536 + SESSION_HIGH:
+                got += len(await unread.read())
+            assert await fine.read() == b"behind it"
+        await theirs.close()
+
+
+async def test_a_client_that_keeps_windows_is_held_up_in_one_stream_alone() -> None:
+    async with both() as (session, client, wire):
+        client.receive(control(Kind.SETTINGS, words(1) + words(7, INITIAL_WINDOW)))  # from here on this client keeps them
+        stuck, other = client.open([("streamType", "data")]), client.open([("streamType", "data")])
+        client.receive(control(Kind.WINDOW_UPDATE, words(0, 1 << 20)))
+        client.send(stuck, bytes(client.room(stuck)))
+        assert client.room(stuck) == 0
+        assert client.room(other) == INITIAL_WINDOW
+        got = 0
+        with anyio.fail_after(5):
+            await say(client, wire)
+            unread, fine = await session.accept(), await session.accept()
+            while got < 4 * STREAM_HIGH:
+                client.send(other, bytes(client.room(other)))
+                await say(client, wire)
+                got += len(await fine.read())
+                while not client.room(other):
+                    client.receive(await wire.receive())
+        assert (unread.unread, client.room(stuck)) == (INITIAL_WINDOW, 0)
+
+
+async def test_streams_that_are_reset_at_once_are_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "OPENINGS", 100)
+    async with both() as (_, client, wire):
+        for _ in range(250):
+            client.reset(client.open([("streamType", "data")]))
+        began = anyio.current_time()
+        with anyio.fail_after(30):
+            await say(client, wire)
+            last = client.ping()
+            await say(client, wire)
+            while PingAnswered(last) not in client.receive(await wire.receive()):
+                pass
+        assert anyio.current_time() - began >= 1.4, "100 at once and 100 a second"
+
+
+async def test_others_have_their_turn_within_a_piece_of_many_frames() -> None:
+    async with both() as (session, _client, _wire):
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await anyio.lowlevel.checkpoint()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(count)
+            await session._take_frames(b"".join(control(Kind.PING, words(number)) for number in range(1, 20 * FRAMES, 2)))
+            group.cancel_scope.cancel()
+        assert turns >= 9
 
 
 async def test_what_comes_is_answered_while_we_can_not_send() -> None:
