@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--containers", type=int, default=4, help="containers a pod of the list benchmark (default 4)")
     parser.add_argument("--pulls", type=int, default=5, help="rounds of the pull benchmark (default 5)")
     parser.add_argument("--mebibytes", type=int, default=256, help="what each stream of the streaming benchmark carries (default 256)")
+    parser.add_argument("--memory", action="store_true", help="with pull: peak memory by the size of the image instead")
     parser.add_argument("--server", action="append", choices=list(SERVERS), help="only this one; may be repeated (default: both)")
     parser.add_argument("--runtime", type=Path, default=_default_runtime(), help="runc, used by both servers (default %(default)s)")
     parser.add_argument("--cni-bin", type=Path, default=_default_cni_bin(), help="directory of the CNI plugins (default %(default)s)")
@@ -65,6 +66,8 @@ async def _fresh(workspace: Workspace, arguments: argparse.Namespace, what: str)
         if what == "list":
             return [await lists.measure(running, pods=arguments.pods, containers=arguments.containers)]
         if what == "pull":
+            if arguments.memory:
+                return await pulls.measure_memory(running, workspace, rounds=arguments.pulls)
             return await pulls.measure(running, workspace, rounds=arguments.pulls, sizes=Sizes())
         if what == "streaming":
             return await streaming.measure(running, rounds=arguments.rounds, mebibytes=arguments.mebibytes)

@@ -1,23 +1,28 @@
 """The images of the pull benchmark, made of this host's own files below /usr and pushed to a private registry.
 
-The files are real ones, for sizes and compressibility decide; every server pulls the same blobs.
+The files are real ones, for sizes and compressibility decide. Of each image there are many copies which differ by one small file a layer,
+so that every digest is another one and none has to be removed before the next pull: a file system that has just lost a tree is slow.
+Every server pulls the same blobs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
-import subprocess
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bridge.testing.images import Layout
+from bridge.testing.images import CONFIG_TYPE, LAYER_TYPE, compress
+from bridge.testing.pushes import Pusher
 
 _SOURCES = (Path("/usr/share"), Path("/usr/lib"))
 _LARGEST = 8 << 20  # one file; above it a single binary would be the image
+_SALT = "usr/salt"
 SMALL = 10
 """How many small images there are, for pulls at once."""
 
@@ -32,10 +37,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What lies in the registry. ``references`` of the big image by (layers, compression), of the small ones in a row."""
+    """What lies in the registry, by copy: references of the big image by (layers, compression), of the small ones in a row."""
 
-    big: dict[tuple[int, str], str]
-    small: Sequence[str]
+    big: Sequence[dict[tuple[int, str], str]]
+    small: Sequence[Sequence[str]]
     bytes: int
     files: int
 
@@ -61,42 +66,77 @@ def _chosen(sizes: Sizes) -> tuple[list[Path], int]:
     raise RuntimeError(f"this host has only {len(chosen)} files with {total} bytes below {', '.join(map(str, _SOURCES))}")
 
 
-def _layers(paths: Sequence[Path], count: int) -> list[bytes]:
-    """Tars of consecutive parts of ``paths``, each with its parent directories."""
+class _Layer:
+    """A layer in many copies: the tar of its files is compressed once, a copy's own file is a second member (gzip) or frame (zstd)."""
+
+    def __init__(self, paths: Sequence[Path], compression: str, prefixes: Sequence[str] = ("",)) -> None:
+        tar = b"".join(_tar(paths, prefix) for prefix in prefixes)
+        self._compression = compression
+        self._head = compress(tar, compression)
+        self._hash = hashlib.sha256(tar)
+
+    def copy(self, salt: str) -> tuple[bytes, str]:
+        """The blob and the diff id of one copy."""
+        info = tarfile.TarInfo(_SALT)
+        info.size = len(salt)
+        tail = info.tobuf(tarfile.PAX_FORMAT) + salt.encode().ljust(512, b"\0") + bytes(1024)
+        whole = self._hash.copy()
+        whole.update(tail)
+        return self._head + compress(tail, self._compression), "sha256:" + whole.hexdigest()
+
+
+def _parts(paths: Sequence[Path], count: int) -> list[Sequence[Path]]:
     size = -(-len(paths) // count)
-    return [_tar(paths[start : start + size]) for start in range(0, len(paths), size)]
+    return [paths[start : start + size] for start in range(0, len(paths), size)]
 
 
-def _tar(paths: Sequence[Path]) -> bytes:
+def _tar(paths: Sequence[Path], prefix: str) -> bytes:
+    """Without an end, below ``prefix``, with the parent directories."""
     out = io.BytesIO()
     seen: set[Path] = set()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for path in paths:
-            for parent in [p for p in reversed(path.parents) if p != Path("/") and p not in seen]:
-                seen.add(parent)
-                archive.add(parent, str(parent)[1:], recursive=False)
-            archive.add(path, str(path)[1:], recursive=False)
+    archive = tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closing it would write the end
+    for path in paths:
+        for parent in [p for p in reversed(path.parents) if p != Path("/") and p not in seen]:
+            seen.add(parent)
+            archive.add(parent, f"{prefix}{parent}"[1:], recursive=False)
+        archive.add(path, f"{prefix}{path}"[1:], recursive=False)
     return out.getvalue()
 
 
-def push(directory: Path, host: str, sizes: Sizes) -> Pushed:
-    """Make the images below ``directory``, which may be removed afterwards, and push them to the registry at ``host``."""
+def push(host: str, sizes: Sizes, copies: int) -> Pushed:
+    """Make ``copies`` of each image and push them to the registry at ``host``."""
     paths, total = _chosen(sizes)
-    big: dict[tuple[int, str], str] = {}
-    for layers in (1, 8):
-        tars = _layers(paths, layers)
+    big: list[dict[tuple[int, str], str]] = [{} for _ in range(copies)]
+    for count in (1, 8):
         for compression in ("gzip", "zstd"):
-            big[layers, compression] = _one(directory, host, f"big-{layers}-{compression}", tars, compression)
-    small = [_one(directory, host, f"small-{number}", [tar], "gzip") for number, tar in enumerate(_layers(paths, SMALL))]
+            layers = [_Layer(part, compression) for part in _parts(paths, count)]
+            for number, found in enumerate(big):
+                found[count, compression] = _one(host, f"big-{count}-{compression}", number, layers, compression)
+    parts = [_Layer(part, "gzip") for part in _parts(paths, SMALL)]
+    small = [[_one(host, f"small-{each}", number, [part], "gzip") for each, part in enumerate(parts)] for number in range(copies)]
     return Pushed(big, small, total, len(paths))
 
 
-def _one(directory: Path, host: str, name: str, tars: Sequence[bytes], compression: str) -> str:
-    target = directory / name
-    with Layout(target) as layout:
-        layout.image(name, tars, compression=compression, config={"Cmd": ["true"]})
-    reference = f"{host}/bench/{name}:1"
-    copy = ["skopeo", "copy", "-q", "--preserve-digests", "--dest-tls-verify=false", f"oci:{target}:{name}", f"docker://{reference}"]
-    subprocess.run(copy, check=True, timeout=300)
-    subprocess.run(["rm", "-rf", str(target)], check=True)
-    return reference
+def push_sizes(host: str, mebibytes: Sequence[int], copies: int) -> Sequence[dict[int, str]]:
+    """Images of one gzip layer of about so many MiB each, the same files again and again: references by size, for each copy."""
+    unit = min(mebibytes)
+    paths, _ = _chosen(Sizes(unit << 20, 1))
+    found: list[dict[int, str]] = [{} for _ in range(copies)]
+    for size in mebibytes:
+        layer = _Layer(paths, "gzip", [f"/{number}" for number in range(size // unit)])
+        for number, references in enumerate(found):
+            references[size] = _one(host, f"sized-{size}", number, [layer], "gzip")
+    return found
+
+
+def _one(host: str, name: str, number: int, layers: Sequence[_Layer], compression: str) -> str:
+    pusher = Pusher(host, f"bench/{name}")
+    salted = [layer.copy(f"{name} {number} {each}") for each, layer in enumerate(layers)]
+    config: dict[str, Any] = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"Cmd": ["true"]},
+        "rootfs": {"type": "layers", "diff_ids": [diff_id for _, diff_id in salted]},
+    }
+    pusher.image(str(number), config, [pusher.blob(blob, f"{LAYER_TYPE}+{compression}") for blob, _ in salted], CONFIG_TYPE)
+    return f"{pusher.name}:{number}"

@@ -1,7 +1,9 @@
 """Pulling and unpacking: an image in one and in many layers, again when it is there, ten at once; wall time, CPU time, memory.
 
-cri-bridge and containerd are asked by PullImage; skopeo with umoci stands for tools without a server. They take turns. Before each
-pull the disk is synced, so that nobody waits for what another has written; what a server syncs itself is in its own time.
+cri-bridge and containerd are asked by PullImage; skopeo with umoci stands for tools without a server. They take turns. Every round has
+copies of the images of its own and nothing is removed before the end: a file system that has just lost a big tree makes new files slowly
+(ext4 passes by inodes that were not deleted in the last minutes), and that would be measured. Before each pull the disk is synced, so
+that nobody waits for what another has written; what a server syncs itself is in its own time.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Self
 
 import anyio
@@ -20,13 +23,15 @@ from bridge._proto.runtime import v1 as cri
 from bridge.testing.registry import registry
 
 from .memory import pss_mib
-from .pull_images import Pushed, Sizes, push
+from .pull_images import Sizes, push, push_sizes
 from .report import Table
 from .rpc import IMAGE
 from .servers import Running
 from .workspace import Workspace
 
 TOOLS = "skopeo+umoci"
+SIZES = (100, 300, 1000)
+"""MiB of the images of the memory table."""
 _SECONDS = 600.0
 _REST = 1.0  # for what a server does behind the caller's back, so that its CPU time counts
 _SAMPLE = 0.05
@@ -64,10 +69,9 @@ def _pss(pid: int) -> float:
 class _Tables:
     """What is measured of each pull."""
 
-    def __init__(self, names: Sequence[str], pushed: Pushed) -> None:
-        what = f"{pushed.bytes >> 20} MiB in {pushed.files} files"
-        self.wall = Table(f"Pull and unpack, {what}: wall time", "s", names, shares=(0.5,))
-        self.cpu = Table("CPU time of all processes, one second of rest included", "s", names, shares=(0.5,))
+    def __init__(self, names: Sequence[str], wall: str, cpu: str) -> None:
+        self.wall = Table(wall, "s", names, shares=(0.5,))
+        self.cpu = Table(cpu, "s", names, shares=(0.5,))
         self.memory = Table("Highest PSS of all processes", "MiB", names, shares=(0.5,))
 
     async def timed(self, workspace: Workspace, name: str, label: str, work: Callable[[], Awaitable[object]]) -> None:
@@ -89,29 +93,20 @@ async def _pull(server: Running, reference: str) -> None:
     await server.rpc.timed("PullImage", request, service=IMAGE, timeout=_SECONDS)
 
 
-async def _remove(server: Running, references: Sequence[str]) -> None:
-    for reference in references:
-        request = cri.RemoveImageRequest(image=cri.ImageSpec(image=reference))
-        await server.rpc.timed("RemoveImage", request, service=IMAGE, timeout=_SECONDS)
-    await anyio.sleep(_REST)
-
-
-async def _by_server(server: Running, pushed: Pushed, tables: _Tables) -> None:
+async def _by_server(server: Running, big: Mapping[tuple[int, str], str], small: Sequence[str], tables: _Tables) -> None:
     workspace, name = server.workspace, server.name
-    for (layers, compression), reference in pushed.big.items():
+    for (layers, compression), reference in big.items():
         label = f"{compression}, {layers} layer{'s' * (layers > 1)}"
         await tables.timed(workspace, name, label, lambda reference=reference: _pull(server, reference))  # type: ignore[misc]
         if (layers, compression) == (1, "gzip"):
             await tables.timed(workspace, name, "again, when it is there", lambda reference=reference: _pull(server, reference))  # type: ignore[misc]
-        await _remove(server, [reference])
 
     async def all_at_once() -> None:
         async with anyio.create_task_group() as group:
-            for reference in pushed.small:
+            for reference in small:
                 group.start_soon(_pull, server, reference)
 
-    await tables.timed(workspace, name, f"{len(pushed.small)} images at once", all_at_once)
-    await _remove(server, pushed.small)
+    await tables.timed(workspace, name, f"{len(small)} images at once", all_at_once)
 
 
 def _run_in(workspace: Workspace, argv: Sequence[str]) -> None:
@@ -125,38 +120,49 @@ def _run_in(workspace: Workspace, argv: Sequence[str]) -> None:
         raise RuntimeError(f"{' '.join(argv)}: {said.strip()}")
 
 
-async def _by_tools(workspace: Workspace, pushed: Pushed, tables: _Tables) -> None:
-    directory = workspace.directory("tools")
-    for (layers, compression), reference in pushed.big.items():
+async def _by_tools(workspace: Workspace, big: Mapping[tuple[int, str], str], number: int, tables: _Tables) -> None:
+    for (layers, compression), reference in big.items():
         if compression != "gzip":
             continue  # umoci of Debian 12 knows no zstd
+        directory = workspace.directory("tools", str(number), str(layers))
 
-        def both(reference: str = reference) -> None:
+        def both(reference: str = reference, directory: Path = directory) -> None:
             source, layout = f"docker://{reference}", f"{directory}/layout"
             _run_in(workspace, ["skopeo", "copy", "-q", "--src-tls-verify=false", source, f"oci:{layout}:1"])
             _run_in(workspace, ["umoci", "raw", "unpack", "--image", f"{layout}:1", f"{directory}/files"])
 
         await tables.timed(workspace, TOOLS, f"gzip, {layers} layer{'s' * (layers > 1)}", lambda both=both: run_sync(both))  # type: ignore[misc]
-        for left in ("layout", "files"):
-            await run_sync(lambda left=left: shutil.rmtree(directory / left))  # type: ignore[misc]
 
 
 async def measure(servers: Sequence[Running], workspace: Workspace, *, rounds: int, sizes: Sizes) -> list[Table]:
     """The tables; the registry that they pull from lives in ``workspace`` too."""
     tools = all(shutil.which(tool) for tool in ("skopeo", "umoci"))
     with registry(workspace.directory("images") / "registry") as host:
-        pushed = await run_sync(push, workspace.directory("layouts"), host, sizes)
+        pushed = await run_sync(push, host, sizes, rounds)
         names = [*([TOOLS] if tools else []), *(server.name for server in servers)]
-        tables = _Tables(names, pushed)
+        what = f"{pushed.bytes >> 20} MiB in {pushed.files} files"
+        tables = _Tables(names, f"Pull and unpack, {what}: wall time", "CPU time of all processes, one second of rest included")
         _run_in(workspace, ["true"])  # makes the cgroup whose CPU time is read
-        for _ in range(rounds):
+        for number, (big, small) in enumerate(zip(pushed.big, pushed.small, strict=True)):
             if tools:
-                await _by_tools(workspace, pushed, tables)
+                await _by_tools(workspace, big, number, tables)
             for server in servers:
-                await _by_server(server, pushed, tables)
+                await _by_server(server, big, small, tables)
     for table in (tables.wall, tables.cpu):
         table.notes.append(_ratios(table))
     return [tables.wall, tables.cpu, tables.memory]
+
+
+async def measure_memory(servers: Sequence[Running], workspace: Workspace, *, rounds: int, mebibytes: Sequence[int] = SIZES) -> list[Table]:
+    """What a pull takes in memory at its peak, by the size of the image: one layer each, the same files again and again."""
+    with registry(workspace.directory("images") / "registry") as host:
+        pushed = await run_sync(push_sizes, host, mebibytes, rounds)
+        tables = _Tables([server.name for server in servers], "Pull and unpack one layer by its size: wall time", "CPU time")
+        for references in pushed:
+            for server in servers:
+                for size, reference in references.items():
+                    await tables.timed(workspace, server.name, f"{size} MiB", lambda s=server, r=reference: _pull(s, r))  # type: ignore[misc]
+    return [tables.memory, tables.wall]
 
 
 def _ratios(table: Table) -> str:
