@@ -48,7 +48,8 @@ class _Peak(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(_SAMPLE):
-            self.mib = max(self.mib, sum(_pss(pid) for pid in self._workspace.processes(self._name)))
+            seen = self._workspace.processes(self._name)
+            self.mib = max(self.mib, sum(_pss(pid) for pid in seen if not _is_twin(pid, seen)))
 
     def __enter__(self) -> Self:
         self.start()
@@ -57,6 +58,15 @@ class _Peak(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self.join()
+
+
+def _is_twin(pid: int, others: Sequence[int]) -> bool:
+    """Whether it was spawned and runs no program of its own yet: then it borrows its parent's memory (vfork), which counts once."""
+    try:
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return parent in others and Path(f"/proc/{pid}/cmdline").read_bytes() == Path(f"/proc/{parent}/cmdline").read_bytes()
+    except (OSError, IndexError):
+        return True
 
 
 def _pss(pid: int) -> float:

@@ -6,9 +6,13 @@ The format is recognised by its first bytes, not by the media type, which regist
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
-CHUNK = 1 << 20
+TYPE_CHECKING = False  # as of typing, whose import costs each child 5 ms and 1.4 MiB
+if TYPE_CHECKING:
+    from typing import Any
+
+CHUNK = 1 << 18
+"""A quarter of a MiB is as fast as four times as much, and many layers are unpacked at once."""
 _SLACK = 64 << 20
 """Bytes that may come out before the ratio counts: a short run of zeros is no bomb."""
 _ZSTD_WINDOW = 1 << 27

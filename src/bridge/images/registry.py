@@ -31,7 +31,9 @@ from bridge.images.transfer import Busy, Pace, Untrusted, pause
 
 T = TypeVar("T")
 _logger = log.get("images.registry")
-_BUFFER = 1 << 20
+_BUFFERS = 1 << 20
+"""What all transfers together keep of what came and was not yet passed on, roughly (the client holds up to twice its limit)."""
+_SMALLEST_BUFFER = 1 << 16
 _ATTEMPTS = 5
 """Transfers of one blob in a row that bring nothing before we give up."""
 _TRIES = 3
@@ -55,7 +57,7 @@ class RegistryClient:
         self._plain: set[str] = set()
         session = aiohttp.ClientSession(
             auto_decompress=False,
-            read_bufsize=_BUFFER,
+            read_bufsize=max(_SMALLEST_BUFFER, _BUFFERS // (2 * settings.parallel)),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_seconds),
             connector=aiohttp.TCPConnector(limit=0, limit_per_host=settings.parallel + 4),
             cookie_jar=aiohttp.DummyCookieJar(),

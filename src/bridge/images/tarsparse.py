@@ -6,19 +6,22 @@ Pure: blocks come from a callback. Every violation is a ValueError that the tar 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+
+TYPE_CHECKING = False  # as of typing, whose import costs each child 5 ms and 1.4 MiB
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class SparseMember(Protocol):
+        """What a sparse map changes in a member."""
+
+        name: bytes
+        size: int
+        real_size: int
+        segments: list[tuple[int, int]] | None
+
 
 _PAIR = 24
 _BLOCK = 512
-
-
-class SparseMember(Protocol):
-    """What a sparse map changes in a member."""
-
-    name: bytes
-    size: int
-    real_size: int
-    segments: list[tuple[int, int]] | None
 
 
 def _number(field: bytes) -> int:
