@@ -18,6 +18,7 @@ from bridge._proto.io.containerd.cgroups.v1 import Metrics
 from bridge._proto.ttrpc import Request, Response
 from bridge.errors import ConfigError, CorruptData, ImagePullFailed, InvalidRequest, Unsupported
 from bridge.images import auth, decompress, hosts_toml, reference, registries_conf
+from bridge.images.artifacts import files
 from bridge.images.decompress import BadStream, Source, TooBig
 from bridge.images.extract import clean
 from bridge.images.manifest import Index, Platform, parse, parse_config
@@ -42,6 +43,8 @@ def _manifest(data: bytes) -> None:
         found = parse(data)
         if isinstance(found, Index):
             choose(found, Platform("linux", "amd64"))
+        elif found.artifact:
+            assert not any(part in ("", "..") for file in files(found) for part in file.path.split("/"))
     except (CorruptData, Unsupported):
         return
 

@@ -218,12 +218,6 @@ def many_layers(count: int) -> str:
     return json.dumps({"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": config, "layers": [layer] * count})
 
 
-def _artifact() -> str:
-    layer = {"mediaType": "application/vnd.example.model", "digest": digest(b"m"), "size": 1}
-    empty = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest(b"{}"), "size": 2}
-    return json.dumps({"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "artifactType": "x/y", "config": empty, "layers": [layer]})
-
-
 async def foreign(request: web.Request, body: bytes) -> web.Response:
     """The manifest, but that its layer lies elsewhere."""
     manifest = json.loads(body)
@@ -277,7 +271,6 @@ def cases() -> Mapping[str, Case]:
         "deep-json": Case(_REFUSED, "manifest is not JSON", manifests=says("[" * 100_000)),
         "huge-manifest": Case(_REFUSED, "more than 4194304 bytes", manifests=says(b"{" * (5 << 20))),
         "schema-1": Case(_REFUSED, "schema 1", manifests=says('{"schemaVersion": 1, "fsLayers": []}')),
-        "artifact": Case(_REFUSED, "an artifact of type 'x/y', not an image", manifests=says(_artifact())),
         "foreign-layer": Case(_REFUSED, "lies elsewhere .https://elsewhere.example/layer.*404", manifests=foreign),
         "index-loop": Case(_REFUSED, "sent a manifest with the digest", manifests=says(index_of(b"anything", OCI_INDEX), OCI_INDEX)),
         "index-depth": Case(_REFUSED, "indexes nest deeper than 4", manifests=nested(8)),

@@ -125,6 +125,7 @@ def _stored(listed: Listed) -> v1.StoredImage:
         pinned=image.pinned,
         used_by=list(listed.used_by),
         damaged=listed.damaged,
+        artifact_type=image.artifact_type,
     )
 
 

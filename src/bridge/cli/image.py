@@ -45,7 +45,8 @@ async def _list(client: CriClient) -> Sequence[admin.StoredImage]:
 
 
 def _row(image: admin.StoredImage, arguments: argparse.Namespace) -> list[Cell]:
-    notes: Cell = ("damaged", "red") if image.damaged else "pinned" if image.pinned else ""
+    kinds = [word for word, holds in (("artifact", image.artifact_type), ("pinned", image.pinned)) if holds]
+    notes: Cell = ("damaged", "red") if image.damaged else ", ".join(kinds)
     count = len(image.used_by)
     used = "" if not count else f"{count} container{'s' if count > 1 else ''}"
     ident = image.id if arguments.no_trunc else short(image.id)
@@ -71,7 +72,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     request = admin.InspectImageRequest(reference=arguments.reference)
     answer: admin.InspectImageResponse = ask(arguments, lambda client: client.admin.inspect_image(request))
     assert answer.image is not None
-    config = json.loads(answer.config)
+    config = _config(answer.config)
     if arguments.output == "json":
         whole = {**_plain(answer.image), "manifest_digest": answer.manifest_digest, "manifest": json.loads(answer.manifest)}
         as_json({**whole, "config": config, "layers": [_layer_plain(layer) for layer in answer.layers]})
@@ -86,13 +87,23 @@ def inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _config(data: bytes) -> dict[str, object]:
+    """Of an image; an artifact's may be anything, and only an object is shown."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _facts(image: admin.StoredImage, config: dict[str, object]) -> list[tuple[str, str]]:
     run = config.get("config")
     inner: dict[str, object] = run if isinstance(run, dict) else {}
     lines = [("tag", tag) for tag in image.tags] + [("digest", digest) for digest in image.digests]
+    lines += [("artifact", image.artifact_type)] if image.artifact_type else []
     lines += [
         ("size", f"{size(image.size)} on disk"),
-        ("platform", "/".join(str(config[k]) for k in ("os", "architecture", "variant") if config.get(k))),
+        ("platform", "/".join(str(config[k]) for k in ("os", "architecture", "variant") if config.get(k)) or "any"),
     ]
     lines += [(key.lower(), _word(inner[key])) for key in ("User", "Entrypoint", "Cmd", "WorkingDir", "StopSignal") if inner.get(key)]
     environment = inner.get("Env")
@@ -209,4 +220,5 @@ def _plain(image: admin.StoredImage) -> dict[str, object]:
         "pinned": image.pinned,
         "used_by": image.used_by,
         "damaged": image.damaged,
+        "artifact_type": image.artifact_type,
     }

@@ -131,6 +131,9 @@ class ContainerCreator:
         image = self.images.find(name)
         if image is None:
             raise NotFound(f"image {name!r} is not in the store; pull it first")
+        if image.artifact_type:
+            what = f"{name!r} is an OCI artifact of type {image.artifact_type!r}, not an image: it can be mounted (config.mounts), not run"
+            raise InvalidRequest(what, field="config.image.image")
         return image
 
     def _record(self, ident: str, sandbox: Sandbox, config: ContainerConfig, image: Image) -> Container:

@@ -111,8 +111,8 @@ class Administration:
     async def inspect(self, text: str) -> Details:
         """Raises NotFound, InvalidRequest, and CorruptData when the manifest is damaged."""
         record, _ = self._meant(text)
-        documents = await self._catalogue.blobs([record.manifest, record.id])
-        manifest, config = documents.get(record.manifest, b""), documents.get(record.id, b"")
+        documents = await self._catalogue.blobs([record.manifest, record.config_digest])
+        manifest, config = documents.get(record.manifest, b""), documents.get(record.config_digest, b"")
         parsed = parse(manifest)
         if not isinstance(parsed, Manifest):
             raise CorruptData(f"the manifest of {record.id} is an index")

@@ -10,12 +10,13 @@ import anyio
 
 from bridge import log
 from bridge.errors import BridgeError, CorruptData
-from bridge.images import disk
+from bridge.images import artifacts, disk
+from bridge.images.artifacts import ArtifactFile
 from bridge.images.catalogue import Catalogue
 from bridge.images.layers import LayerStore, chain_ids
-from bridge.images.manifest import Config, Descriptor, Manifest
+from bridge.images.manifest import Descriptor, Manifest, parse_config
 from bridge.images.progress import Board, Pull, Wanted
-from bridge.images.rows import NewImage, Record
+from bridge.images.rows import Blob, NewImage, Record
 from bridge.images.twins import Turns
 from bridge.images.unpack import Unpacked, Unpacker
 
@@ -28,19 +29,34 @@ Source = Callable[[Descriptor, bool], AsyncGenerator[bytes]]
 @dataclass(frozen=True, slots=True)
 class Plan:
     """An image to be added. ``new.blobs`` hold manifest, config and what led to them. ``checked``: layer digests are to be verified
-    on the compressed bytes too (an archive without manifests knows only the uncompressed ones)."""
+    on the compressed bytes too (an archive without manifests knows only the uncompressed ones). ``files`` are an artifact's layers."""
 
     new: NewImage
-    manifest: Manifest
-    config: Config
+    layers: Sequence[Descriptor]
+    diff_ids: Sequence[str]
+    files: Sequence[ArtifactFile] = ()
     checked: bool = True
 
 
-def plan(manifest: Manifest, config: Config, new: NewImage, *, checked: bool = True) -> Plan:
-    """Put a plan together. Raises CorruptData when manifest and config disagree on the number of layers."""
-    if len(manifest.layers) != len(config.diff_ids):
-        raise CorruptData(f"the manifest has {len(manifest.layers)} layers, the config names {len(config.diff_ids)}")
-    return Plan(new, manifest, config, checked)
+def plan(
+    manifest: Manifest,
+    documents: Sequence[Blob],
+    config: Blob,
+    names: Sequence[str],
+    digests: Sequence[tuple[str, str]],
+    *,
+    checked: bool = True,
+) -> Plan:
+    """What becomes of ``manifest``, the last of the ``documents`` that led to it. Raises CorruptData when config and manifest disagree."""
+    blobs, last = [*documents, config], documents[-1].digest
+    if manifest.artifact:
+        found = artifacts.files(manifest)
+        new = NewImage(last, last, blobs, names, digests, manifest.artifact, config.digest)
+        return Plan(new, manifest.layers, artifacts.idents(found), found)
+    diff_ids = parse_config(config.data).diff_ids
+    if len(manifest.layers) != len(diff_ids):
+        raise CorruptData(f"the manifest has {len(manifest.layers)} layers, the config names {len(diff_ids)}")
+    return Plan(NewImage(config.digest, last, blobs, names, digests), manifest.layers, diff_ids, checked=checked)
 
 
 class Assembler:
@@ -58,10 +74,10 @@ class Assembler:
 
         Raises CorruptData, LimitExceeded, HostError, and what ``source`` raises. Layers that were good are kept for a retry.
         """
-        diff_ids = wanted.config.diff_ids
+        diff_ids = wanted.diff_ids
         chain = chain_ids(diff_ids)
         if shown is not None:
-            shown.announce([Wanted(c, layer.digest, layer.size) for c, layer in zip(chain, wanted.manifest.layers, strict=True)])
+            shown.announce([Wanted(c, layer.digest, layer.size) for c, layer in zip(chain, wanted.layers, strict=True)])
         with self._layers.wanted(chain):
             missing = [n for n, chain_id in enumerate(chain) if not self._catalogue.is_sound(chain_id)]
             await together([self._stager(wanted, chain[n], n, source) for n in missing])
@@ -71,17 +87,18 @@ class Assembler:
             return record
 
     def _stager(self, wanted: Plan, chain_id: str, number: int, source: Source) -> Callable[[], Awaitable[None]]:
-        layer, diff_id = wanted.manifest.layers[number], wanted.config.diff_ids[number]
+        layer, diff_id = wanted.layers[number], wanted.diff_ids[number]
+        file = wanted.files[number] if wanted.files else None
         digest = layer.digest if wanted.checked else None
 
         async def unpack(directory: Path, again: bool) -> Unpacked:
             async with self._turns.turn(diff_id):
-                unpacked = None if again else await self._from_twin(directory, diff_id)
+                unpacked = None if again else await self._from_twin(directory, diff_id, file)
                 return unpacked or await fetch(directory, again)
 
         async def fetch(directory: Path, again: bool) -> Unpacked:
             try:
-                unpacked = await self._unpacker.unpack(directory, self.board.counted(chain_id, source(layer, again)), digest)
+                unpacked = await self._unpacker.unpack(directory, self.board.counted(chain_id, source(layer, again)), digest, file)
             finally:
                 self.board.landed(chain_id)
             if unpacked.diff_id != diff_id:
@@ -90,13 +107,14 @@ class Assembler:
 
         return lambda: self._layers.stage(chain_id, unpack)
 
-    async def _from_twin(self, directory: Path, diff_id: str) -> Unpacked | None:
+    async def _from_twin(self, directory: Path, diff_id: str, file: ArtifactFile | None) -> Unpacked | None:
         """Unpack what is here already on another base; None when it isn't, or is damaged: then it is fetched."""
         tried: set[Path] = set()
-        while (twin := self._layers.twin(diff_id)) is not None and twin not in tried:  # another place: it was just committed
+        while (twin := self._layers.twin(diff_id, file)) is not None and twin not in tried:  # another place: it was just committed
             tried.add(twin)
             try:
-                unpacked = await self._unpacker.unpack(directory, self._layers.tar(twin), None)
+                digest = file.digest if file is not None else None
+                unpacked = await self._unpacker.unpack(directory, self._layers.content(twin, file), digest, file)
             except BridgeError as exc:
                 _logger.info("layer %s can't be copied from %s: %s", diff_id, twin, exc)
             else:

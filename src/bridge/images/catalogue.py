@@ -22,6 +22,7 @@ from bridge.host.database import Database
 from bridge.images import schema
 from bridge.images.manifest import parse_config
 from bridge.images.rows import Layer, NewImage, Record, layer_of
+from bridge.ports.images import ImageConfig
 
 T = TypeVar("T")
 _LAYERS = "SELECT id, chain_id, parent, diff_id, disk_bytes, inodes, tar_bytes, exact, listing, fault, verified_ns FROM layers ORDER BY id"
@@ -60,14 +61,17 @@ class Catalogue:
         self.faults = {row[0]: row[-2] for row in rows if row[-2]}
         self.verified_ns = {row[0]: row[-1] for row in rows}
         images = await self._database.read(
-            lambda c: c.execute("SELECT i.id, i.manifest, i.top, b.data FROM images i JOIN blobs b ON b.digest = i.id").fetchall()
+            lambda c: c.execute(
+                "SELECT i.id, i.manifest, i.top, b.data, i.artifact_type, i.config FROM images i JOIN blobs b ON b.digest = i.id"
+            ).fetchall()
         )
         names = await self._database.read(lambda c: c.execute("SELECT name, image FROM names").fetchall())
         digests = await self._database.read(lambda c: c.execute("SELECT image, repository, digest FROM digests").fetchall())
-        for image, manifest, top, data in images:
+        for image, manifest, top, data, artifact_type, config in images:
             own = frozenset(name for name, owner in names if owner == image)
             pairs = frozenset((repository, digest) for owner, repository, digest in digests if owner == image)
-            self.images[image] = Record(image, manifest, parse_config(data).run, self.chain(top), own, pairs)
+            run = ImageConfig() if artifact_type else parse_config(data).run
+            self.images[image] = Record(image, manifest, run, self.chain(top), own, pairs, artifact_type, config or "")
         self.names = dict(names)
         self.snapshots = dict(await self._database.read(lambda c: c.execute("SELECT container, image FROM snapshots").fetchall()))
         for container, image in await self._database.read(lambda c: c.execute("SELECT container, image FROM holds").fetchall()):
@@ -162,13 +166,15 @@ class Catalogue:
         def write(c: sqlite3.Connection) -> None:
             c.executemany(_ADD_BLOB, [(b.digest, b.media_type, b.data) for b in new.blobs])
             top = layers[-1].id if layers else None
-            c.execute("INSERT OR IGNORE INTO images VALUES (?,?,?,?)", (new.id, new.manifest, top, now))
+            row = (new.id, new.manifest, top, now, new.artifact_type, new.own_config or None)
+            c.execute("INSERT OR IGNORE INTO images VALUES (?,?,?,?,?,?)", row)
             c.executemany("INSERT OR REPLACE INTO names VALUES (?,?,?)", [(name, new.id, now) for name in new.names])
             c.executemany("INSERT OR REPLACE INTO digests VALUES (?,?,?)", [(*pair, new.id) for pair in new.digests])
 
         def remember() -> None:
-            config = next(parse_config(blob.data).run for blob in new.blobs if blob.digest == new.id)
-            old = self.images.get(new.id) or Record(new.id, new.manifest, config, tuple(layers))
+            empty = (frozenset[str](), frozenset[tuple[str, str]]())
+            made = Record(new.id, new.manifest, new.run, tuple(layers), *empty, new.artifact_type, new.own_config)
+            old = self.images.get(new.id) or made
             for other in [self.images[self.names[n]] for n in new.names if self.names.get(n, new.id) != new.id]:
                 self.images[other.id] = replace(other, names=other.names - set(new.names))
             self.images[new.id] = replace(old, names=old.names | set(new.names), digests=old.digests | set(new.digests))

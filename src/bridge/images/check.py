@@ -138,12 +138,8 @@ class Checker:
         """Fetch again what is known to be damaged, from where it came. An image that came from an archive must be imported again."""
         async with self._busy:
             blobs = set(await self._database.read(index_file.damaged_blobs))
-            broken = [r for r in self._catalogue.images.values() if not self._catalogue.is_whole(r) or blobs & self._documents(r)]
+            broken = [r for r in self._catalogue.images.values() if not self._catalogue.is_whole(r) or blobs & r.documents]
             return [await self._repair(record) for record in broken]
-
-    @staticmethod
-    def _documents(record: Record) -> set[str]:
-        return {record.id, record.manifest, *(digest for _, digest in record.digests)}
 
     async def _repair(self, record: Record) -> Repair:
         names = sorted(record.names)

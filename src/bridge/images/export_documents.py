@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bridge.images.manifest import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, load, parse_config
+from bridge.images.manifest import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Platform, load, parse_config
 from bridge.images.reference import parse as parse_reference
 
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -37,12 +37,13 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """An image to be exported, with the names it gets."""
+    """An image to be exported, with the names it gets. Of an ``artifact`` every blob is what it was, and Docker knows none."""
 
     manifest: Document
     config: Document
     layers: Sequence[Written]
     names: Sequence[str]
+    artifact: bool = False
 
 
 def oci(images: Sequence[Named], *, archive: bool) -> Iterator[tuple[str, bytes]]:
@@ -54,9 +55,11 @@ def oci(images: Sequence[Named], *, archive: bool) -> Iterator[tuple[str, bytes]
         blobs[blob_name(image.config.digest)] = image.config.data
         blobs[blob_name(manifest.digest)] = manifest.data
         index += _entries(image, manifest)
-    yield from blobs.items()
+    there = {blob_name(layer.digest) for image in images for layer in image.layers}  # an artifact's config may be one of its files
+    yield from ((name, data) for name, data in blobs.items() if name not in there)
     yield "index.json", _json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": index})
     if archive:
+        images = [image for image in images if not image.artifact]
         yield (
             "manifest.json",
             _json([_docker_entry(i, blob_name(i.config.digest), [blob_name(layer.digest) for layer in i.layers]) for i in images]),
@@ -116,12 +119,12 @@ def _layer_type(layer: Written) -> str:
 
 def _entries(image: Named, manifest: Document) -> list[Mapping[str, Any]]:
     """One descriptor a name. A name with a digest is only told with the manifest that has it."""
-    platform = parse_config(image.config.data).platform
     described: dict[str, Any] = {
         "mediaType": load(manifest.data, "manifest").get("mediaType") or OCI_MANIFEST,
         "digest": manifest.digest,
         "size": len(manifest.data),
     }
+    platform = Platform("", "") if image.artifact else parse_config(image.config.data).platform
     if platform.os and platform.architecture:
         variant = {"variant": platform.variant} if platform.variant else {}
         described["platform"] = {"architecture": platform.architecture, "os": platform.os, **variant}

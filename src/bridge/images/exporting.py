@@ -8,6 +8,7 @@ so a manifest is made anew unless all its blobs came out the same (docs/adr/0003
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import struct
@@ -22,17 +23,21 @@ import anyio
 
 from bridge.errors import CorruptData, HostError, InvalidRequest, Unsupported
 from bridge.host import process
-from bridge.images import disk, export_documents
+from bridge.images import artifacts, disk, export_documents, twins
+from bridge.images.artifacts import ArtifactFile
 from bridge.images.catalogue import Catalogue
 from bridge.images.disk import Directories
 from bridge.images.export_documents import Document, Written
 from bridge.images.export_file import Archive, Folder, Target
+from bridge.images.layerfiles import write
 from bridge.images.layers import LayerStore
+from bridge.images.manifest import Manifest, parse
 from bridge.images.progress import LayerProgress, LayerState
 from bridge.images.rows import Layer, Record
 from bridge.images.unpack import FILES, TAR_LOG, import_path
 
 _CODE = "import sys; sys.path[:0] = sys.argv[1].split(':'); from bridge.images.export_child import main; sys.exit(main(sys.argv[2:]))"
+_PIECE = 1 << 20
 _COUNTER = struct.Struct("=Q")
 
 
@@ -117,9 +122,12 @@ class Exporter:
         """
         if request.format is Format.DOCKER and request.compression is not Compression.NONE:
             raise InvalidRequest("the docker format has plain layers", field="compression")
+        if request.format is Format.DOCKER and any(image.record.artifact_type for image in images):
+            raise Unsupported("the docker format has no place for artifacts: export them as oci")
         distinct = {layer.diff_id: layer for image in images for layer in image.record.layers}
+        files = {layer.diff_id for image in images if image.record.artifact_type for layer in image.record.layers}
         for layer in distinct.values():
-            if not layer.exact:
+            if not layer.exact and layer.diff_id not in files:
                 raise Unsupported(
                     f"layer {layer.diff_id} names a file twice in its archive, so it can't be made again from its files: "
                     "copy the image from its registry instead"
@@ -136,13 +144,19 @@ class Exporter:
 
     async def _fill(self, target: Target, images: Sequence[Wanted], request: ExportRequest, progress: ExportProgress) -> None:
         documents = await self._documents(images)
-        written: dict[str, Written] = {}
+        found = [(i.record, documents[i.record.manifest]) for i in images if i.record.artifact_type]
+        written = await self._artifacts(found, target, progress)
         for layer in progress.layers:
-            written[layer.diff_id] = await self._write(target, layer, request, progress)
+            if layer.diff_id not in written:
+                written[layer.diff_id] = await self._write(target, layer, request, progress)
         files = export_documents.docker if request.format is Format.DOCKER else export_documents.oci
         named = [
             export_documents.Named(
-                documents[i.record.manifest], documents[i.record.id], [written[y.diff_id] for y in i.record.layers], i.names
+                documents[i.record.manifest],
+                documents[i.record.config_digest],
+                [written[y.diff_id] for y in i.record.layers],
+                i.names,
+                bool(i.record.artifact_type),
             )
             for i in images
         ]
@@ -150,12 +164,27 @@ class Exporter:
             await disk.blocking(target.add, name, data)
 
     async def _documents(self, images: Sequence[Wanted]) -> Mapping[str, Document]:
-        wanted = {digest for image in images for digest in (image.record.manifest, image.record.id)}
+        wanted = {digest for image in images for digest in (image.record.manifest, image.record.config_digest)}
         found = await self._catalogue.blobs(wanted)
         for digest in wanted:
             if digest not in found or not export_documents.digest_is(digest, found[digest]):
                 raise CorruptData(f"document {digest} is damaged: cri-bridge image check --repair fetches it again")
         return {digest: Document(digest, data) for digest, data in found.items()}
+
+    async def _artifacts(self, found: Sequence[tuple[Record, Document]], target: Target, progress: ExportProgress) -> dict[str, Written]:
+        """Write the files of artifacts, each content once; by what they have for diff ids. They come out as they came in."""
+        written: dict[str, Written] = {}
+        contents: set[str] = set()
+        for record, document in found:
+            manifest = parse(document.data)
+            assert isinstance(manifest, Manifest)
+            for layer, file in zip(record.layers, artifacts.files(manifest), strict=True):
+                written[layer.diff_id] = Written(layer.diff_id, file.digest, file.size, str(Compression.NONE))
+                if file.digest not in contents:
+                    contents.add(file.digest)
+                    await disk.blocking(_copy_file, self._directories.files(layer.id), file, target)
+                progress.finished.add(layer.diff_id)
+        return written
 
     async def _write(self, target: Target, layer: Layer, request: ExportRequest, progress: ExportProgress) -> Written:
         counter = os.memfd_create("export", os.MFD_CLOEXEC)
@@ -202,6 +231,22 @@ async def _child(directory: Path, out: int, counter: int, compression: Compressi
         raise HostError(f"writing the archive failed: {text}", errno=int(code))
     said = done.stderr.decode("utf-8", "replace").strip().splitlines()
     raise HostError(f"the exporting process ended with {done.returncode}: {said[-1] if said else 'it said nothing'}")
+
+
+def _copy_file(files: Path, file: ArtifactFile, target: Target) -> None:
+    """Blocks. Raises CorruptData when the file is not what came, OSError."""
+    found, size = hashlib.new(file.digest.partition(":")[0]), 0
+    source, out = twins.open_file(files, file.path), target.begin()
+    try:
+        while piece := os.read(source, _PIECE):
+            found.update(piece)
+            size += len(piece)
+            write(out, memoryview(piece))
+    finally:
+        os.close(source)
+    if (found.hexdigest(), size) != (file.digest.partition(":")[2], file.size):
+        raise CorruptData(f"{file.path!r} is damaged: cri-bridge image check --full --repair fetches it again")
+    target.end(export_documents.blob_name(file.digest), size)
 
 
 def _damaged(layer: Layer, what: str) -> str:

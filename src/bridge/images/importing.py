@@ -22,7 +22,7 @@ from bridge.images.manifest import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descript
 from bridge.images.platforms import choose
 from bridge.images.reference import Reference
 from bridge.images.reference import parse as parse_reference
-from bridge.images.rows import Blob, NewImage, Record
+from bridge.images.rows import Blob, Record
 from bridge.images.settings import ImageSettings
 
 _LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
@@ -93,19 +93,13 @@ class Importer:
             documents.append(self._blob(bundle, choose(parsed, self._settings.platform)))
         config = self._blob(bundle, parsed.config)
         names = [name] if name is not None else _annotated(entry, bundle)
-        new = NewImage(
-            id=config.digest,
-            manifest=documents[-1].digest,
-            blobs=[*documents, config],
-            names=[str(reference.canonical()) for reference in names],
-            digests=[(reference.repository, documents[0].digest) for reference in names],
-        )
+        digests = [(reference.repository, documents[0].digest) for reference in names]
 
         def source(layer: Descriptor, again: bool) -> AsyncGenerator[bytes]:
             del again  # there is one copy only
             return bundle.stream(_blob_name(layer.digest))
 
-        return Found(plan(parsed, parse_config(config.data), new), source)
+        return Found(plan(parsed, documents, config, [str(reference.canonical()) for reference in names], digests), source)
 
     def _docker(self, bundle: Bundle, name: Reference | None) -> list[Found]:
         try:
@@ -141,9 +135,9 @@ class Importer:
         manifest = parse(made, OCI_MANIFEST, max_layers=self._settings.limits.layers)
         assert not isinstance(manifest, Index)
         names = [name] if name is not None else [parse_reference(tag) for tag in tags]
-        blobs = [Blob(digest, OCI_MANIFEST, made), Blob(image_id, OCI_CONFIG, data)]
-        new = NewImage(image_id, digest, blobs, [str(reference.canonical()) for reference in names], [])
-        return Found(plan(manifest, config, new, checked=False), functools.partial(_docker_layer, bundle, files))
+        called = [str(reference.canonical()) for reference in names]
+        wanted = plan(manifest, [Blob(digest, OCI_MANIFEST, made)], Blob(image_id, OCI_CONFIG, data), called, [], checked=False)
+        return Found(wanted, functools.partial(_docker_layer, bundle, files))
 
 
 def _docker_layer(bundle: Bundle, files: Mapping[str, str], layer: Descriptor, again: bool) -> AsyncGenerator[bytes]:

@@ -20,6 +20,7 @@ from bridge import log
 from bridge.aio import SingleFlight, Supervisor
 from bridge.errors import BridgeError, CorruptData, HostError, Unavailable
 from bridge.images import disk, twins
+from bridge.images.artifacts import ArtifactFile
 from bridge.images.catalogue import Catalogue
 from bridge.images.disk import Directories
 from bridge.images.inherit import complete, copy_attributes
@@ -96,18 +97,22 @@ class LayerStore:
         """Whether the layer is here, committed or about to be."""
         return chain_id in self._staged or self._catalogue.is_sound(chain_id)
 
-    def twin(self, diff_id: str) -> Path | None:
-        """Where a layer with this content lies whose tar can be made again from it, on whatever base; None: nowhere."""
+    def twin(self, diff_id: str, file: ArtifactFile | None) -> Path | None:
+        """Where a layer with this content lies whose tar can be made again from it (or that is this ``file``), on whatever base."""
+        ready = file is not None
         for layer in self._catalogue.layers.values():
-            if layer.diff_id == diff_id and layer.exact and self._catalogue.is_sound(layer.chain_id):
+            if layer.diff_id == diff_id and (layer.exact or ready) and self._catalogue.is_sound(layer.chain_id):
                 return self._directories.layer(layer.id)
         for staged in self._staged.values():
-            if staged.unpacked.diff_id == diff_id and staged.unpacked.exact:
+            if staged.unpacked.diff_id == diff_id and (staged.unpacked.exact or ready):
                 return staged.directory
-        return next((self._directories.layer(layer.id) for layer in self._landing if layer.diff_id == diff_id and layer.exact), None)
+        landing = (layer for layer in self._landing if layer.diff_id == diff_id and (layer.exact or ready))
+        return next((self._directories.layer(layer.id) for layer in landing), None)
 
-    def tar(self, directory: Path) -> AsyncGenerator[bytes]:
-        """The tar of the layer in ``directory``, made again. Raises CorruptData, HostError."""
+    def content(self, directory: Path, file: ArtifactFile | None) -> AsyncGenerator[bytes]:
+        """The tar of the layer in ``directory``, made again, or the ``file`` that it is. Raises CorruptData, HostError."""
+        if file is not None:
+            return twins.bytes_of(directory / FILES, file.path)
         return twins.tar_of(directory, self._directories.scratch(), lambda scratch: self.bury([scratch]))
 
     def is_wanted(self, chain_id: str) -> bool:

@@ -23,6 +23,9 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 ACCEPT = ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST))
 
+TITLE = "org.opencontainers.image.title"
+"""The annotation that names the file of an artifact's layer (image-spec annotations.md)."""
+
 _CONFIGS = {OCI_CONFIG, DOCKER_CONFIG}
 _EMPTY = "application/vnd.oci.empty.v1+json"
 _INDEXES = {OCI_INDEX, DOCKER_LIST}
@@ -32,6 +35,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _LAYER = re.compile(
     r"application/vnd\.(oci\.image\.layer\.(nondistributable\.)?v1\.tar|docker\.image\.rootfs\.(foreign\.)?diff\.tar)([+.](gzip|zstd))?"
 )
+_MEDIA_TYPE = re.compile(r"[!-~]{1,255}")
 _MAX_INT = 1 << 62
 
 
@@ -68,10 +72,11 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """An image manifest: its config and its layers from base to top."""
+    """An image manifest: its config and its layers from base to top. ``artifact`` is its type when it is no image, and layers are files."""
 
     config: Descriptor
     layers: Sequence[Descriptor]
+    artifact: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +168,7 @@ def _platform(fields: Mapping[str, Any], what: str) -> Platform:
 def parse(data: bytes, media_type: str = "", *, max_layers: int = 127) -> Index | Manifest:
     """A manifest or index. ``media_type`` is what the registry or descriptor said; the document's own word comes first.
 
-    Raises CorruptData, and Unsupported for Docker schema 1 and for artifacts that are no images.
+    Raises CorruptData, and Unsupported for Docker schema 1 and for layers of a type that no image has.
     """
     document = load(data, "manifest")
     kind = _string(document.get("mediaType"), "manifest.mediaType") or media_type.partition(";")[0].strip()
@@ -183,20 +188,26 @@ def parse(data: bytes, media_type: str = "", *, max_layers: int = 127) -> Index 
         raise CorruptData(f"the manifest has {len(layers)} layers; at most {max_layers} are accepted")
     config = descriptor(document.get("config"), "manifest.config")
     found = tuple(descriptor(item, f"manifest.layers[{number}]") for number, item in enumerate(layers))
-    _refuse_artifact(_string(document.get("artifactType"), "manifest.artifactType"), config, found)
-    return Manifest(config, found)
+    return Manifest(config, found, _artifact_type(_string(document.get("artifactType"), "manifest.artifactType"), config, found))
 
 
-def _refuse_artifact(kind: str, config: Descriptor, layers: Sequence[Descriptor]) -> None:
-    """An image has layers of file systems only. Older tools wrote other types for configs, so those alone prove nothing."""
+def _artifact_type(kind: str, config: Descriptor, layers: Sequence[Descriptor]) -> str:
+    """What an artifact says it is, "" for an image (image-spec manifest.md "Guidelines for Artifact Usage"). Raises Unsupported.
+
+    An image has layers of file systems only. Older tools wrote other types for the configs of images, so those alone prove nothing; and
+    oras calls a file a layer when it is told no type, but gives it a title.
+    """
     strange = next((layer for layer in layers if not _LAYER.fullmatch(layer.media_type)), None)
-    if strange is None and config.media_type != _EMPTY:
-        return
-    if strange is None or config.media_type not in _CONFIGS:
-        raise Unsupported(
-            f"this is an artifact of type {kind or config.media_type!r}, not an image: a container can neither run nor mount it"
-        )
-    raise Unsupported(f"layer {strange.digest} has the type {strange.media_type!r}: it is no file system layer that we know")
+    titled = any(TITLE in layer.annotations for layer in layers)
+    own = config.media_type not in _CONFIGS
+    if config.media_type == _EMPTY or (strange is not None and (own or kind)) or (own and config.media_type and titled):
+        found = kind or config.media_type or "unknown"
+        if not _MEDIA_TYPE.fullmatch(found):
+            raise CorruptData(f"manifest.artifactType {found[:80]!r} is no media type")
+        return found
+    if strange is not None:
+        raise Unsupported(f"layer {strange.digest} has the type {strange.media_type!r}: it is no file system layer that we know")
+    return ""
 
 
 def parse_config(data: bytes) -> Config:

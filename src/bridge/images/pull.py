@@ -19,14 +19,14 @@ from bridge.images.assemble import Assembler, plan
 from bridge.images.auth import Credentials
 from bridge.images.catalogue import Catalogue
 from bridge.images.gate import Gate
-from bridge.images.manifest import Descriptor, Index, Manifest, is_what_it_says, parse, parse_config
+from bridge.images.manifest import Descriptor, Index, Manifest, is_what_it_says, parse
 from bridge.images.platforms import choose
 from bridge.images.policy import Policy
 from bridge.images.progress import Pull
 from bridge.images.reference import Reference
 from bridge.images.reference import parse as parse_reference
 from bridge.images.registry import Fetched, RegistryClient, Repository
-from bridge.images.rows import Blob, NewImage, Record
+from bridge.images.rows import Blob, Record
 from bridge.images.settings import ImageSettings
 from bridge.images.signature_sources import NetworkSource
 from bridge.images.signatures import Document, document
@@ -91,24 +91,22 @@ class Puller:
         documents, manifest = await self._resolve(reference, repository)
         if policy is not None:
             source = NetworkSource(self._client.exchange, repository, reference)
-            await self._gate.check(reference, policy, manifest.config.digest, _subjects(documents), source)
-        kept = await self._catalogue.blobs([manifest.config.digest])
-        data = kept.get(manifest.config.digest)
-        if data is None or not is_what_it_says(manifest.config.digest, data):
-            data = await repository.small_blob(manifest.config)
-        config = parse_config(data)
+            ident = documents[-1].digest if manifest.artifact else manifest.config.digest
+            await self._gate.check(reference, policy, ident, _subjects(documents), source)
         blobs = [Blob(document.digest, document.media_type, document.data) for document in documents]
-        new = NewImage(
-            id=manifest.config.digest,
-            manifest=documents[-1].digest,
-            blobs=[*blobs, Blob(manifest.config.digest, manifest.config.media_type or _CONFIG_TYPE, data)],
-            names=[] if damaged else [str(reference)],
-            digests=[(reference.repository, documents[0].digest)],
-        )
-        if damaged is not None and new.id != damaged.id:
-            raise CorruptData(f"it leads to image {new.id} now, not to {damaged.id}")
-        wanted = plan(manifest, config, new)
+        names, digests = [] if damaged else [str(reference)], [(reference.repository, documents[0].digest)]
+        wanted = plan(manifest, blobs, await self._config(repository, manifest), names, digests)
+        if damaged is not None and wanted.new.id != damaged.id:
+            raise CorruptData(f"it leads to image {wanted.new.id} now, not to {damaged.id}")
         return await self._assembler.assemble(wanted, lambda layer, again: _layer(repository, layer, again), shown)
+
+    async def _config(self, repository: Repository, manifest: Manifest) -> Blob:
+        """The config, fetched unless it is here."""
+        wanted = manifest.config
+        data = (await self._catalogue.blobs([wanted.digest])).get(wanted.digest)
+        if data is None or not is_what_it_says(wanted.digest, data):
+            data = await repository.small_blob(wanted)
+        return Blob(wanted.digest, wanted.media_type or _CONFIG_TYPE, data)
 
     async def _resolve(self, reference: Reference, repository: Repository) -> tuple[list[Fetched], Manifest]:
         """The documents from what the reference names down to the manifest for our platform."""

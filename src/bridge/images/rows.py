@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bridge.images.manifest import parse_config
 from bridge.ports.images import ImageConfig
 
 
@@ -41,7 +42,10 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image. ``names`` are the references it was asked for by, ``digests`` the (repository, manifest digest) pairs it answers to."""
+    """One image. ``names`` are the references it was asked for by, ``digests`` the (repository, manifest digest) pairs it answers to.
+
+    ``artifact_type`` is "" for an image; an artifact's id is its manifest's digest, and ``own_config`` the digest of its config.
+    """
 
     id: str
     manifest: str
@@ -49,14 +53,35 @@ class Record:
     layers: Sequence[Layer]
     names: frozenset[str] = frozenset()
     digests: frozenset[tuple[str, str]] = frozenset()
+    artifact_type: str = ""
+    own_config: str = ""
+
+    @property
+    def config_digest(self) -> str:
+        """Of the config, whose form only an image's is known."""
+        return self.own_config or self.id
+
+    @property
+    def documents(self) -> frozenset[str]:
+        """The digests of all that is kept of it in the index."""
+        return frozenset((self.config_digest, self.manifest, *(digest for _, digest in self.digests)))
 
 
 @dataclass(frozen=True, slots=True)
 class NewImage:
-    """What a finished pull or import adds. ``config`` is among ``blobs`` and its digest is the image's id."""
+    """What a finished pull or import adds. The config is among ``blobs``; its digest is an image's id. See Record for an artifact."""
 
     id: str
     manifest: str
     blobs: Sequence[Blob]
     names: Sequence[str]
     digests: Sequence[tuple[str, str]]
+    artifact_type: str = ""
+    own_config: str = ""
+
+    @property
+    def run(self) -> ImageConfig:
+        """What a container start uses of the config; nothing of an artifact's. Raises CorruptData."""
+        if self.artifact_type:
+            return ImageConfig()
+        return next(parse_config(blob.data).run for blob in self.blobs if blob.digest == self.id)

@@ -74,8 +74,17 @@ ALTER TABLE layers ADD COLUMN listing TEXT NOT NULL DEFAULT '';
 ALTER TABLE layers ADD COLUMN fault TEXT NOT NULL DEFAULT '';
 """
 
-MIGRATIONS = (_V1, _V2, _V3)
+# An artifact's id is its manifest's digest, for artifacts share their configs. Then ``config`` is the digest of that; an image has none.
+_V4 = """
+ALTER TABLE images ADD COLUMN artifact_type TEXT NOT NULL DEFAULT '';
+ALTER TABLE images ADD COLUMN config TEXT REFERENCES blobs (digest);
+"""
+
+MIGRATIONS = (_V1, _V2, _V3, _V4)
 
 DROP_UNUSED_BLOBS = """
-DELETE FROM blobs WHERE digest NOT IN (SELECT id FROM images UNION SELECT manifest FROM images UNION SELECT digest FROM digests)
+DELETE FROM blobs WHERE digest NOT IN (
+    SELECT id FROM images UNION SELECT manifest FROM images UNION SELECT digest FROM digests
+    UNION SELECT config FROM images WHERE config IS NOT NULL
+)
 """

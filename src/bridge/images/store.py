@@ -245,6 +245,7 @@ class ImageStore:
             pinned=self._pinned(record),
             config=record.config,
             chain_ids=[layer.chain_id for layer in record.layers],
+            artifact_type=record.artifact_type,
         )
 
     def _pinned(self, record: Record) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -17,7 +18,7 @@ from pathlib import Path
 import anyio
 
 from bridge.errors import CorruptData
-from bridge.host import process
+from bridge.host import process, rootfs
 from bridge.images.disk import blocking
 from bridge.images.unpack import FILES, TAR_LOG, import_path
 
@@ -61,6 +62,28 @@ async def tar_of(directory: Path, scratch: Path, discard: Callable[[Path], None]
             os.close(fd)
     finally:
         discard(scratch)
+
+
+async def bytes_of(files: Path, path: str) -> AsyncGenerator[bytes]:
+    """The file ``path`` below ``files``, which nothing in it can lead out of. Raises CorruptData, HostError."""
+    fd = await blocking(open_file, files, path)
+    try:
+        while chunk := await blocking(os.read, fd, _CHUNK):
+            yield chunk
+    finally:
+        os.close(fd)
+
+
+def open_file(files: Path, path: str) -> int:
+    """The same as a descriptor. Blocks. Raises CorruptData, OSError."""
+    try:
+        found = rootfs.open_in(files, path, os.O_RDONLY | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise CorruptData(f"{path!r} is missing in layer {files.parent.name}") from exc
+    if not stat.S_ISREG(os.fstat(found).st_mode):
+        os.close(found)
+        raise CorruptData(f"{path!r} in layer {files.parent.name} is no file any more")
+    return found
 
 
 async def _write(directory: Path, scratch: Path) -> None:

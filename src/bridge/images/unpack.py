@@ -14,7 +14,7 @@ import math
 import os
 import sys
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
@@ -23,6 +23,7 @@ import anyio.to_thread
 import bridge
 from bridge.errors import BridgeError, CorruptData, HostError, LimitExceeded
 from bridge.host import process
+from bridge.images.artifacts import ArtifactFile
 from bridge.images.listing import LISTING
 from bridge.images.settings import Limits
 
@@ -65,9 +66,10 @@ def import_path() -> str:
 class _Feed:
     """Copies a blob into the child's pipe and hashes it. ``error`` is what the blob's source raised."""
 
-    def __init__(self, blob: AsyncGenerator[bytes], fd: int, algorithm: str) -> None:
+    def __init__(self, blob: AsyncGenerator[bytes], fd: int, algorithm: str, file: ArtifactFile | None) -> None:
         self._blob = blob
         self._fd = fd
+        self._file = file
         self._hash = hashlib.new(algorithm)
         self._size = 0
         self.error: BridgeError | None = None
@@ -75,8 +77,12 @@ class _Feed:
     async def run(self, scope: anyio.CancelScope, limiter: anyio.CapacityLimiter) -> None:
         try:
             async with contextlib.aclosing(self._blob) as chunks:
+                if self._file is not None:
+                    await anyio.to_thread.run_sync(self._write, self._file.head(), limiter=limiter)
                 async for chunk in chunks:
                     await anyio.to_thread.run_sync(self._push, chunk, limiter=limiter)
+                if self._file is not None:
+                    await anyio.to_thread.run_sync(self._write, self._file.tail(), limiter=limiter)
         except BrokenPipeError:
             return  # the child gave up; its report says why
         except BridgeError as exc:
@@ -94,13 +100,16 @@ class _Feed:
     def _push(self, chunk: bytes) -> None:
         self._hash.update(chunk)
         self._size += len(chunk)
-        piece = memoryview(chunk)
+        self._write(chunk)
+
+    def _write(self, data: bytes) -> None:
+        piece = memoryview(data)
         while piece:
             piece = piece[os.write(self._fd, piece) :]
 
-    def check(self, digest: str) -> None:
+    def check(self, digest: str, size: int | None) -> None:
         found = f"{self._hash.name}:{self._hash.hexdigest()}"
-        if found != digest:
+        if found != digest or size not in (None, self._size):
             raise CorruptData(f"layer {digest} is damaged: {self._size} bytes came, with the digest {found}")
 
 
@@ -112,8 +121,8 @@ class Unpacker:
         self._path = import_path()
         self._threads = anyio.CapacityLimiter(64)
 
-    async def unpack(self, directory: Path, blob: AsyncGenerator[bytes], digest: str | None) -> Unpacked:
-        """Unpack ``blob`` into ``directory``, checking that its digest is ``digest`` (None: unknown).
+    async def unpack(self, directory: Path, blob: AsyncGenerator[bytes], digest: str | None, file: ArtifactFile | None = None) -> Unpacked:
+        """Unpack ``blob`` into ``directory``, checking that its digest is ``digest`` (None: unknown). With ``file`` it is that file.
 
         The directory is made here, with ``fs``, ``tar.gz`` and ``files.gz`` in it.
 
@@ -123,8 +132,9 @@ class Unpacker:
         (read_end, write_end), logs = await anyio.to_thread.run_sync(_prepare, directory)
         limits = self._limits
         numbers = (read_end, *logs, limits.layer_bytes, limits.layer_entries, limits.ratio)
-        argv = [sys.executable, "-I", "-S", "-c", _CODE, self._path, str(directory / FILES), *map(str, numbers)]
-        feed = _Feed(blob, write_end, (digest or "sha256:").partition(":")[0])
+        content = file.digest if file is not None else "-"
+        argv = [sys.executable, "-I", "-S", "-c", _CODE, self._path, str(directory / FILES), *map(str, numbers), content]
+        feed = _Feed(blob, write_end, (digest or "sha256:").partition(":")[0], file)
         outcome: process.Completed | BridgeError | None = None
         try:
             async with anyio.create_task_group() as group:
@@ -141,8 +151,8 @@ class Unpacker:
         assert outcome is not None
         report = _parse_report(outcome)
         if digest is not None:
-            feed.check(digest)
-        return report
+            feed.check(digest, file.size if file is not None else None)
+        return report if file is None else replace(report, diff_id=file.ident)
 
 
 async def _run(argv: Sequence[str], descriptors: Sequence[int]) -> process.Completed | BridgeError:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _LOG_BUFFER = 1 << 18
+_UNKNOWN, _SHA256 = "-", "sha256:"
 _AHEAD = 4
 """Uncompressed chunks between the two threads."""
 
@@ -95,8 +96,11 @@ class Ahead:
         return "sha256:" + self._hash.hexdigest()
 
 
-def unpack(layer: str, data: int, log: int, files: int, *, max_bytes: int, max_entries: int, max_ratio: int) -> list[str]:
-    """Confine this process to ``layer`` and unpack there what descriptor ``data`` gives; the lines of the report."""
+def unpack(layer: str, data: int, log: int, files: int, content: str, *, max_bytes: int, max_entries: int, max_ratio: int) -> list[str]:
+    """Confine this process to ``layer`` and unpack there what descriptor ``data`` gives; the lines of the report.
+
+    ``content`` is the digest of an artifact's only file, "-" for a layer of an image.
+    """
     os.umask(0)
     source = Source(lambda size: os.read(data, size))
     stream = decompress.open_stream(source)
@@ -107,26 +111,33 @@ def unpack(layer: str, data: int, log: int, files: int, *, max_bytes: int, max_e
     extractor = Extractor(max_entries=max_entries, max_bytes=max_bytes)
     extractor.run(TarReader(iter(ahead), tar_log.add))
     totals = extractor.totals
-    _list(files, tar_log.close(), extractor)
+    totals.exact = totals.exact and content == _UNKNOWN  # an artifact's file has no diff id, so its listing has the digest of its content
+    _list(files, tar_log.close(), extractor, content)
     lines = [f"{name} {int(getattr(totals, name))}" for name in ("bytes", "inodes", "entries", "devices", "xattrs", "exact")]
     lines += [f"diff_id {ahead.digest()}", f"tar_bytes {ahead.size}", f"blob_bytes {source.count}"]
     lines += [f"implicit {path.hex() or '-'}" for path in sorted(extractor.implicit)]
     return [*lines, "done"]
 
 
-def _list(fd: int, log_digest: bytes, extractor: Extractor) -> None:
+def _list(fd: int, log_digest: bytes, extractor: Extractor, content: str) -> None:
     packed = Packed(fd)
-    digest = listing.no_content if extractor.totals.exact else listing.content
+    digest: listing.Content = listing.no_content if extractor.totals.exact else listing.content
+    if content.startswith(_SHA256):  # the parent compares it with what comes
+        digest = _known(content.removeprefix(_SHA256).encode())
     for record in listing.records(log_digest, extractor.implicit, digest):
         packed.add(record)
     packed.close()
 
 
+def _known(digest: bytes) -> listing.Content:
+    return lambda _: digest
+
+
 def main(arguments: list[str]) -> int:
-    """``layer data-fd log-fd listing-fd max-bytes max-entries max-ratio``; the process's exit code."""
-    layer, (data, log, files, max_bytes, max_entries, max_ratio) = arguments[0], map(int, arguments[1:])
+    """``layer data-fd log-fd listing-fd max-bytes max-entries max-ratio content``; the process's exit code."""
+    layer, (data, log, files, max_bytes, max_entries, max_ratio), content = arguments[0], map(int, arguments[1:-1]), arguments[-1]
     try:
-        lines = unpack(layer, data, log, files, max_bytes=max_bytes, max_entries=max_entries, max_ratio=max_ratio)
+        lines = unpack(layer, data, log, files, content, max_bytes=max_bytes, max_entries=max_entries, max_ratio=max_ratio)
     except BadStream as exc:
         lines = [f"error stream {exc}"]
     except (BadArchive, RecursionError) as exc:

@@ -30,7 +30,10 @@ class ImageConfig:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A complete image in the store. ``size`` is what its unpacked layers take on disk; ``chain_ids`` go from base to top."""
+    """A complete image in the store. ``size`` is what its unpacked layers take on disk; ``chain_ids`` go from base to top.
+
+    ``artifact_type`` is "" for an image. Anything else says that it is an OCI artifact: files, for mounts only, without a config.
+    """
 
     id: str
     repo_tags: Sequence[str]
@@ -39,6 +42,7 @@ class Image:
     pinned: bool
     config: ImageConfig
     chain_ids: Sequence[str]
+    artifact_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class Images(Protocol):
         ...
 
     async def config_document(self, image_id: str) -> bytes:
-        """The image's config as its maker wrote it (OCI image spec, config.md); empty when the image is gone."""
+        """The image's config as its maker wrote it (OCI image spec, config.md), of an artifact its manifest; empty when it is gone."""
         ...
 
     async def pull(self, reference: str, auth: RegistryAuth | None = None, namespace: str = "") -> Image:

@@ -47,7 +47,8 @@ class Images(admin.AdminBase):
     async def list_images(self, message: admin.ListImagesRequest) -> admin.ListImagesResponse:
         used = admin.StoredImage(id=ID, tags=["example.com/a:1", "example.com/b:1"], size=2048, used_by=["c1", "c2"])
         lost = admin.StoredImage(id="sha256:" + "b" * 64, digests=["example.com/a@sha256:" + "c" * 64], size=5 << 20, damaged=True)
-        return admin.ListImagesResponse(images=[used, lost])
+        model = admin.StoredImage(id="sha256:" + "e" * 64, tags=["example.com/model:1"], size=7, pinned=True, artifact_type="application/x")
+        return admin.ListImagesResponse(images=[used, lost, model])
 
     async def pull_image(self, message: admin.PullImageRequest) -> AsyncIterator[admin.PullImageResponse]:
         self.pulled = message
@@ -85,12 +86,13 @@ Run = Callable[..., Any]
 
 async def test_list(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert await run(Images(), "ls") == 0
-    heading, lost, used = capsys.readouterr().out.splitlines()
+    heading, lost, used, model = capsys.readouterr().out.splitlines()
     assert heading.split("  ")[0] == "IMAGE"
     assert used.split() == ["example.com/a:1,", "example.com/b:1", "a" * 13, "2.0", "KiB", "2", "containers"]
     assert lost.split() == ["<none>", "b" * 13, "5.0", "MiB", "damaged"]
+    assert model.split() == ["example.com/model:1", "e" * 13, "7", "B", "artifact,", "pinned"]
     await run(Images(), "ls", "-q")
-    assert capsys.readouterr().out.splitlines() == [ID, "sha256:" + "b" * 64]
+    assert capsys.readouterr().out.splitlines() == [ID, "sha256:" + "b" * 64, "sha256:" + "e" * 64]
     await run(Images(), "ls", "--digests", "--no-trunc")
     said = capsys.readouterr().out
     assert "example.com/a@sha256:ccc" in said

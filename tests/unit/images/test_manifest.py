@@ -33,6 +33,31 @@ def test_a_manifest_of_either_family() -> None:
     assert isinstance(parse(document(mediaType=None), OCI_MANIFEST + "; charset=utf-8"), Manifest)
 
 
+FILE = {**LAYER, "mediaType": "x/y"}
+TITLED = {**LAYER, "annotations": {"org.opencontainers.image.title": "a.txt"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"artifactType": "a/model", "config": EMPTY, "layers": [FILE]}, "a/model"),
+        ({"artifactType": "a/model", "config": EMPTY, "layers": []}, "a/model"),
+        ({"config": EMPTY}, "application/vnd.oci.empty.v1+json"),
+        ({"config": {**CONFIG, "mediaType": "a/config"}, "layers": [FILE]}, "a/config"),
+        ({"config": {**CONFIG, "mediaType": "unknown/config"}, "layers": [TITLED]}, "unknown/config"),
+        ({"artifactType": "a/model", "layers": [LAYER, FILE]}, "a/model"),
+        ({"config": {**CONFIG, "mediaType": ""}, "layers": [FILE]}, "unknown"),
+        ({"artifactType": "a/signed"}, ""),
+        ({"config": {**CONFIG, "mediaType": "of/an.old.tool"}}, ""),
+        ({"layers": [TITLED]}, ""),
+    ],
+)  # fmt: skip
+def test_what_is_an_artifact_and_what_an_image(changes: dict[str, object], kind: str) -> None:
+    parsed = parse(document(**changes))
+    assert isinstance(parsed, Manifest)
+    assert parsed.artifact == kind
+
+
 @pytest.mark.parametrize("kind", [OCI_INDEX, DOCKER_LIST])
 def test_an_index(kind: str) -> None:
     entry = {**CONFIG, "platform": {"os": "linux", "architecture": "arm", "variant": "v7"}}
@@ -57,9 +82,8 @@ def test_an_index(kind: str) -> None:
         (document(layers=[{**LAYER, "size": -1}]), CorruptData, "size"),
         (document(layers=[{**LAYER, "size": True}]), CorruptData, "size"),
         (document(layers=[{**LAYER, "mediaType": "text/html"}]), Unsupported, "text/html"),
-        (document(artifactType="a/model", config=EMPTY, layers=[{**LAYER, "mediaType": "x/y"}]), Unsupported, "artifact of type 'a/model'"),
-        (document(config={**CONFIG, "mediaType": "a/config"}, layers=[{**LAYER, "mediaType": "x/y"}]), Unsupported, "type 'a/config'"),
-        (document(config=EMPTY), Unsupported, "artifact of type 'application/vnd.oci.empty"),
+        (document(artifactType="a b", config=EMPTY), CorruptData, "'a b' is no media type"),
+        (document(artifactType="a/" + "b" * 300, config=EMPTY), CorruptData, "is no media type"),
         (document(config=None), CorruptData, "manifest.config"),
         (document(mediaType="application/x", config=None), Unsupported, "no image"),
     ],

@@ -37,6 +37,7 @@ __all__ = (
     "StoredLayer",
     "TraceRequest",
     "TraceResponse",
+    "VerifyImagesResponse",
 )
 
 from collections.abc import AsyncIterator
@@ -226,7 +227,7 @@ class ExportImagesRequest(betterproto2.Message):
 
     path: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
     """
-    Absolute path as the server sees it.
+    Absolute path as the server sees it, or "-": the archive itself is the answer.
     """
 
     format: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
@@ -259,6 +260,11 @@ class ExportImagesResponse(betterproto2.Message):
     file: "ExportedFile | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
     """
     In the last answer only.
+    """
+
+    data: "bytes" = betterproto2.field(3, betterproto2.TYPE_BYTES)
+    """
+    The next bytes of the archive, which is complete by then, when the path is "-".
     """
 
 
@@ -333,7 +339,7 @@ class ImportedImage(betterproto2.Message):
 
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
-    Digest of its configuration.
+    Digest of its configuration, or of an artifact's manifest.
     """
 
     tags: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
@@ -637,7 +643,7 @@ class StoredImage(betterproto2.Message):
 
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
-    Digest of its configuration.
+    Digest of its configuration, or of an artifact's manifest.
     """
 
     tags: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
@@ -662,6 +668,11 @@ class StoredImage(betterproto2.Message):
     damaged: "bool" = betterproto2.field(7, betterproto2.TYPE_BOOL)
     """
     A layer or document is known to be damaged: CRI does not show the image, so that it is pulled again.
+    """
+
+    artifact_type: "str" = betterproto2.field(8, betterproto2.TYPE_STRING)
+    """
+    What an OCI artifact says it is; empty for an image. Containers can have it as a volume only.
     """
 
 
@@ -747,6 +758,23 @@ class TraceResponse(betterproto2.Message):
 default_message_pool.register_message("bridge.admin.v1", "TraceResponse", TraceResponse)
 
 
+@dataclass(eq=False, repr=False)
+class VerifyImagesResponse(betterproto2.Message):
+    """
+    How far a check is, and in the last answer what was found.
+    """
+
+    progress: "Progress | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    One bar: all layers by the bytes of their archives.
+    """
+
+    report: "CheckImagesResponse | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+
+
+default_message_pool.register_message("bridge.admin.v1", "VerifyImagesResponse", VerifyImagesResponse)
+
+
 class AdminBase(betterproto2_grpclib.ServiceBase):
     """
     Administration of one node's server.
@@ -825,6 +853,14 @@ class AdminBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
+    async def verify_images(self, message: "CheckImagesRequest") -> "AsyncIterator[VerifyImagesResponse]":
+        """
+        The same, telling how far it is.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+        yield VerifyImagesResponse()
+
     async def prune_images(self, message: "PruneImagesRequest") -> "PruneImagesResponse":
         """
         Remove images that nothing uses.
@@ -901,6 +937,15 @@ class AdminBase(betterproto2_grpclib.ServiceBase):
         response = await self.check_images(request)
         await stream.send_message(response)
 
+    async def __rpc_verify_images(self, stream: "grpclib.server.Stream[CheckImagesRequest, VerifyImagesResponse]") -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        await self._call_rpc_handler_server_stream(
+            self.verify_images,
+            stream,
+            request,
+        )
+
     async def __rpc_prune_images(self, stream: "grpclib.server.Stream[PruneImagesRequest, PruneImagesResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -968,6 +1013,12 @@ class AdminBase(betterproto2_grpclib.ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 CheckImagesRequest,
                 CheckImagesResponse,
+            ),
+            "/bridge.admin.v1.Admin/VerifyImages": grpclib.const.Handler(
+                self.__rpc_verify_images,
+                grpclib.const.Cardinality.UNARY_STREAM,
+                CheckImagesRequest,
+                VerifyImagesResponse,
             ),
             "/bridge.admin.v1.Admin/PruneImages": grpclib.const.Handler(
                 self.__rpc_prune_images,
