@@ -204,6 +204,7 @@ class AdminService(Service):
     import_images = Streaming("ImportImages", admin.ImportImageRequest, admin.ImportImagesResponse)
     export_images = Streaming("ExportImages", admin.ExportImagesRequest, admin.ExportImagesResponse)
     check_images = Unary("CheckImages", admin.CheckImagesRequest, admin.CheckImagesResponse)
+    verify_images = Streaming("VerifyImages", admin.CheckImagesRequest, admin.VerifyImagesResponse)
     prune_images = Unary("PruneImages", admin.PruneImagesRequest, admin.PruneImagesResponse)
 
 

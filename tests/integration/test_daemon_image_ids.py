@@ -115,6 +115,12 @@ async def test_one_id_everywhere(kubelet: Kubelet, node: DaemonNode, hubs: tuple
     await command(node, "rm", ident)
 
 
+async def _sent(node: DaemonNode, ident: str) -> bytes:
+    """The archive of an image as the command writes it to stdout."""
+    words = [sys.executable, "-m", "bridge", "image", "export", ident, "-f", "-", "--socket", str(node.socket)]
+    return (await anyio.run_process(words, env=os.environ)).stdout
+
+
 async def _verbs(node: DaemonNode, ident: str, names: list[str], containers: list[str], tmp_path: Path) -> None:
     """The command's view of the same image while containers use it."""
     entries: list[dict[str, Any]] = json.loads((await command(node, "ls", "-o", "json"))[0])
@@ -134,6 +140,10 @@ async def _verbs(node: DaemonNode, ident: str, names: list[str], containers: lis
     assert f"tag:      {names[0]}" in text or f"tag: {names[0]}" in " ".join(text.split())
     out, _ = await command(node, "export", ident, "-f", str(tmp_path / "out.tar"))
     assert out == f"{tmp_path}/out.tar\n"
+    sent = await _sent(node, ident)
+    assert sent == (tmp_path / "out.tar").read_bytes()
+    _, said = await command(node, "export", ident, "-f", "-", "--format", "oci-dir", code=1)
+    assert "path: a directory can't be sent" in said
     _, said = await command(node, "export", ident, "-f", str(tmp_path / "out.tar"), code=1)
     assert "--force replaces it" in said
     _, said = await command(node, "rm", ident, code=1)

@@ -17,6 +17,8 @@ import pytest
 from bridge.aio import Supervisor
 from bridge.errors import CorruptData
 from bridge.host import mounts
+from bridge.images.check import CheckProgress
+from bridge.images.progress import LayerState
 from bridge.images.settings import ImageSettings
 from bridge.images.store import ImageStore
 from bridge.testing.images import Entry, Layout, directory, hardlink, symlink, tar
@@ -129,8 +131,11 @@ async def test_a_whole_store_is_clean(tmp_path: Path) -> None:
     async with opened(tmp_path / "store") as store:
         await store.import_archive(tmp_path / "layout")
         for full in (False, True):
-            report = await store.check(full)
+            progress = CheckProgress()
+            report = await store.check(full, progress)
             assert report.clean
+            assert [(one.received, one.state) for one in progress.show()] == [(one.size, LayerState.DONE) for one in progress.show()]
+            assert len(progress.show()) == report.layers
             assert (report.full, report.layers, report.damaged, report.index, report.blobs) == (full, 4, [], [], [])
             assert report.recounted == 0
         assert len(store.list()) == 2
@@ -275,6 +280,7 @@ async def test_a_repair_that_can_not_be_says_so(tmp_path: Path, served: Proxy) -
         served.tamper = lambda path, body: b"x" * len(body) if "/blobs/" in path else body
         (failed,) = await store.repair()
         assert "archive is refused" in failed.error
+        assert "asked with the server's own credentials; cri-bridge image pull --creds mends it" in failed.error
         assert store.list() == []
         served.tamper = lambda path, body: body
         (repaired,) = await store.repair()

@@ -5,22 +5,29 @@ Streaming ones return their generator instead of being one, so that closing it c
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 from bridge._proto.bridge.admin import v1
 from bridge.api.reports import reported
 from bridge.errors import InvalidRequest
 from bridge.images.administration import Exported, LayerDetails, Listed
-from bridge.images.check import Damaged, Repair, Report
+from bridge.images.check import CheckProgress, Damaged, Repair, Report
+from bridge.images.disk import blocking
 from bridge.images.exporting import Compression, ExportProgress, ExportRequest, Format
 from bridge.images.progress import LayerProgress
 from bridge.images.store import ImageStore
 from bridge.ports.images import Image, RegistryAuth
 
+TO_CALLER = "-"
+"""The path of an export that is sent to who asked for it."""
+_PIECE = 1 << 20
+
 
 class ImageAdminRpcs(v1.AdminBase):
-    """ListImages, InspectImage, PullImage, ImportImage, ImportImages, ExportImages, CheckImages, PruneImages."""
+    """ListImages, InspectImage, PullImage, ImportImage, ImportImages, ExportImages, CheckImages, VerifyImages, PruneImages."""
 
     def __init__(self, images: ImageStore) -> None:
         super().__init__()
@@ -68,8 +75,28 @@ class ImageAdminRpcs(v1.AdminBase):
         )
 
     def export_images(self, message: v1.ExportImagesRequest) -> AsyncGenerator[v1.ExportImagesResponse]:
-        """Write an archive or layout to this host, telling how far it is. Whoever leaves cancels it."""
-        request, progress = _export(message), ExportProgress()
+        """Write an archive or layout to this host, or send it, telling how far it is. Whoever leaves cancels it."""
+        return self._sent(message) if message.path == TO_CALLER else self._written(message, _path(message.path))
+
+    async def _sent(self, message: v1.ExportImagesRequest) -> AsyncGenerator[v1.ExportImagesResponse]:
+        if message.format == Format.OCI_DIR:
+            raise InvalidRequest("a directory can't be sent: ask for an archive, or give a path", field="path")
+        async with self._images.administration.spool() as path:
+            last = v1.ExportImagesResponse()
+            async with aclosing(self._written(message, path)) as replies:
+                async for last in replies:
+                    if last.file is None:
+                        yield last
+            fd = await blocking(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                while data := await blocking(os.read, fd, _PIECE):
+                    yield v1.ExportImagesResponse(data=data)
+            finally:
+                os.close(fd)
+            yield last
+
+    def _written(self, message: v1.ExportImagesRequest, path: Path) -> AsyncGenerator[v1.ExportImagesResponse]:
+        request, progress = _export(message, path), ExportProgress()
         return reported(
             lambda: self._images.administration.export(message.references, request, progress),
             lambda: v1.ExportImagesResponse(progress=v1.Progress(subject=message.path, layers=_bars(progress.show()))),
@@ -81,6 +108,20 @@ class ImageAdminRpcs(v1.AdminBase):
         report = await self._images.check(message.full)
         repairs = await self._images.repair() if message.repair else ()
         return _checked(report, repairs)
+
+    def verify_images(self, message: v1.CheckImagesRequest) -> AsyncGenerator[v1.VerifyImagesResponse]:
+        """The same, telling how far it is. Whoever leaves cancels it."""
+        progress = CheckProgress()
+
+        async def work() -> v1.CheckImagesResponse:
+            report = await self._images.check(message.full, progress)
+            return _checked(report, await self._images.repair() if message.repair else ())
+
+        return reported(
+            work,
+            lambda: v1.VerifyImagesResponse(progress=v1.Progress(layers=_bars(progress.show()))),
+            lambda report: v1.VerifyImagesResponse(report=report),
+        )
 
     async def prune_images(self, message: v1.PruneImagesRequest) -> v1.PruneImagesResponse:
         """Remove what nothing uses."""
@@ -106,8 +147,7 @@ def _auth(message: v1.PullImageRequest) -> RegistryAuth | None:
     return None if given == RegistryAuth(server_address=message.server_address) else given
 
 
-def _export(message: v1.ExportImagesRequest) -> ExportRequest:
-    path = _path(message.path)
+def _export(message: v1.ExportImagesRequest, path: Path) -> ExportRequest:
     if message.format not in list(Format):
         raise InvalidRequest(f"{message.format!r} is none of {', '.join(Format)}", field="format")
     if message.compression not in list(Compression):

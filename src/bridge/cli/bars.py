@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Protocol
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import IO, TYPE_CHECKING, Protocol, TypeVar
 
 from bridge._proto.bridge.admin import v1 as admin
 from bridge.cli.output import size
@@ -118,3 +118,24 @@ def _drawing(stream: IO[str]) -> Iterator[Progress]:
 
 def _name(layer: admin.LayerProgress) -> str:
     return layer.digest.removeprefix("sha256:")[:_SHOWN]
+
+
+class _Report(Protocol):
+    @property
+    def progress(self) -> admin.Progress | None: ...
+
+
+R = TypeVar("R", bound=_Report)
+
+
+async def last_of(replies: AsyncGenerator[R], quiet: bool) -> R:
+    """The last of ``replies``, which has the result; the progress in the others is shown."""
+    last: R | None = None
+    with bars(quiet=quiet) as shown:
+        async with aclosing(replies):
+            async for last in replies:
+                if last.progress is not None:
+                    shown.update(last.progress)
+        shown.complete()
+    assert last is not None  # a call without an answer ends in an error
+    return last

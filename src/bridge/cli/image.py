@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from bridge._proto.bridge.admin import v1 as admin
 from bridge._proto.runtime import v1 as pb
+from bridge.cli.bars import last_of
 from bridge.cli.connection import ask, older
 from bridge.cli.output import Cell, as_json, size, table
 from bridge.client import CriClient, CriError
@@ -141,7 +142,7 @@ def _layer_plain(layer: admin.StoredLayer) -> dict[str, object]:
 def check(arguments: argparse.Namespace) -> int:
     """Say what is damaged; the exit code is 1 while something is."""
     request = admin.CheckImagesRequest(full=arguments.full, repair=arguments.repair)
-    answer: admin.CheckImagesResponse = ask(arguments, lambda client: client.admin.check_images(request), timeout=_LONG)
+    answer: admin.CheckImagesResponse = ask(arguments, lambda client: _check(client, request, arguments), timeout=_LONG)
     failed = [one for one in answer.repairs if one.error]
     damaged = bool(answer.damaged or answer.index_faults or answer.damaged_documents)
     mended = arguments.repair and not failed and not answer.index_faults
@@ -151,6 +152,16 @@ def check(arguments: argparse.Namespace) -> int:
         for line in report_lines(answer, repair=arguments.repair):
             print(line)
     return 1 if failed or (damaged and not mended) else 0
+
+
+async def _check(client: CriClient, request: admin.CheckImagesRequest, arguments: argparse.Namespace) -> admin.CheckImagesResponse:
+    try:
+        last = await last_of(client.admin.verify_images(request, timeout=arguments.timeout), arguments.quiet)
+        return last.report or admin.CheckImagesResponse()
+    except CriError as exc:
+        if not older(exc):
+            raise
+    return await client.admin.check_images(request)
 
 
 def report_lines(answer: admin.CheckImagesResponse, *, repair: bool) -> list[str]:

@@ -8,39 +8,20 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Protocol, TypeVar
+
+from anyio.to_thread import run_sync
 
 from bridge._proto.bridge.admin import v1 as admin
 from bridge._proto.runtime import v1 as pb
-from bridge.cli.bars import bars
+from bridge.cli.bars import last_of
 from bridge.cli.connection import ask, older
 from bridge.cli.output import as_json, size, table
 from bridge.client import CriClient, CriError
 from bridge.errors import HostError, InvalidRequest
 
+_STDOUT = "-"
 _LONG = 86_400.0
 """Seconds that a transfer may take: the server has its own, tighter deadlines."""
-
-
-class _Report(Protocol):
-    @property
-    def progress(self) -> admin.Progress | None: ...
-
-
-R = TypeVar("R", bound=_Report)
-
-
-async def _last(replies: AsyncGenerator[R], quiet: bool) -> R:
-    """The last of ``replies``, which has the result; the progress in the others is shown."""
-    last: R | None = None
-    with bars(quiet=quiet) as shown:
-        async with aclosing(replies):
-            async for last in replies:
-                if last.progress is not None:
-                    shown.update(last.progress)
-        shown.complete()
-    assert last is not None  # a call without an answer ends in an error
-    return last
 
 
 def pull(arguments: argparse.Namespace) -> int:
@@ -61,7 +42,7 @@ def pull(arguments: argparse.Namespace) -> int:
 
 async def _pull(client: CriClient, request: admin.PullImageRequest, arguments: argparse.Namespace) -> admin.StoredImage:
     try:
-        last = await _last(client.admin.pull_image(request, timeout=arguments.timeout), arguments.quiet)
+        last = await last_of(client.admin.pull_image(request, timeout=arguments.timeout), arguments.quiet)
         return last.image or admin.StoredImage()
     except CriError as exc:
         if not older(exc):
@@ -105,7 +86,7 @@ def load(arguments: argparse.Namespace) -> int:
 
     async def run(client: CriClient) -> list[admin.ImportedImage]:
         try:
-            return (await _last(client.admin.import_images(request, timeout=arguments.timeout), arguments.quiet)).images
+            return (await last_of(client.admin.import_images(request, timeout=arguments.timeout), arguments.quiet)).images
         except CriError as exc:
             if not older(exc):
                 raise
@@ -120,28 +101,45 @@ def load(arguments: argparse.Namespace) -> int:
 
 
 def save(arguments: argparse.Namespace) -> int:
-    """Export images. The server writes the file, complete or not at all."""
-    plain = arguments.format == "docker"
+    """Export images. The server writes the file, complete or not at all; to stdout it sends what is complete there."""
+    plain, sent = arguments.format == "docker", str(arguments.file) == _STDOUT
+    if sent and sys.stdout.isatty():
+        raise InvalidRequest("stdout is a terminal: give a file, or a pipe to read the archive", field="file")
     request = admin.ExportImagesRequest(
         references=arguments.reference,
-        path=str(arguments.file.absolute()),
+        path=_STDOUT if sent else str(arguments.file.absolute()),
         format=arguments.format,
         compression=arguments.compression or ("none" if plain else "gzip"),
         replace=arguments.force,
     )
 
     async def run(client: CriClient) -> admin.ExportedFile:
-        last = await _last(client.admin.export_images(request, timeout=arguments.timeout), arguments.quiet)
+        last = await last_of(_spilled(client.admin.export_images(request, timeout=arguments.timeout)), arguments.quiet)
         return last.file or admin.ExportedFile()
 
     file: admin.ExportedFile = ask(arguments, run, timeout=_LONG)
     images = [{"id": image.id, "names": image.tags} for image in file.images]
-    if arguments.output == "json":
+    if arguments.output == "json" and not sent:
         as_json({"path": request.path, "size": file.size, "images": images})
     else:
         _say(f"{len(images)} image{'s' if len(images) != 1 else ''}, {size(file.size)}", arguments)
-        print(request.path)
+        if not sent:
+            print(request.path)
     return 0
+
+
+async def _spilled(replies: AsyncGenerator[admin.ExportImagesResponse]) -> AsyncGenerator[admin.ExportImagesResponse]:
+    """``replies`` without the archive, which goes to stdout. Raises HostError."""
+    async with aclosing(replies):
+        async for reply in replies:
+            if not reply.data:
+                yield reply
+                continue
+            try:
+                await run_sync(sys.stdout.buffer.write, reply.data)
+            except OSError as exc:
+                raise HostError(f"can't write the archive to stdout: {exc.strerror}", errno=exc.errno) from exc
+    sys.stdout.buffer.flush()
 
 
 def _say(text: str, arguments: argparse.Namespace) -> None:

@@ -68,7 +68,9 @@ def _import(actions: Verbs) -> None:
 def _export(actions: Verbs) -> None:
     export = verb(actions, "export", f"{_MOVING}:save", "write images to an archive that ctr, docker, podman and skopeo read")
     export.add_argument("reference", nargs="+", help=_REFERENCE + "; one that is named keeps that name, one by id all its tags")
-    export.add_argument("-f", "--file", type=Path, required=True, metavar="PATH", help="file or directory to make, as the server sees it")
+    export.add_argument(
+        "-f", "--file", type=Path, required=True, metavar="PATH", help="file or directory to make, as the server sees it; - for stdout"
+    )
     export.add_argument(
         "--format",
         choices=("oci", "oci-dir", "docker"),
@@ -85,6 +87,7 @@ def _keep(actions: Verbs) -> None:
     check = verb(actions, "check", f"{_SEEING}:check", "compare the store with its index; the exit code is 1 when something stays damaged")
     check.add_argument("--full", action="store_true", help="read every byte, not only the attributes of all files")
     check.add_argument("--repair", action="store_true", help="fetch again what is damaged, one layer at a time")
+    _quiet(check)
     socket(check)
     prune = verb(actions, "prune", f"{_SEEING}:prune", "remove images that lost their names, and layers that nothing uses")
     prune.add_argument("--all", action="store_true", help="also images with names, if no container uses them; pinned ones are kept")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -148,6 +149,15 @@ class Administration:
         images = [Wanted(record, list(names[image])) for image, record in records.items()]
         size = await self._exporter.run(images, request, progress)
         return Exported(size, [(image.record.id, image.names) for image in images])
+
+    @asynccontextmanager
+    async def spool(self) -> AsyncIterator[Path]:
+        """Where an archive may be made that is to be sent elsewhere; it is gone when the block ends."""
+        path = self._directories.scratch()
+        try:
+            yield path
+        finally:
+            self._layers.bury([path])
 
     async def prune(self, *, every: bool, dry_run: bool = False) -> Pruned:
         """Remove the images that no container uses and that are not pinned: those that lost their names, or ``every`` one.

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 import anyio
 
 from bridge import log
-from bridge.errors import BridgeError, HostError
+from bridge.errors import BridgeError, HostError, ImagePullFailed
 from bridge.host.database import Database
 from bridge.images import damage, index_file
 from bridge.images.catalogue import Catalogue
 from bridge.images.disk import Directories
 from bridge.images.layers import LayerStore
+from bridge.images.progress import LayerProgress, LayerState
 from bridge.images.rows import Layer, Record
 from bridge.images.verify import Verdict, verify
 
@@ -79,6 +80,23 @@ class _Found:
     recounted: int = 0
 
 
+@dataclass(slots=True)
+class CheckProgress:
+    """How far a check is, by layer. Its sizes are those of the layers' tars."""
+
+    layers: Sequence[Layer] = ()
+    finished: int = 0
+
+    def show(self) -> Sequence[LayerProgress]:
+        """A copy for people."""
+        return [self._layer(number, layer) for number, layer in enumerate(self.layers)]
+
+    def _layer(self, number: int, layer: Layer) -> LayerProgress:
+        done = number < self.finished
+        state = LayerState.DONE if done else LayerState.CHECKING if number == self.finished else LayerState.WAITING
+        return LayerProgress(layer.chain_id, layer.tar_bytes, layer.tar_bytes if done else 0, state)
+
+
 class Checker:
     """Checks and repairs one store. One at a time."""
 
@@ -90,7 +108,7 @@ class Checker:
         self._refetch = refetch
         self._busy = anyio.Lock()
 
-    async def check(self, full: bool) -> Report:
+    async def check(self, full: bool, progress: CheckProgress) -> Report:
         """Compare the store with its index: all attributes of all files, and with ``full`` every byte.
 
         A layer that a full check finds whole is no longer held to be damaged. Raises HostError when it can't be done.
@@ -100,9 +118,10 @@ class Checker:
             index = await self._database.read(index_file.faults)
             blobs = await self._database.read(index_file.damaged_blobs)
             found = _Found()
-            layers = list(self._catalogue.layers_by_id.values())
+            layers = progress.layers = list(self._catalogue.layers_by_id.values())
             for layer in layers:
                 await self._check_layer(layer, found, full=full, rate=0)
+                progress.finished += 1
         return Report(full, len(layers), found.damaged, index, blobs, found.recounted, time.monotonic() - start)
 
     async def _check_layer(self, layer: Layer, found: _Found, *, full: bool, rate: int) -> None:
@@ -149,6 +168,8 @@ class Checker:
                 await self._refetch(record, repository, digest)
             except BridgeError as exc:
                 error = str(exc)
+                if isinstance(exc, ImagePullFailed):  # a clear no, which may be meant for the credentials
+                    error += " (asked with the server's own credentials; cri-bridge image pull --creds mends it with others)"
                 continue
             _logger.info("image %s is whole again: what was damaged was fetched from %s", record.id, repository)
             return Repair(record.id, names)

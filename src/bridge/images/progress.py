@@ -25,6 +25,8 @@ class LayerState(StrEnum):
     """All of it has come."""
     WRITING = "writing"
     """Into an archive: only of exports."""
+    CHECKING = "checking"
+    """Against the index: only of checks."""
     DONE = "done"
 
 

@@ -24,7 +24,7 @@ from bridge.images import index_file, naming, ownership, reference
 from bridge.images.administration import Administration
 from bridge.images.assemble import Assembler
 from bridge.images.catalogue import Catalogue
-from bridge.images.check import Checker, Repair, Report
+from bridge.images.check import Checker, CheckProgress, Repair, Report
 from bridge.images.disk import Directories
 from bridge.images.gate import Gate
 from bridge.images.importing import Importer
@@ -201,9 +201,9 @@ class ImageStore:
             self._layers.bury([scratch])
         return [self.image(self._catalogue.images.get(record.id, record)) for record in records]
 
-    async def check(self, full: bool) -> Report:
+    async def check(self, full: bool, progress: CheckProgress | None = None) -> Report:
         """See ``Checker.check``."""
-        return await self.checker.check(full)
+        return await self.checker.check(full, progress or CheckProgress())
 
     async def repair(self) -> Sequence[Repair]:
         """See ``Checker.repair``."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from anyio.to_thread import run_sync
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
 
 from bridge._proto.bridge.admin import v1 as admin
 from bridge._proto.runtime import v1 as pb
@@ -61,8 +63,8 @@ class Images(admin.AdminBase):
         self.exported = message
         yield admin.ExportImagesResponse(file=admin.ExportedFile(size=4096, images=[admin.ImportedImage(id=ID, tags=["example.com/a:1"])]))
 
-    async def check_images(self, message: admin.CheckImagesRequest) -> admin.CheckImagesResponse:
-        return self.check
+    async def verify_images(self, message: admin.CheckImagesRequest) -> AsyncIterator[admin.VerifyImagesResponse]:
+        yield admin.VerifyImagesResponse(report=self.check)
 
     async def prune_images(self, message: admin.PruneImagesRequest) -> admin.PruneImagesResponse:
         return admin.PruneImagesResponse(images=[admin.StoredImage(id=ID)], layers=3, freed_bytes=1 << 20)
@@ -171,6 +173,66 @@ async def test_export_asks_for_what_was_said(run: Run, tmp_path: Path, capsys: p
     assert service.exported is not None
     assert (service.exported.compression, service.exported.replace) == ("none", True)
     assert service.exported.path == str(Path.cwd() / "x.tar")
+
+
+class Sender(Images):
+    """Sends the archive, and tells how far a check is."""
+
+    async def export_images(self, message: admin.ExportImagesRequest) -> AsyncIterator[admin.ExportImagesResponse]:
+        self.exported = message
+        for data in (b"the \xff", b"archive"):
+            yield admin.ExportImagesResponse(data=data)
+        yield admin.ExportImagesResponse(file=admin.ExportedFile(size=12, images=[admin.ImportedImage(id=ID)]))
+
+    async def verify_images(self, message: admin.CheckImagesRequest) -> AsyncIterator[admin.VerifyImagesResponse]:
+        for state in ("checking", "done"):
+            layer = admin.LayerProgress(digest="sha256:" + "f" * 64, size=20, state=state)
+            yield admin.VerifyImagesResponse(progress=admin.Progress(layers=[layer]))
+        yield admin.VerifyImagesResponse(report=admin.CheckImagesResponse(layers=1, full=message.full, seconds=1))
+
+
+class Mute(Images):
+    """Of a release that checked without a word."""
+
+    async def verify_images(self, message: admin.CheckImagesRequest) -> AsyncIterator[admin.VerifyImagesResponse]:
+        raise GRPCError(Status.UNIMPLEMENTED, "unknown method VerifyImages")
+        yield
+
+    async def check_images(self, message: admin.CheckImagesRequest) -> admin.CheckImagesResponse:
+        return self.check
+
+
+async def test_a_check_by_a_server_that_does_not_tell_how_far_it_is(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run(Mute(), "check") == 0
+    assert capsys.readouterr().out.startswith("nothing is damaged: 2 layers")
+
+
+@pytest.mark.parametrize("words", [[], ["-o", "json"]])
+async def test_an_export_to_stdout_is_the_archive_and_nothing_else(run: Run, capfdbinary: Any, words: list[str]) -> None:
+    service = Sender()
+    assert await run(service, "export", "a", "-f", "-", *words) == 0
+    captured = capfdbinary.readouterr()
+    assert captured.out == b"the \xffarchive"
+    assert b"1 image, 12 B" in captured.err
+    assert service.exported is not None
+    assert service.exported.path == "-"
+
+
+async def test_no_archive_goes_to_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    service = Sender()
+    assert await run(service, "export", "a", "-f", "-") == 1
+    assert "stdout is a terminal" in capsys.readouterr().err
+    assert service.exported is None
+
+
+async def test_a_check_says_on_stderr_how_far_it_is(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run(Sender(), "check", "--full") == 0
+    captured = capsys.readouterr()
+    assert captured.out == "nothing is damaged: 1 layer in 1.0 s, every byte read\n"
+    assert captured.err == f"{'f' * 12}  20 B  done\n"
+    assert await run(Sender(), "check", "-q") == 0
+    assert capsys.readouterr().err == ""
 
 
 DAMAGED = admin.DamagedLayer(
