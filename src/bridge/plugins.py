@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -26,16 +27,20 @@ from typing import Any, Protocol
 import pluggy
 import pydantic
 
-from bridge import log
+from bridge import __version__, log
 from bridge.aio import describe
 from bridge.errors import ConfigError
+from bridge.plugin_facts import API_VERSION, Found, check_version, explain, wanted
 from bridge.ports.host import HostContext
 from bridge.ports.runtime import RuntimeBackend
 
-API_VERSION = 1
-"""Version of the hooks and of bridge.ports.runtime; it grows when a plugin written for the older one would no longer work."""
+_SLOW_SECONDS, _TOO_SLOW_SECONDS = 0.25, 5.0
+"""A hook that takes so long is named in the log, and is not called again: the whole server waits for it."""
+__all__ = ["API_VERSION", "Found", "Plugins", "RuntimePlugin", "hookimpl"]
+
 ENTRY_POINTS = "cri_bridge.runtimes"
 _PROJECT = "cri_bridge"
+_FURTHER_HOOKS = ("bridge_adjust_spec", "bridge_pod_event")
 
 hookspec = pluggy.HookspecMarker(_PROJECT)
 hookimpl = pluggy.HookimplMarker(_PROJECT)
@@ -102,6 +107,30 @@ class Plugins:
         self._manager.add_hookspecs(RuntimeHooks)
         self._runtimes: dict[str, RuntimePlugin] = {}
         self._faults: dict[str, str] = {}
+        self._origins: dict[str, str] = {}
+        self._points: dict[str, metadata.EntryPoint] = {}
+
+    @property
+    def found(self) -> Sequence[Found]:
+        """Every installed plugin, usable or not, by its entry point's name."""
+        return [self._found(point) for _, point in sorted(self._points.items())]
+
+    def _found(self, point: metadata.EntryPoint) -> Found:
+        runtimes = tuple(sorted(name for name, origin in self._origins.items() if origin == point.name))
+        hooks = [name for name in _FURTHER_HOOKS if self._implementations(name, point.name)]
+        faults = [fault for name, fault in self._faults.items() if name == point.name or name.startswith(f"{point.name}:")]
+        dist = point.dist
+        return Found(
+            name=point.name,
+            module=point.value,
+            distribution="" if dist is None else dist.name,
+            version="" if dist is None else dist.version,
+            wants=wanted(point),
+            runtimes=runtimes,
+            api=self._runtimes[runtimes[0]].api if runtimes else 0,
+            hooks=tuple(hooks),
+            fault="; ".join(faults),
+        )
 
     @property
     def faults(self) -> Mapping[str, str]:
@@ -116,10 +145,13 @@ class Plugins:
     def load_entry_points(self) -> None:
         """Load every installed plugin. One that fails is a fault; it never raises."""
         for point in sorted(metadata.entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
+            self._points[point.name] = point
             try:
                 module = point.load()
             except Exception as exc:  # noqa: BLE001 - foreign code: any failure is that plugin's own
-                self._fault(point.name, f"its module {point.value} can't be loaded: {describe(exc)}")
+                asked = wanted(point)
+                hint = f" (this is cri-bridge {__version__}, its distribution wants {asked!r})" if asked else ""
+                self._fault(point.name, f"its module {point.value} can't be loaded: {describe(exc)}{hint}")
                 continue
             self.register(module, name=point.name)
 
@@ -130,7 +162,7 @@ class Plugins:
             self._manager.check_pending()
             for implementation in self._implementations("bridge_register_runtime", name):
                 runtime = self._check(implementation.function())
-                self._runtimes[runtime.name] = runtime
+                self._runtimes[runtime.name], self._origins[runtime.name] = runtime, name
         except ValueError as exc:  # pluggy's, before it changed anything
             self._fault(name, f"it is registered twice: {exc}")
         except Exception as exc:  # noqa: BLE001 - foreign code: any failure is that plugin's own
@@ -149,12 +181,7 @@ class Plugins:
     def _check(self, runtime: object) -> RuntimePlugin:
         if not isinstance(runtime, RuntimePlugin):
             raise ConfigError(f"bridge_register_runtime returned {type(runtime).__name__}, not a RuntimePlugin")
-        if runtime.api != API_VERSION:
-            age = "newer" if runtime.api > API_VERSION else "older"
-            raise ConfigError(
-                f"it was written for version {runtime.api} of the plugin interface, which is {age} than this server's "
-                f"{API_VERSION}: install the release of the plugin that matches this cri-bridge"
-            )
+        check_version(runtime.api)
         if not runtime.name or not isinstance(runtime.name, str):
             raise ConfigError("RuntimePlugin.name must be a non-empty string")
         if runtime.name in self._runtimes:
@@ -183,7 +210,7 @@ class Plugins:
         try:
             return plugin.options.model_validate(dict(given))
         except pydantic.ValidationError as exc:
-            raise ConfigError("; ".join(_explain(error, plugin.options) for error in exc.errors())) from exc
+            raise ConfigError("; ".join(explain(error, plugin.options) for error in exc.errors())) from exc
 
     def adjust_spec(self, spec: Mapping[str, Any], pod: Mapping[str, Any], container: Mapping[str, Any]) -> Mapping[str, Any]:
         """``spec`` after every bridge_adjust_spec. An implementation that fails, or returns no dict, is not called again."""
@@ -201,8 +228,14 @@ class Plugins:
 
     def _call(self, implementation: pluggy.HookImpl, hook: str, expected: type, **values: Any) -> Any:
         """Call one implementation with the arguments it takes; None when it failed, which disables this hook of this plugin alone."""
+        began = time.monotonic()
         try:
             result = implementation.function(*(values[name] for name in implementation.argnames))
+            seconds = time.monotonic() - began
+            if seconds >= _TOO_SLOW_SECONDS:
+                raise TimeoutError(f"it held the whole server up for {seconds:.1f} s: hooks must not block")
+            if seconds >= _SLOW_SECONDS:
+                _logger.warning("plugin %s: %s held the whole server up for %.2f s", implementation.plugin_name, hook, seconds)
             if result is not None and not isinstance(result, expected):
                 raise TypeError(f"it returned {type(result).__name__}, not {expected.__name__} or None")
             return result
@@ -210,12 +243,3 @@ class Plugins:
             getattr(self._manager.hook, hook)._remove_plugin(implementation.plugin)
             self._fault(f"{implementation.plugin_name}:{hook}", f"its hook failed: {describe(exc)}")
             return None
-
-
-def _explain(error: Any, model: type[pydantic.BaseModel]) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where, model.model_fields, n=1)
-        known = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(model.model_fields))}"
-        return f"options.{where}: no such option; {known}"
-    return f"options.{where}: {error['msg']}" if where else str(error["msg"])

@@ -185,3 +185,26 @@ def test_a_failing_event_hook_leaves_its_plugins_runtime_alone() -> None:
     assert heard == [{"kind": "started"}]
     assert "boom" in plugins.faults["p:bridge_pod_event"]
     assert plugins.runtimes == ("fake",)
+
+
+def test_a_hook_that_blocks_is_named_and_not_called_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    now, calls = [0.0], []
+
+    class Plugin:
+        @hookimpl
+        def bridge_adjust_spec(self, spec: Any) -> None:
+            calls.append(now[0])
+            now[0] += {1: 0.01, 2: 0.5, 3: 6.0}[len(calls)]
+
+    monkeypatch.setattr("bridge.plugins.time.monotonic", lambda: now[0])
+    plugins = Plugins()
+    plugins.register(Plugin(), name="slow")
+    for _ in range(5):
+        plugins.adjust_spec({}, {}, {})
+    assert len(calls) == 3
+    assert plugins.faults == {
+        "slow:bridge_adjust_spec": "its hook failed: TimeoutError: it held the whole server up for 6.0 s: hooks must not block"
+    }
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "plugin slow: bridge_adjust_spec held the whole server up for 0.50 s"
+    ]

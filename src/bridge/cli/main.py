@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     _server_verbs(verbs)
     _config_verbs(verbs)
     image_verbs.add(verbs)
+    _plugin_verbs(verbs)
     _question_verbs(verbs)
     return top
 
@@ -79,6 +80,16 @@ def _config_verbs(verbs: Verbs) -> None:
     default.add_argument("--markdown", action="store_true", help="as the page docs/config.md")
     verb(actions, "check", "bridge.cli.config:check", "check the configuration files and say what is wrong where")
     output(verb(actions, "show", "bridge.cli.config:show", "print the configuration in force and the file each value is from"))
+
+
+def _plugin_verbs(verbs: Verbs) -> None:
+    plugins = verbs.add_parser("plugins", help="list the plugins, or begin a new one", description="List the plugins, or begin a new one.")
+    actions = plugins.add_subparsers(metavar="ACTION", required=True)
+    output(verb(actions, "ls", "bridge.cli.plugins:ls", "list the installed plugins, their versions, and what is wrong with one"))
+    new = verb(actions, "new", "bridge.cli.plugins:new", "write the skeleton of a plugin: a distribution that works, with tests")
+    new.add_argument("name", help="the plugin's name, as in plugin = NAME; the directory is cri-bridge-NAME")
+    new.add_argument("--dir", type=Path, help="where to make that directory (default: here)")
+    new.add_argument("--binary", help="the OCI runtime that it drives (default: NAME)")
 
 
 def _question_verbs(verbs: Verbs) -> None:
