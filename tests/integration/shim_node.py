@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio
 
+from bridge.errors import RuntimeFailed
 from bridge.shimv2.client import TtrpcClient
 from bridge.shimv2.events import ShimEvent, serve_events
 from bridge.shimv2.verbs import ShimBinary
@@ -106,8 +107,9 @@ class ShimNode:
                 await self._event.wait()
 
     def shims(self) -> list[int]:
-        """Shims whose command line names a task of ours."""
-        return sorted(pid for bundle in self.bundles for pid in processes_naming(bundle.name))
+        """Shims of this binary whose command line names a task of ours."""
+        names = {bundle.name for bundle in self.bundles}
+        return sorted(pid for pid, argv in processes() if Path(argv[0]).name == self.binary.path.name and names.intersection(argv))
 
     @contextlib.asynccontextmanager
     async def task(self, bundle: Path) -> AsyncIterator[tuple[TtrpcClient, str]]:
@@ -121,12 +123,12 @@ class ShimNode:
             fifo.close()
 
 
-def processes_naming(word: str) -> Iterator[int]:
+def processes() -> Iterator[tuple[int, list[str]]]:
+    """Every process, with its command line."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                if word in (entry / "cmdline").read_bytes().decode(errors="replace").split("\0"):
-                    yield int(entry.name)
+                yield int(entry.name), (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -147,8 +149,9 @@ async def shim_node(root: Path, path: str, name: str) -> AsyncIterator[ShimNode]
                 for pid in node.shims():
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-                for bundle in node.bundles:
-                    await node.binary.delete(bundle.name, bundle)
+                for bundle in reversed(node.bundles):
+                    with contextlib.suppress(RuntimeFailed):  # some shims don't know any more what has ended well
+                        await node.binary.delete(bundle.name, bundle)
                 await until(lambda: not node.shims())
     finally:
         node.close()

@@ -63,6 +63,15 @@ async def serve(path: Path, services: Services) -> AsyncIterator[None]:
 
     What was at ``path`` before is replaced, and it is removed at the end. Raises HostError when it can't be bound.
     """
+    with _listening(path) as listener:
+        async with serve_listener(listener, services):
+            yield
+
+
+@asynccontextmanager
+async def serve_listener(listener: socket.socket, services: Services) -> AsyncIterator[None]:
+    """The same on a socket that listens already, as a shim gets it from its starter; it stays the caller's."""
+    listener.setblocking(False)
     accepted: set[socket.socket] = set()
 
     async def serve_one(sock: socket.socket) -> None:
@@ -73,14 +82,13 @@ async def serve(path: Path, services: Services) -> AsyncIterator[None]:
         accepted.add(sock)
         tasks.spawn("serve a ttrpc connection", functools.partial(serve_one, sock))
 
-    with _listening(path) as listener:
-        try:
-            async with Supervisor("ttrpc server") as tasks:
-                with _accepting(listener, take):
-                    yield
-        finally:
-            for sock in accepted:  # of tasks that were cancelled before they began
-                sock.close()
+    try:
+        async with Supervisor("ttrpc server") as tasks:
+            with _accepting(listener, take):
+                yield
+    finally:
+        for sock in accepted:  # of tasks that were cancelled before they began
+            sock.close()
 
 
 @contextmanager
