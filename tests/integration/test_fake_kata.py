@@ -53,7 +53,7 @@ class Pod:
         return await self.client.call("containerd.task.v2.Task", method, request, response_type, timeout=timeout)
 
     async def create(self, bundle: Path, *, stdio: Sequence[str] = ("stdout", "stderr"), **fields: Any) -> int:
-        paths = {name: str(self._fifo(bundle, name).path) for name in stdio}
+        paths: dict[str, Any] = {name: str(self._fifo(bundle, name).path) for name in stdio}
         request = pb.CreateTaskRequest(id=bundle.name, bundle=str(bundle), **paths, **fields)
         return (await self.call("Create", request, pb.CreateTaskResponse)).pid
 
@@ -81,7 +81,7 @@ class Pod:
 
     async def exec(self, bundle: Path, exec_id: str, *args: str, stdio: Sequence[str] = ("stdout",), terminal: bool = False) -> None:
         process = {"args": list(args), "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}}
-        paths = {name: str(self._fifo(bundle, f"{exec_id}-{name}").path) for name in stdio}
+        paths: dict[str, Any] = {name: str(self._fifo(bundle, f"{exec_id}-{name}").path) for name in stdio}
         request = pb.ExecProcessRequest(id=bundle.name, exec_id=exec_id, terminal=terminal, spec=packed_json(PROCESS, process), **paths)
         await self.call("Exec", request, Empty)
 
