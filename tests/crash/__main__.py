@@ -30,6 +30,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--point", default="", help="only points whose name has this in it")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="N cases of each operation, chosen by --seed, instead of all")
     parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--chaos", type=int, default=0, metavar="N", help="instead of the sweep, N random operations amid faults")
     parser.add_argument("--list", action="store_true", help="list the points and end")
     return parser.parse_args(argv)
 
@@ -41,7 +42,11 @@ def main(argv: Sequence[str]) -> int:
     counts: Counter[str] = Counter()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="cbt-sweep-") as directory, sweeper(Path(directory)) as swept:
-        for handler in options.handler or ["runc", "crun"]:
+        handlers = options.handler or ["runc", "crun"]
+        if options.chaos:
+            print(dict(anyio.run(swept.chaos, handlers, options.seed, options.chaos)), timed(began))
+            return 0
+        for handler in handlers:
             for operation in chosen:
                 anyio.run(_operation, swept, handler, operation, options, counts)
     print(f"{counts['points']} points, {counts['runs']} runs, {counts['missed']} not reached, {counts['failed']} failed, {timed(began)}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import random
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -22,7 +24,8 @@ from bridge.testing.failpoints import ENVIRONMENT, Control
 from bridge.testing.images import Entry, Layout, tar
 from bridge.testing.leaks import Scope, Snapshot, difference, snapshot
 from bridge.testing.registry import registry
-from tests.crash.operations import Operation, Stage
+from tests.crash.chaos import Chaos, Worker
+from tests.crash.operations import OPERATIONS, Operation, Stage
 from tests.integration.daemon_fixtures import warm
 from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node
 from tests.integration.registry_node import push
@@ -77,6 +80,28 @@ class Sweeper:
             return await self._run(case)
         except Exception as exc:
             raise AssertionError(f"{case}: {describe(exc)}") from exc
+
+    async def chaos(self, handlers: Sequence[str], seed: int, operations: int, *, workers: int = 8) -> Counter[str]:
+        """So many operations of several workers amid faults; what happened how often. Raises AssertionError where the model is wrong."""
+        counts: Counter[str] = Counter()
+        points = [point for each in OPERATIONS for point in await self.points(handlers[0], each) if "~" not in point]
+        chance, over = random.Random(seed), anyio.Event()
+        everyone = [
+            Worker(number, self._node, handlers[number % len(handlers)], random.Random(f"{seed} {number}"), counts)
+            for number in range(workers)
+        ]
+        async with anyio.create_task_group() as group:
+            group.start_soon(Chaos(self._node, self._control, chance, points, counts).run, over)
+            async with anyio.create_task_group() as work:
+                for worker in everyone:
+                    work.start_soon(_operate, worker, operations // workers)
+            over.set()
+        self._control.disarm()
+        await self._until_ready()
+        async with self._kubelet("") as kubelet:
+            await self._clean(kubelet)
+        await self._audit()
+        return counts
 
     async def _run(self, case: Case) -> bool:
         stage = self._stage()
@@ -219,6 +244,11 @@ def sweeper(directory: Path) -> Iterator[Sweeper]:
         node.start()
         anyio.run(warm, node)
         yield Sweeper(node, Control(control), f"{host}/swept:1")
+
+
+async def _operate(worker: Worker, operations: int) -> None:
+    for _ in range(operations):
+        await worker.step()
 
 
 def cases(handler: str, operation: Operation, points: Iterable[str], faults: Iterable[str]) -> Iterator[Case]:

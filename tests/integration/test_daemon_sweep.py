@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from pathlib import Path
 
@@ -11,14 +12,23 @@ import pytest
 from tests.crash.operations import OPERATIONS
 from tests.crash.sweep import FAULTS, Sweeper, cases, sweeper
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 SEED = 20261122
+OPERATIONS_AMID_CHAOS = 2000
 
 
 def test_a_sample_of_the_crash_sweep(crun_hierarchy: None, tmp_path: Path) -> None:
     """One case of each operation and fault, at points that the seed chooses, on runc and crun by turns."""
     with sweeper(tmp_path) as swept:
         anyio.run(_sample, swept)
+
+
+def test_a_kubelet_amid_chaos(crun_hierarchy: None, tmp_path: Path) -> None:
+    """Random operations of eight workers while servers and monitors are killed and errors injected; the model knows what must be true."""
+    with sweeper(tmp_path) as swept:
+        counts = anyio.run(functools.partial(swept.chaos, ["runc", "crun"], SEED, OPERATIONS_AMID_CHAOS))
+    assert sum(counts[fault] for fault in ("kill-server", "kill-monitor", "kill-both", "kill-starting", "error")) > 5
+    assert counts["StartContainer"] > OPERATIONS_AMID_CHAOS / 20
 
 
 async def _sample(swept: Sweeper) -> None:

@@ -211,8 +211,11 @@ class OciContainer:
         """Its cgroup tells."""
 
     async def reopen_log(self) -> None:
-        """After the log file was renamed."""
-        await self._runtime.monitor.reopen_log(self.id)
+        """After the log file was renamed. Raises IllegalTransition when it has ended, Unsupported when its output is lost."""
+        try:
+            await self._held(lambda monitor: monitor.reopen_log(self.id))
+        except NotFound as exc:  # for a kubelet that word means that there is no such container
+            raise IllegalTransition(f"container {self.id} has ended: nothing more is logged") from exc
 
     async def release(self) -> None:
         """Free the runtime's state after the exit: one ``delete``, or nothing when it was done. A running container stays as it is."""
