@@ -45,18 +45,30 @@ async def dial(address: str | Path, *, timeout: float) -> socket.socket:
     ``socket_name``.
     """
     name = socket_name(address)
+    # Go before 1.21 counted a closing zero byte in with such a name, so that shims built by it listen at another one.
+    names = [name, f"{name}\0"] if name == f"\0{address}" else [name]
     with anyio.move_on_after(timeout):
         while True:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-            try:
-                sock.connect(name)  # on a unix socket this never waits: it succeeds, or fails with EAGAIN when the queue is full
-            except OSError as exc:
-                sock.close()
-                if exc.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
-                    raise ShimGone(f"no shim listens at {address}: {exc.strerror}") from exc
-                if exc.errno != errno.EAGAIN:
-                    raise HostError(f"can't connect to the shim at {address}: {exc.strerror}", errno=exc.errno) from exc
-            else:
-                return sock
+            for number, each in enumerate(names, 1):
+                found = _connect(each, address, last=number == len(names))
+                if found is not None:
+                    return found
             await anyio.sleep(_RETRY_SECONDS)
     raise ShimGone(f"the shim at {address} accepted no connection within {timeout:g} s")
+
+
+def _connect(name: str, address: str | Path, *, last: bool) -> socket.socket | None:
+    """None when the listener's queue is full, or when nobody listens there and there is another name to try."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.connect(name)  # on a unix socket this never waits: it succeeds, or fails with EAGAIN when the queue is full
+    except OSError as exc:
+        sock.close()
+        if exc.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
+            if not last:
+                return None
+            raise ShimGone(f"no shim listens at {address}: {exc.strerror}") from exc
+        if exc.errno != errno.EAGAIN:
+            raise HostError(f"can't connect to the shim at {address}: {exc.strerror}", errno=exc.errno) from exc
+        return None
+    return sock
