@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 
@@ -42,9 +43,10 @@ open(sys.argv[1], "w").write(str(pid))
 
 
 @asynccontextmanager
-async def linked(node: Node) -> AsyncIterator[MonitorLink]:
+async def linked(node: Node, **patience: float) -> AsyncIterator[MonitorLink]:
     """A server's link to the node's monitor."""
-    async with Supervisor() as supervisor, MonitorLink.open(LinkSettings(node.socket, node.log, "debug"), supervisor) as link:
+    settings = LinkSettings(node.socket, node.log, "debug", **patience)  # type: ignore[arg-type]
+    async with Supervisor() as supervisor, MonitorLink.open(settings, supervisor) as link:
         yield link
 
 
@@ -104,6 +106,18 @@ async def test_output_that_waits_in_the_pipe_is_not_lost(node: Node) -> None:
         assert ("stderr", "F", "error") in node.logged("c")
 
 
+async def test_a_monitor_that_hangs_is_a_dead_one(node: Node) -> None:
+    async with linked(node, ask_every=0.05, answer_timeout=1.0) as link:
+        await node.run(link.client(), "c", f"until [ -e {node.root}/go ]; do sleep 0.01; done; echo last; exit 5")
+        before = link.client()
+        os.kill(before.pid, signal.SIGSTOP)
+        client = await succeeded(link, before)
+        assert client.pid != before.pid
+        (node.root / "go").touch()
+        assert (await client.wait("c")).code in (5, 255)
+        assert ("stdout", "F", "last") in node.logged("c")
+
+
 async def test_stdin_and_attach_go_on_and_its_end_is_seen(node: Node) -> None:
     async with linked(node) as link, anyio.create_task_group() as group:
         script = "while read line; do echo got $line; done; echo end; exit 8"
@@ -136,7 +150,7 @@ async def test_a_terminal_goes_on(node: Node) -> None:
         script = "trap 'echo hung up; exit 9' HUP; while read line; do echo got $line $(stty size); done"
         argv = [sys.executable, "-c", CONSOLE, script, str(node.pid_file("c")), str(console)]
         io = ContainerIO(terminal=True, stdin=True, log_path=node.log_path("c"))
-        given = {"cwd": node.root, "pid_file": node.pid_file("c"), "io": io, "console_socket": console, "timeout": 20}
+        given: dict[str, Any] = {"cwd": node.root, "pid_file": node.pid_file("c"), "io": io, "console_socket": console, "timeout": 20}
         await link.client().launch("c", argv, **given)
         client = await lose(link)
         await client.resize("c", 100, 40)

@@ -82,12 +82,16 @@ class MonitorClient:
         """Connect within ``timeout`` seconds, waiting for the monitor to appear. Raises MonitorGone, Unavailable (no answer)."""
         client = cls(await dial(socket, timeout), on_exit, on_event)
         try:
-            hello = await client._call("hello", {}, timeout=max(timeout, _QUICK_SECONDS))
-            client.pid, client.start_ns, client.nofile = int(hello["pid"]), int(hello["start_ns"]), tuple(hello["nofile"])
-            client.abilities = frozenset(hello.get("abilities", ()))
+            await client.hello(max(timeout, _QUICK_SECONDS))
             yield client
         finally:
             client._channel.close()
+
+    async def hello(self, timeout: float) -> None:
+        """Ask who it is, and whether it answers at all. Raises Unavailable after ``timeout`` seconds."""
+        told = await self._call("hello", {}, timeout=timeout)
+        self.pid, self.start_ns, self.nofile = int(told["pid"]), int(told["start_ns"]), tuple(told["nofile"])
+        self.abilities = frozenset(told.get("abilities", ()))
 
     async def launch(
         self,
@@ -217,8 +221,7 @@ class MonitorClient:
 
     async def ended(self, task_id: str, status: ExitStatus, *, drain: float) -> None:
         """Tell a held task's exit; returns once its output has ended and was logged, at most ``drain`` seconds later. Repeatable."""
-        parameters = {"task": task_id, "exit": exit_to_wire(status), "drain": drain}
-        await self._call("ended", parameters, timeout=drain + _QUICK_SECONDS)
+        await self._call("ended", {"task": task_id, "exit": exit_to_wire(status), "drain": drain}, timeout=drain + _QUICK_SECONDS)
 
     async def stdin_closed(self, task_id: str) -> None:
         """Wait until a held task's stdin was closed here, because its one client has left or by ``close_stdin``."""

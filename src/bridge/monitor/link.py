@@ -1,10 +1,14 @@
 """The server's side of the monitor's life: connect, or start one; when the connection is lost, do it again.
 
+A monitor that does not answer counts as dead: it is killed, and its successor takes its containers over.
 The link never gives up: between two monitors ``client`` raises MonitorGone, which is Unavailable to a kubelet, and it retries.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +18,7 @@ import anyio
 
 from bridge import log
 from bridge.aio import Supervisor, describe
-from bridge.errors import BridgeError, MonitorGone
+from bridge.errors import BridgeError, MonitorGone, Unavailable
 from bridge.monitor import starting
 from bridge.monitor.client import MonitorClient
 from bridge.monitor.keeping import Keeper
@@ -26,13 +30,17 @@ _QUICK = 0.2
 
 @dataclass(frozen=True, slots=True)
 class LinkSettings:
-    """Where the monitor listens and logs, in which cgroup directories it is started, how long its start may take (seconds)."""
+    """Where the monitor listens and logs, in which cgroup directories it is started; in seconds, how long its start may take, how often it
+    is asked whether it lives, and how long it may take to answer (it answers between two reads of a container's output).
+    """
 
     socket: Path
     log_file: Path
     log_level: str = "info"
     cgroups: Sequence[Path] = ()
     start_timeout: float = 10.0
+    ask_every: float = 5.0
+    answer_timeout: float = 15.0
 
 
 class MonitorLink:
@@ -110,7 +118,7 @@ class MonitorLink:
             with scope:
                 while True:
                     async with stack:
-                        await client.closed.wait()
+                        await self._until_lost(client)
                     self._why = "the connection was lost"
                     _logger.error("the monitor is gone; containers go on, and a new monitor takes over")
                     client, stack = await self._again()
@@ -118,6 +126,28 @@ class MonitorLink:
             with anyio.CancelScope(shield=True):
                 await stack.aclose()
             stopped.set()
+
+    async def _until_lost(self, client: MonitorClient) -> None:
+        process = os.pidfd_open(client.pid)
+        try:
+            while not client.closed.is_set():
+                with anyio.move_on_after(self._settings.ask_every):
+                    await client.closed.wait()
+                    return
+                await self._ask(client, process)
+        finally:
+            os.close(process)
+
+    async def _ask(self, client: MonitorClient, process: int) -> None:
+        try:
+            await client.hello(self._settings.answer_timeout)
+        except MonitorGone:
+            return  # which ``closed`` tells as well
+        except Unavailable as exc:
+            _logger.error("%s: it hangs, and is killed", exc)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+            await client.closed.wait()
 
     async def _again(self) -> tuple[MonitorClient, AsyncExitStack]:
         while True:
