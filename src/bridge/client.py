@@ -197,6 +197,7 @@ class AdminService(Service):
     import_image = Unary("ImportImage", admin.ImportImageRequest, admin.ImportImageResponse)
     trace = Unary("Trace", admin.TraceRequest, admin.TraceResponse)
     handlers = Unary("Handlers", admin.HandlersRequest, admin.HandlersResponse)
+    preview_spec = Unary("PreviewSpec", admin.PreviewSpecRequest, admin.PreviewSpecResponse)
     collect_garbage = Unary("CollectGarbage", admin.CollectGarbageRequest, admin.CollectGarbageResponse)
     list_images = Unary("ListImages", admin.ListImagesRequest, admin.ListImagesResponse)
     inspect_image = Unary("InspectImage", admin.InspectImageRequest, admin.InspectImageResponse)

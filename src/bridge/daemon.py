@@ -164,7 +164,7 @@ async def running(config: Config) -> AsyncIterator[Daemon]:
         supervisor.spawn("plugin events", lambda: tell_plugins(core.store, plugins))
         streams = await stack.enter_async_context(StreamServer.open(settings_of.streaming(config), _sessions(config, core)))
         in_force = InForce(config)
-        server = await stack.enter_async_context(_server(in_force, host, core, images, link, streams))
+        server = await stack.enter_async_context(_server(in_force, host, core, images, link, streams, plugins))
         await server.listen(config.server.socket, mode=config.server.socket_mode, group=config.server.socket_group)
         await core.recovery.run()
         yield Daemon(core, handlers, server, in_force)
@@ -251,7 +251,9 @@ def _sessions(config: Config, core: Services) -> CoreSessions:
     return CoreSessions(core.streams, idle_timeout=config.streaming.idle_timeout, drain=config.runtime.exec_drain_timeout)
 
 
-def _server(in_force: InForce, host: Host, core: Services, images: ImageStore, link: MonitorLink, streams: StreamServer) -> GrpcServer:
+def _server(
+    in_force: InForce, host: Host, core: Services, images: ImageStore, link: MonitorLink, streams: StreamServer, plugins: Plugins
+) -> GrpcServer:
     config = in_force.config
     systemd = settings_of.cgroup_driver(config, host.facts) is CgroupDriver.SYSTEMD
     details = NodeDetails(
@@ -264,7 +266,7 @@ def _server(in_force: InForce, host: Host, core: Services, images: ImageStore, l
         selinux={"mode": host.selinux_mode, "labels": host.selinux is not None},
     )
     node = NodeView(systemd_cgroups=systemd, mount_copies=host.facts.mount_copies, health=details.health, details=details.info)
-    admin = AdminRpcs(core, images)
+    admin = AdminRpcs(core, images, plugins.adjustments)
     return GrpcServer(
         [RuntimeRpcs(core, node, streams), ImageRpcs(images, core.ports.handlers), admin], max_message=config.server.max_message
     )

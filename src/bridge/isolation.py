@@ -266,6 +266,19 @@ class GuardedBackend(_Guarded):
         """See the port."""
         return GuardedSandbox(self._guard, await self._call("load_sandbox", self._guard.timeouts.create, spec, record))
 
+    def final_spec(self, oci: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the backend makes of a container's spec before its runtime gets it; as it is, where the backend can't tell.
+
+        Raises PluginFailed.
+        """
+        if not hasattr(self._inner, "final_spec"):
+            return oci
+        try:
+            final: Mapping[str, Any] = self._inner.final_spec(oci)
+        except Exception as exc:
+            raise self._guard._failed("final_spec", f"raised {describe(exc)}") from exc
+        return final
+
     async def remove_strangers(self, known: Callable[[str], bool]) -> Sequence[str]:
         """See the port."""
         found: Sequence[str] = await self._call("remove_strangers", _SWEEP_SECONDS, known)

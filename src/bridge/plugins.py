@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import difflib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from importlib import metadata
@@ -215,11 +215,19 @@ class Plugins:
     def adjust_spec(self, spec: Mapping[str, Any], pod: Mapping[str, Any], container: Mapping[str, Any]) -> Mapping[str, Any]:
         """``spec`` after every bridge_adjust_spec. An implementation that fails, or returns no dict, is not called again."""
         adjusted = spec
-        for implementation in self._implementations("bridge_adjust_spec"):
-            own = copy.deepcopy(dict(adjusted))
-            changed = self._call(implementation, "bridge_adjust_spec", dict, spec=own, pod=pod, container=container)
-            adjusted = adjusted if changed is None else changed
+        for _, changed in self.adjustments(spec, pod, container):
+            adjusted = changed
         return adjusted
+
+    def adjustments(
+        self, spec: Mapping[str, Any], pod: Mapping[str, Any], container: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The same step by step: each plugin with this hook, and the spec after it."""
+        for implementation in self._implementations("bridge_adjust_spec"):
+            own = copy.deepcopy(dict(spec))
+            changed = self._call(implementation, "bridge_adjust_spec", dict, spec=own, pod=pod, container=container)
+            spec = spec if changed is None else changed
+            yield str(implementation.plugin_name), spec
 
     def pod_event(self, event: Mapping[str, Any]) -> None:
         """Tell every bridge_pod_event. One that fails is not called again."""

@@ -50,7 +50,7 @@ def test_a_server_without_handlers_behind_shims_loads_nothing_of_them() -> None:
 
 def test_who_asks_for_a_pods_handler_names_how_that_was_opened() -> None:
     """Else a pod whose handler left the configuration could not be served any more. New pods are made in one place only."""
-    for_new_pods = {"src/bridge/core/sandboxes.py", "src/bridge/core/orphans.py"}
+    for_new_pods = {"src/bridge/core/sandboxes.py", "src/bridge/core/orphans.py", "src/bridge/core/preview.py"}
     found = []
     for path in (TOP / "src/bridge/core").glob("*.py"):
         asked = re.findall(r"handlers\.(?:backend|policy)\(([^)]*)\)", path.read_text("utf-8"))

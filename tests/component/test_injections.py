@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bridge.core import cdi, cdi_spec, hooks
-from bridge.core.injections import Injections, Sources, precreated
+from bridge.core.injections import Injections, Sources
 from bridge.core.model import IDMapping, NamespaceMode, NamespaceOptions, UserNamespace
 from bridge.core.spec import build_container
 from bridge.errors import HostError, InvalidRequest, Unsupported
@@ -172,6 +172,5 @@ async def test_an_annotation_that_is_withheld_is_told_in_the_log(place: Place, c
     assert message.startswith("runtime.handlers.fake.allowed_annotations doesn't allow the annotations run.oci.handler:")
 
 
-async def test_no_matching_hook_runs_nothing() -> None:
-    spec: Spec = {"process": {}}
-    assert await precreated(spec, []) is spec
+async def test_no_matching_hook_runs_nothing(place: Place) -> None:
+    assert "hooks" not in await place.spec()

@@ -44,6 +44,11 @@ _READY_SECONDS = 60.0
 _END_SECONDS = 60.0
 
 
+def environment() -> dict[str, str]:
+    """In which the command runs from this source tree."""
+    return {**os.environ, "PYTHONPATH": _PYTHONPATH}
+
+
 class DaemonNode:
     """Everything below ``root``; ``name`` marks the bridge and the cgroups that are its own. Made by ``daemon_node``.
 
@@ -151,13 +156,13 @@ class DaemonNode:
 
     def spawn(self) -> None:
         """Start the server and don't wait for it."""
-        environment = {**os.environ, "PYTHONPATH": _PYTHONPATH, "NOTIFY_SOCKET": str(self.root / "notify"), **self.environment}
+        given = {**environment(), "NOTIFY_SOCKET": str(self.root / "notify"), **self.environment}
         argv = [sys.executable, "-m", "bridge", "--config", str(self.config_file), "serve"]
         with contextlib.suppress(BlockingIOError):
             while self._notify.recv(256, socket.MSG_DONTWAIT):
                 pass
         with (self.root / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(argv, env=given, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
     def start(self) -> None:
         """Start the server and block until it has told its service manager that it is ready."""

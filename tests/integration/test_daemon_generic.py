@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from anyio.to_thread import run_sync
 
 from bridge._proto.runtime import v1 as pb
 from bridge.client import CriError, connect
 from bridge.config_docs import toml_value
 from tests.conftest import LeakAudit
 from tests.integration import odd_runtime
-from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node, namespaces
+from tests.integration.daemon_node import IMAGE, DaemonNode, Kubelet, daemon_node, environment, namespaces
 
 pytestmark = pytest.mark.root
 
@@ -94,3 +97,28 @@ async def test_what_the_options_say_is_missing_is_refused_with_that_reason(node:
         with pytest.raises(CriError, match="this handler can't change the resources of a container"):
             await cri.runtime.update_container_resources(pb.UpdateContainerResourcesRequest(container_id=container, linux=resources))
         await kubelet.clean()
+
+
+async def test_the_spec_is_shown_without_a_pod(node: DaemonNode, leak_audit: LeakAudit, tmp_path: Path) -> None:
+    leak_audit.watch(node.scope())
+    pod = {"metadata": {"name": "p", "namespace": "default", "uid": "u"}, "hostname": "p", "log_directory": "/logs"}
+    container = {"metadata": {"name": "c"}, "image": {"image": IMAGE}, "command": ["true"], "envs": [{"key": "A", "value": "b"}]}
+    for name, content in (("pod", pod), ("ctr", container)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    words = ["handlers", "spec", "odd", "--pod", str(tmp_path / "pod.json"), "--container", str(tmp_path / "ctr.json")]
+
+    def show(*more: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "bridge", *words, "--socket", str(node.socket), *more]
+        return subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+
+    done = await run_sync(show)
+    assert done.returncode == 0, done.stderr
+    final = json.loads(done.stdout)
+    assert final["annotations"]["example.com/odd"] == "yes"
+    assert "A=b" in final["process"]["env"]
+    assert "# handler odd changed\n" in done.stderr
+    assert '+    "example.com/odd": "yes"' in done.stderr
+    (tmp_path / "ctr.json").write_text(json.dumps({**container, "tty": "yes"}))
+    done = await run_sync(show)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "ctr.json.tty: must be true or false, not 'yes'" in done.stderr

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 from bridge._proto.bridge.admin import v1
+from bridge._proto.runtime import v1 as pb
+from bridge.api import convert_config
 from bridge.api.admin_images import ImageAdminRpcs
+from bridge.core.preview import Adjust
 from bridge.core.services import Services
 from bridge.errors import NotFound
 from bridge.images.store import ImageStore
@@ -11,11 +16,12 @@ from bridge.ports.handlers import HandlerState
 
 
 class AdminRpcs(ImageAdminRpcs):
-    """Trace, Handlers, CollectGarbage, and the RPCs about images."""
+    """Trace, Handlers, PreviewSpec, CollectGarbage, and the RPCs about images."""
 
-    def __init__(self, core: Services, images: ImageStore) -> None:
+    def __init__(self, core: Services, images: ImageStore, adjust: Adjust) -> None:
         super().__init__(images)
         self._core = core
+        self._adjust = adjust
 
     async def trace(self, message: v1.TraceRequest) -> v1.TraceResponse:
         """Where the pod's start spent its time. NotFound when the server has restarted since."""
@@ -31,6 +37,14 @@ class AdminRpcs(ImageAdminRpcs):
         del message
         registry = self._core.ports.handlers
         return v1.HandlersResponse(handlers=[_handler(state, registry.default) for state in registry.states()])
+
+    async def preview_spec(self, message: v1.PreviewSpecRequest) -> v1.PreviewSpecResponse:
+        """What a container would get. Makes nothing; refuses as RunPodSandbox and CreateContainer would."""
+        pod = convert_config.pod_config(pb.PodSandboxConfig.parse(message.pod), "pod")
+        container = convert_config.container_config(pb.ContainerConfig.parse(message.container), "container")
+        preview = await self._core.previewer.container(message.handler, pod, container, self._adjust)
+        steps = [v1.SpecStep(source=step.source, spec=json.dumps(step.spec).encode()) for step in preview.steps]
+        return v1.PreviewSpecResponse(steps=steps, notes=list(preview.notes))
 
     async def collect_garbage(self, message: v1.CollectGarbageRequest) -> v1.CollectGarbageResponse:
         """Remove what nothing refers to, now."""

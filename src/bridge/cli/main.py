@@ -93,7 +93,14 @@ def _plugin_verbs(verbs: Verbs) -> None:
 
 
 def _question_verbs(verbs: Verbs) -> None:
-    socket(verb(verbs, "handlers", "bridge.cli.handlers:run", "list the runtime handlers, and why one is disabled"))
+    handlers = verb(verbs, "handlers", "bridge.cli.handlers:run", "list the runtime handlers, and why one is disabled")
+    socket(handlers)
+    actions = handlers.add_subparsers(metavar="[ACTION]")
+    spec = verb(actions, "spec", "bridge.cli.spec:run", "print the OCI spec that a container would get, and who changed what in it")
+    spec.add_argument("handler", help="name of the handler")
+    spec.add_argument("--pod", type=Path, required=True, metavar="FILE", help="the pod, as crictl runp takes it")
+    spec.add_argument("--container", type=Path, required=True, metavar="FILE", help="the container, as crictl create takes it")
+    socket(spec)
     trace = verb(verbs, "trace", "bridge.cli.trace:run", "show where the start of a pod spent its time")
     trace.add_argument("pod", help="id of the pod sandbox, or the beginning of one")
     socket(trace)

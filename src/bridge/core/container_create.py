@@ -66,7 +66,7 @@ class ContainerCreator:
     async def create(self, ident: str, sandbox: Sandbox, config: ContainerConfig) -> Container:
         """Make the container; on any failure or cancellation nothing of it is left. Returns it in state created."""
         check(config, sandbox)
-        _check_abilities(config, self.handlers.backend(sandbox.handler, sandbox.opening).features)
+        check_abilities(config, self.handlers.backend(sandbox.handler, sandbox.opening).features)
         await selinux.check_known(selinux.of_container(sandbox, config), config.security.selinux, self.settings.selinux)
         image = self.image(config)
         await self.images.admit(image.id, config.image.user_specified_image or config.image.image, sandbox.config.metadata.namespace)
@@ -199,7 +199,7 @@ def check(config: ContainerConfig, sandbox: Sandbox) -> None:
     device_nodes.check(config)
 
 
-def _check_abilities(config: ContainerConfig, features: RuntimeFeatures) -> None:
+def check_abilities(config: ContainerConfig, features: RuntimeFeatures) -> None:
     """Refuse what the handler can't do and no part of the spec would tell of. Raises Unsupported naming the field."""
     check_profiles(config.security.seccomp, config.security.apparmor, features)
     if config.devices and (why := features.lacks(Ability.DEVICES)) is not None:

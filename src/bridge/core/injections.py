@@ -7,7 +7,7 @@ read of an inotify descriptor for the hooks, and nothing where there is no direc
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,13 @@ class Injections:
 
     async def apply(self, spec: Spec, inputs: ContainerInputs) -> Spec:
         """``spec`` with all that is added to it. Raises InvalidRequest, Unsupported (a CDI device), HostError (a precreate hook)."""
+        final = spec
+        async for _, changed in self.steps(spec, inputs):
+            final = changed
+        return final
+
+    async def steps(self, spec: Spec, inputs: ContainerInputs, *, programs: bool = True) -> AsyncIterator[tuple[str, Spec]]:
+        """Who added to ``spec``, and what came of it, one after the other. Without ``programs`` precreate hooks are named, not run."""
         policy = self.handlers.policy(inputs.sandbox.handler, inputs.sandbox.opening)
         barred = withheld(inputs.config.annotations, policy.allowed_annotations)
         if barred:
@@ -64,13 +71,15 @@ class Injections:
         if policy.base_spec is not None:
             owned = in_user_namespace(inputs.sandbox)
             spec = base_spec.lay_over(policy.base_spec, spec, inputs.config.security, user_namespace=owned)
+            yield "the handler's base spec", spec
         wanted = cdi.requested(inputs.config)
         if wanted:
             spec = await self._devices(spec, inputs, wanted)
+            yield f"CDI devices {', '.join(wanted)}", spec
         known = await self.sources.hooks.fresh()
         if known.hooks:
-            spec = await self._hooks(spec, inputs, known)
-        return spec
+            async for step in self._hooks(spec, inputs, known, programs):
+                yield step
 
     async def _devices(self, spec: Spec, inputs: ContainerInputs, wanted: Mapping[str, str]) -> Spec:
         devices = await self.sources.cdi.fresh()
@@ -91,7 +100,7 @@ class Injections:
         mapped = features.has(Ability.IDMAPPED_MOUNTS)
         return cdi_edits.apply(spec, edits, nodes, user_namespace=in_user_namespace(inputs.sandbox), id_mapped=mapped)
 
-    async def _hooks(self, spec: Spec, inputs: ContainerInputs, known: HookFiles) -> Spec:
+    async def _hooks(self, spec: Spec, inputs: ContainerInputs, known: HookFiles, programs: bool) -> AsyncIterator[tuple[str, Spec]]:
         annotations = {**inputs.config.annotations, **inputs.sandbox.config.annotations}
         matching = known.matching(spec["process"]["args"][0], annotations, bool(inputs.config.mounts))
         staged = hooks.staged(matching)
@@ -102,21 +111,18 @@ class Injections:
             raise Unsupported(f"hook {inside[0]}: handler {inputs.sandbox.handler!r} can't run it in the container ({why})")
         if staged:
             spec = {**spec, "hooks": cdi_edits.with_hooks(spec.get("hooks") or {}, staged)}
-        return await precreated(spec, matching)
+            yield "OCI hooks", spec
+        for hook in matching:
+            if PRECREATE in hook.stages:
+                spec = await precreated(spec, hook) if programs else spec
+                yield f"precreate hook {hook.path}", spec
 
 
-async def precreated(spec: Spec, matching: Sequence[Hook]) -> Spec:
-    """``spec`` as the precreate hooks return it: each reads it from stdin and writes what it makes of it to stdout.
+async def precreated(spec: Spec, hook: Hook) -> Spec:
+    """``spec`` as a precreate hook returns it: it reads it from stdin and writes what it makes of it to stdout.
 
-    Raises HostError with what the hook said when one fails, does not end in time or answers no spec.
+    Raises HostError with what the hook said when it fails, does not end in time or answers no spec.
     """
-    for hook in matching:
-        if PRECREATE in hook.stages:
-            spec = await _precreated(spec, hook)
-    return spec
-
-
-async def _precreated(spec: Spec, hook: Hook) -> Spec:
     path, args = hook.hook["path"], hook.hook.get("args") or [hook.hook["path"]]
     env = {"PATH": DEFAULT_PATH, **dict(entry.split("=", 1) for entry in hook.hook.get("env", ()) if "=" in entry)}
     timeout = float(hook.hook.get("timeout", _PRECREATE_SECONDS))

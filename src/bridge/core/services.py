@@ -17,6 +17,7 @@ from bridge.core.hostports import HostPorts
 from bridge.core.injections import Injections, Sources
 from bridge.core.live import Live
 from bridge.core.orphans import Orphans
+from bridge.core.preview import Previewer
 from bridge.core.recovery import Recovery
 from bridge.core.resources import ResourceService
 from bridge.core.sandbox_run import SandboxRunner
@@ -58,6 +59,7 @@ class Services:
     traces: Traces
     ports: Ports
     lookups: Lookups
+    previewer: Previewer
 
     async def settle(self) -> None:
         """Wait until no flight is in the air (the caller sets the deadline)."""
@@ -91,6 +93,7 @@ def assemble(
     lookups, confiner = Lookups(supervisor), Confiner(facts, spec_settings)
     injections = Injections(ports.handlers, sources or Sources.none())
     creator = ContainerCreator(store, live, ports.handlers, ports.images, lookups, settings, facts, spec_settings, injections, confiner)
+    previewer = Previewer(ports.handlers, ports.images, settings, facts, spec_settings, injections, confiner, lookups)
     containers = ContainerService(daemon, ports.images, creator)
     host_ports, net, images, handlers = HostPorts(store), ports.network, ports.images, ports.handlers
     runner = SandboxRunner(store, live, net, images, detacher, settings, facts, spec_settings, host_ports, handlers, confiner)
@@ -111,4 +114,4 @@ def assemble(
     streams = StreamService(store=store, live=live, handlers=ports.handlers, settings=settings)
     execs = ExecService(streams=streams, settings=settings)
     supervisor.spawn("late writes", store.late.keep)
-    return Services(store, live, sandboxes, containers, execs, streams, resources, stats, recovery, traces, ports, lookups)
+    return Services(store, live, sandboxes, containers, execs, streams, resources, stats, recovery, traces, ports, lookups, previewer)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from anyio import to_thread
 
@@ -13,6 +14,7 @@ from bridge.errors import HostError
 from bridge.oci import sandbox
 from bridge.oci.cli import OciCli, OciSettings
 from bridge.oci.container import OciContainer
+from bridge.oci.dialect import Scope
 from bridge.oci.probe import probe
 from bridge.oci.runtime import OciRuntime
 from bridge.oci.sandbox import OciSandbox
@@ -46,6 +48,10 @@ class OciBackend:
     async def load_sandbox(self, spec: SandboxSpec, record: Record) -> OciSandbox:
         """See bridge.oci.sandbox.load_sandbox."""
         return await sandbox.load_sandbox(self._runtime, spec, record)
+
+    def final_spec(self, oci: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A container's spec as it stands in the bundle, but for the place of a shared PID namespace, which only a pod knows."""
+        return self._runtime.final(oci, Scope.CONTAINERS)
 
     async def remove_strangers(self, known: Callable[[str], bool]) -> Sequence[str]:
         """See the port: of the monitor's tasks, and of this runtime's own list."""

@@ -26,6 +26,8 @@ __all__ = (
     "LayerProgress",
     "ListImagesRequest",
     "ListImagesResponse",
+    "PreviewSpecRequest",
+    "PreviewSpecResponse",
     "Progress",
     "PruneImagesRequest",
     "PruneImagesResponse",
@@ -33,6 +35,7 @@ __all__ = (
     "PullImageResponse",
     "RepairedImage",
     "Span",
+    "SpecStep",
     "StoredImage",
     "StoredLayer",
     "TraceRequest",
@@ -490,6 +493,48 @@ default_message_pool.register_message("bridge.admin.v1", "ListImagesResponse", L
 
 
 @dataclass(eq=False, repr=False)
+class PreviewSpecRequest(betterproto2.Message):
+    """
+    Asks for the spec of a container that is not made.
+    """
+
+    handler: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Name of the handler; empty for the default.
+    """
+
+    pod: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    """
+    A runtime.v1.PodSandboxConfig, encoded.
+    """
+
+    container: "bytes" = betterproto2.field(3, betterproto2.TYPE_BYTES)
+    """
+    A runtime.v1.ContainerConfig, encoded.
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "PreviewSpecRequest", PreviewSpecRequest)
+
+
+@dataclass(eq=False, repr=False)
+class PreviewSpecResponse(betterproto2.Message):
+    """
+    The spec as each source left it; the last is final.
+    """
+
+    steps: "list[SpecStep]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+
+    notes: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+    """
+    What is not as it would be, as nothing was looked at or run.
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "PreviewSpecResponse", PreviewSpecResponse)
+
+
+@dataclass(eq=False, repr=False)
 class Progress(betterproto2.Message):
     """
     How far a transfer is.
@@ -633,6 +678,26 @@ class Span(betterproto2.Message):
 
 
 default_message_pool.register_message("bridge.admin.v1", "Span", Span)
+
+
+@dataclass(eq=False, repr=False)
+class SpecStep(betterproto2.Message):
+    """
+    The spec after one source.
+    """
+
+    source: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Who made it of the one before: the request, a base spec, CDI, hooks, a plugin, the handler.
+    """
+
+    spec: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    """
+    JSON.
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "SpecStep", SpecStep)
 
 
 @dataclass(eq=False, repr=False)
@@ -801,6 +866,13 @@ class AdminBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
+    async def preview_spec(self, message: "PreviewSpecRequest") -> "PreviewSpecResponse":
+        """
+        The OCI spec that a container would get, and who changed what in it. Makes nothing.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def collect_garbage(self, message: "CollectGarbageRequest") -> "CollectGarbageResponse":
         """
         Remove at once what nothing refers to, instead of waiting for the periodic collection.
@@ -884,6 +956,12 @@ class AdminBase(betterproto2_grpclib.ServiceBase):
         request = await stream.recv_message()
         assert request is not None
         response = await self.handlers(request)
+        await stream.send_message(response)
+
+    async def __rpc_preview_spec(self, stream: "grpclib.server.Stream[PreviewSpecRequest, PreviewSpecResponse]") -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.preview_spec(request)
         await stream.send_message(response)
 
     async def __rpc_collect_garbage(self, stream: "grpclib.server.Stream[CollectGarbageRequest, CollectGarbageResponse]") -> None:
@@ -971,6 +1049,12 @@ class AdminBase(betterproto2_grpclib.ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 HandlersRequest,
                 HandlersResponse,
+            ),
+            "/bridge.admin.v1.Admin/PreviewSpec": grpclib.const.Handler(
+                self.__rpc_preview_spec,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                PreviewSpecRequest,
+                PreviewSpecResponse,
             ),
             "/bridge.admin.v1.Admin/CollectGarbage": grpclib.const.Handler(
                 self.__rpc_collect_garbage,
