@@ -44,14 +44,24 @@ class Fifo:
                 self._news = anyio.Event()
                 await self._news.wait()
 
+    def pause(self) -> None:
+        """Read no more, until ``resume``."""
+        asyncio.get_running_loop().remove_reader(self._fd)
+
+    def resume(self) -> None:
+        asyncio.get_running_loop().add_reader(self._fd, self._readable)
+
     def write(self, data: bytes) -> None:
         """Only for a fifo of stdin, which is then not read here."""
-        asyncio.get_running_loop().remove_reader(self._fd)
+        self.pause()
         os.write(self._fd, data)
 
     def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._fd)
-        os.close(self._fd)
+        """Repeatable."""
+        if self._fd >= 0:
+            self.pause()
+            os.close(self._fd)
+            self._fd = -1
 
 
 class ShimNode:
@@ -72,7 +82,11 @@ class ShimNode:
         bundle.mkdir()
         self.bundles.append(bundle)
         self.fifo(bundle / "log")
-        mounts = [{"destination": "/proc", "type": "proc", "source": "proc"}]
+        mounts = [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666", "mode=0620"]},
+        ]
         spec = {
             "ociVersion": "1.0.2",
             "root": {"path": str(self.rootfs)},

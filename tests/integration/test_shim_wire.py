@@ -204,7 +204,7 @@ async def test_a_pods_member_gets_the_pods_shim_and_out_of_memory_is_an_event(tm
     async with shim(tmp_path) as node:
         sandbox = node.bundle("/bin/sleep", "1000")
         grouped = {"io.kubernetes.cri.sandbox-id": sandbox.name}
-        member = node.bundle("/bin/sh", "-c", "x=a; while :; do x=$x$x; done", annotations=grouped)
+        member = node.bundle("/bin/dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1", annotations=grouped)
         config = json.loads((member / "config.json").read_text())
         config["linux"]["resources"] = {"memory": {"limit": 16 << 20, "swap": 16 << 20}}
         (member / "config.json").write_text(json.dumps(config))
