@@ -217,6 +217,9 @@ class DaemonNode:
         if self.process is not None and self.process.poll() is None:
             self.kill()
         _aside(self._end_monitor)
+        for pid in _working_below(self.root):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._notify.close()
         pod_cgroups.remove(pod_cgroups.top(self.name))
         _aside(mounts.unmount_tree, self.root)
@@ -244,6 +247,17 @@ def daemon_node(**options: Any) -> Iterator[DaemonNode]:
         yield node
     finally:
         node.end()
+
+
+def _working_below(root: Path) -> list[int]:
+    """Processes whose directory is below ``root``: shims, which outlive everybody."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{entry}/cwd").startswith(f"{root}/"):
+                    found.append(int(entry))
+    return found
 
 
 def _aside(work: Callable[..., Awaitable[Any]], *args: Any) -> Any:

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -129,8 +130,10 @@ def settings(name: str, options: ShimOptions, context: HostContext) -> ShimSetti
     systemd = (CgroupDriver(options.cgroup_driver) if options.cgroup_driver else context.cgroup_driver) is CgroupDriver.SYSTEMD
     timeouts = _timeouts(options, context.timeouts)
     root = context.state_root / name
+    owned = None
     if options.is_runc:
-        packed = encoding.runc_options(binary_name=options.binary_name, root=str(options.root or root / "runc"), systemd_cgroup=systemd)
+        owned = partial(_runc_options, options.binary_name, str(options.root or root / "runc"), systemd)
+        packed = owned(0, 0)
     elif options.config_path or options.config:
         packed = encoding.runtime_options(config_path=options.config_path, config_body=options.config.encode())
     else:
@@ -150,12 +153,19 @@ def settings(name: str, options: ShimOptions, context: HostContext) -> ShimSetti
         root=root,
         kind=kind,
         options=packed,
+        owned_options=owned,
         systemd_cgroup=systemd,
         per_container=options.grouping == "container",
         own_cgroups=kind is not SandboxKind.VM if options.own_cgroups is None else options.own_cgroups,
         trial=options.trial,
         timeouts=timeouts,
     )
+
+
+def _runc_options(binary: str, root: str, systemd: bool, uid: int, gid: int) -> Any:
+    from bridge.shimv2 import encoding
+
+    return encoding.runc_options(binary_name=binary, root=root, systemd_cgroup=systemd, owner=(uid, gid))
 
 
 def _timeouts(options: ShimOptions, ours: RuntimeTimeouts) -> RuntimeTimeouts:

@@ -27,17 +27,22 @@ _logger = log.get("monitor.holding")
 
 
 class _Spooling(Task):
-    """A fifo kept read. It has no end of its own, so it counts as ended and may be forgotten at any time."""
+    """A fifo kept read. It has no end of its own: forgetting it is its end."""
 
     __slots__ = ("_spool",)
 
     def __init__(self, task_id: str, spool: fifos.Spool) -> None:
         super().__init__(task_id, SPOOL, 0)
-        self.exit = ExitStatus(0)
+        self.endless = True
         self._spool = spool
         asyncio.get_running_loop().add_reader(spool.fileno(), spool.readable)
 
     def close(self) -> None:
+        """Let go, and tell who waited."""
+        self.exit = ExitStatus(0)
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            waiter(self.exit)
         asyncio.get_running_loop().remove_reader(self._spool.fileno())
         self._spool.close()
 

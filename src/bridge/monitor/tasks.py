@@ -37,7 +37,22 @@ class Task:
     With ``told_by`` the process is the sandbox's that the container lives in: that command tells its exit, and it can't be signalled.
     """
 
-    __slots__ = ("ending", "exit", "id", "kind", "memory", "owner", "pid", "pidfd", "stdio", "ticks", "told_by", "waiter", "waiters")
+    __slots__ = (
+        "ending",
+        "endless",
+        "exit",
+        "id",
+        "kind",
+        "memory",
+        "owner",
+        "pid",
+        "pidfd",
+        "stdio",
+        "ticks",
+        "told_by",
+        "waiter",
+        "waiters",
+    )
 
     def __init__(
         self,
@@ -58,6 +73,8 @@ class Task:
         self.told_by = told_by
         self.waiter: ExitWaiter | None = None
         self.ending = False
+        self.endless = False
+        """Whether ``forget`` is its end."""
         self.exit: ExitStatus | None = None
         self.waiters: list[OnExit] = []
         self.memory: MemoryWatch | None = None
@@ -177,7 +194,7 @@ class Tasks:
     def forget(self, task_id: str) -> None:
         """Release an ended task; an absent one is no error. Raises InUse while it runs."""
         task = self._tasks.get(task_id)
-        if task_id in self.launching or (task is not None and task.exit is None):
+        if task_id in self.launching or (task is not None and task.exit is None and not task.endless):
             raise InUse(f"task {task_id} has not ended")
         if task is not None:
             del self._tasks[task_id]

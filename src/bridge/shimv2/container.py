@@ -116,12 +116,14 @@ class ShimContainer:
             undo.push("end what was started", self.take_back)
             shim = await self._pod.shim_for(self._spec)
             await self._runtime.mark(self.id, self._spec.sandbox_id, self._spec.bundle, shim.bundle)
-            if not self._quiet:
-                await self._runtime.lasting(self._hold)
             self._shim = shim
             task = ShimTask(shim, self.id)
-            await self._create(task)
-            self._pid = await task.start(timeout=timeouts.start)
+            if not self._quiet:
+                await self._runtime.lasting(self._hold)
+            # Held on: a shim opens its fifos in Create, and would wait for ever for the reader of a monitor that has just been lost.
+            async with exits.held(task, self._keep_held):
+                await self._create(task)
+                self._pid = await task.start(timeout=timeouts.start)
             undo.commit()
         return self._pid
 
@@ -129,7 +131,8 @@ class ShimContainer:
         settings = self._runtime.settings
         # A shim can't be told to stop a Create, and knows nothing of the container before its end: there is no undo until then.
         with anyio.CancelScope(shield=True):
-            await task.create(self._spec.bundle, self._stdio(), options=settings.options, timeout=settings.timeouts.create)
+            options = settings.options_of(self._spec.io)
+            await task.create(self._spec.bundle, self._stdio(), options=options, timeout=settings.timeouts.create)
         await anyio.lowlevel.checkpoint_if_cancelled()
 
     def _stdio(self) -> Stdio:

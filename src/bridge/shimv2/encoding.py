@@ -56,9 +56,10 @@ def runtime_options(*, config_path: str = "", config_body: bytes = b"", type_url
     return packed("runtimeoptions.v1.Options", RuntimeOptions(type_url=type_url, config_path=config_path, config_body=config_body))
 
 
-def runc_options(*, binary_name: str = "", root: str = "", systemd_cgroup: bool = False) -> Any:
-    """``containerd.runc.v1.Options``: the OCI command, its directory of state, and how it makes cgroups."""
-    return packed("containerd.runc.v1.Options", RuncOptions(binary_name=binary_name, root=root, systemd_cgroup=systemd_cgroup))
+def runc_options(*, binary_name: str = "", root: str = "", systemd_cgroup: bool = False, owner: tuple[int, int] = (0, 0)) -> Any:
+    """``containerd.runc.v1.Options``: the OCI command, its directory of state, how it makes cgroups, and whose a container's pipes are."""
+    options = RuncOptions(binary_name=binary_name, root=root, systemd_cgroup=systemd_cgroup, io_uid=owner[0], io_gid=owner[1])
+    return packed("containerd.runc.v1.Options", options)
 
 
 def nanoseconds(timestamp: Timestamp | None) -> int:

@@ -1,13 +1,17 @@
 """One exec in a container behind a shim: Exec and Start, its exit by Wait, its end by Delete.
 
-Its process is moved to a sub-cgroup right after the start, so that its end takes along what it forked since (kubernetes#124226). A file
-in the container's bundle tells a later server that a lost one had an exec under way, whose caller is gone.
+Its process is moved to a sub-cgroup right after the start, so that its end takes along what it forked since (kubernetes#124226), and what
+it forked before is known by its tag (bridge.host.process_tags). A file in the container's bundle, which holds that tag, tells a later
+server that a lost one had an exec under way, whose caller is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import signal
+import time
 from pathlib import Path
 
 import anyio
@@ -16,10 +20,10 @@ from anyio import to_thread
 from bridge import log
 from bridge.aio import Supervisor
 from bridge.errors import BridgeError, HostError, IllegalTransition, NotFound, ShimGone, TimedOut
-from bridge.host import cgroups
+from bridge.host import cgroups, process_tags
 from bridge.ports.runtime import ExecSpec, ExitStatus
 from bridge.shimv2.bridging import Bridge
-from bridge.shimv2.runtime import SHIM_DIED, ShimRuntime
+from bridge.shimv2.runtime import SHIM_DIED, ShimRuntime, kill_directory
 from bridge.shimv2.task import ShimTask
 
 _PREFIX = "exec-"
@@ -27,6 +31,7 @@ _FREEZER = "freezer"
 _DRAIN_SECONDS = 1.0
 """How long an exit waits for output that the shim has yet to copy; beyond it somebody else holds the pipe."""
 _LOST_CODE = 255
+_SWEEP_SECONDS = 0.005
 
 _logger = log.get("shimv2.exec")
 
@@ -40,6 +45,8 @@ class ShimExec:
         self._spec = spec
         self._mark = bundle / f"{_PREFIX}{spec.id}"
         self._bridge: Bridge | None = None
+        self._tag = process_tags.new()
+        self._container: Path | None = None
         self._directories: tuple[Path, ...] = ()
         self._pid = 0
         self._added = False
@@ -57,7 +64,8 @@ class ShimExec:
             await to_thread.run_sync(self._prepare, cgroup)
             self._bridge = Bridge(self._spec)
             self._added = True
-            await self._task.add(ident, self._spec.process, self._bridge.stdio, timeout=timeout)
+            process = process_tags.tagged(self._spec.process, self._tag)
+            await self._task.add(ident, process, self._bridge.stdio, timeout=timeout)
             self._pid = await self._task.start(ident, timeout=timeout)
             self._bridge.run(tasks, lambda: self._task.close_stdin(ident))
             for directory in self._directories:
@@ -68,7 +76,8 @@ class ShimExec:
             raise
 
     def _prepare(self, cgroup: str | None) -> None:
-        self._mark.touch(mode=0o600)
+        self._mark.write_text(str(self._tag))
+        self._container = kill_directory(cgroup)
         if cgroup is None:
             return
         try:
@@ -103,8 +112,7 @@ class ShimExec:
     async def delete(self) -> None:
         """Kill whatever is left of it, children included, and remove its traces. Raises TimedOut for a process stuck in the kernel."""
         try:
-            if self._directories:
-                await to_thread.run_sync(self._remove_cgroup)
+            await to_thread.run_sync(self._kill_everyone)
             if self._added and not self._deleted:
                 with contextlib.suppress(ShimGone):  # then its containers are ended as a whole
                     await self._end()
@@ -115,7 +123,7 @@ class ShimExec:
 
     async def _end(self) -> None:
         timeout = self._runtime.settings.timeouts.kill
-        await self.kill(9)
+        await self.kill(signal.SIGKILL)
         if self._pid:
             with anyio.move_on_after(timeout) as scope, contextlib.suppress(NotFound):
                 await self._task.wait(self._spec.id)
@@ -128,14 +136,27 @@ class ShimExec:
             await self._task.delete(self._spec.id, timeout=self._runtime.settings.timeouts.delete)
         self._deleted = True
 
-    def _remove_cgroup(self) -> None:
+    def _kill_everyone(self) -> None:
+        timeout = self._runtime.settings.timeouts.kill
         for directory in self._directories:
-            cgroups.kill_all(directory, timeout=self._runtime.settings.timeouts.kill)
+            cgroups.kill_all(directory, timeout=timeout)
             cgroups.remove_directory(directory)
+        if self._container is None:
+            return
+        deadline = time.monotonic() + timeout
+        # Again until nobody is left: one that was found may have forked before its end.
+        while found := process_tags.find(_members(self._container), self._tag):
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise TimedOut(f"{len(found)} processes of an exec did not end within {timeout:g} s of SIGKILL")
+            time.sleep(_SWEEP_SECONDS)
 
     async def end_orphan(self, cgroup: str | None) -> None:
-        """``delete`` one of which nothing is known but that it was to be started."""
+        """``delete`` one of which nothing is known but its file."""
         self._added = True
+        self._tag = int(await to_thread.run_sync(self._mark.read_text) or 0)
         with contextlib.suppress(BridgeError):  # the container has ended, and this with it
             await to_thread.run_sync(self._prepare, cgroup)
         await self._delete_logged()
@@ -145,6 +166,13 @@ class ShimExec:
             await self.delete()
         except BridgeError as exc:
             _logger.warning("what is left of a failed exec can't be removed: %s", exc)
+
+
+def _members(directory: Path) -> list[int]:
+    try:
+        return cgroups.pids(directory)
+    except HostError:  # the container has ended
+        return []
 
 
 async def end_orphans(runtime: ShimRuntime, task: ShimTask, bundle: Path, cgroup: str | None) -> None:

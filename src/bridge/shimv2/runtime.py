@@ -18,7 +18,7 @@ from bridge.host.cgroup_paths import CgroupDriver
 from bridge.host.oci_documents import write_json
 from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, lasting
 from bridge.ports.host import HostContext, Monitor, RuntimeTimeouts
-from bridge.ports.runtime import SandboxKind
+from bridge.ports.runtime import ContainerIO, SandboxKind
 from bridge.shimv2.verbs import ShimBinary
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ SHIM_DIED = "ShimDied"
 class ShimSettings:
     """One handler's shim. ``root`` is this handler's own directory for what it has under way, gone at reboot.
 
-    ``options`` go with every Create. ``per_container`` runs the verb "start" for each container, and so leaves to the shim which of
-    them share a process; else one shim serves a whole pod. ``drain`` is how long output is awaited after an exit, in seconds.
+    ``options`` go with every Create; ``owned_options`` are those for a container whose pipes belong to another uid and gid.
+    ``per_container`` runs the verb "start" for each container, and so leaves to the shim which of them share a process; else one
+    shim serves a whole pod. ``drain`` is how long output is awaited after an exit, in seconds.
     ``own_cgroups`` tells that containers are in the cgroups that their specs name, so that the host can count and kill there.
     ``trial`` lets the probe run a container.
     """
@@ -44,12 +45,17 @@ class ShimSettings:
     root: Path
     kind: SandboxKind = SandboxKind.NAMESPACES
     options: Any | None = None
+    owned_options: Callable[[int, int], Any] | None = None
     systemd_cgroup: bool = False
     per_container: bool = False
     own_cgroups: bool = True
     trial: bool = True
     drain: float = 2.0
     timeouts: RuntimeTimeouts = field(default_factory=RuntimeTimeouts)
+
+    def options_of(self, io: ContainerIO) -> Any | None:
+        """The options for a container with this stdio."""
+        return self.options if io.owner is None or self.owned_options is None else self.owned_options(*io.owner)
 
     @property
     def handler(self) -> str:

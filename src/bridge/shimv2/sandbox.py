@@ -125,8 +125,7 @@ class ShimSandbox:
         if self._runtime.settings.per_container:
             with contextlib.suppress(BridgeError):
                 await ShimTask(held, ident).shut_down()
-            held.hang_up()
-            await shim.forget_log(self._runtime, ident)
+            await held.leave()
 
     async def load_container(self, spec: ContainerSpec, record: Record) -> ShimContainer:
         """See the port: from what the monitor holds, then from what the shim says."""
@@ -210,7 +209,9 @@ async def create(runtime: ShimRuntime, spec: SandboxSpec) -> ShimSandbox:
 
 async def load(runtime: ShimRuntime, spec: SandboxSpec, record: Record) -> ShimSandbox:
     """The sandbox from before a restart. NotFound when its own container was never started."""
-    held = await to_thread.run_sync(shim.load, runtime, spec.id, pod_bundle(spec))
+    held = await shim.load(runtime, spec.id, pod_bundle(spec))
+    if held is not None:
+        held.keep()
     sandbox = ShimSandbox(runtime, spec, held)
     if has_main(runtime, spec):
         if held is None:
@@ -230,7 +231,9 @@ async def load_container(
         raise NotFound(f"container {spec.id}: neither its shim nor its bundle knows it")
     container = ShimContainer(runtime, pod, spec, quiet=quiet)
     if runtime.settings.per_container:
-        held = await to_thread.run_sync(shim.load, runtime, spec.id, spec.bundle)
+        held = await shim.load(runtime, spec.id, spec.bundle)
+        if held is not None:
+            held.keep()
     pid = int(record.get("pid", 0)) or None
     tasks = [] if quiet else await runtime.lasting(lambda monitor: monitor.tasks())
     ended = next((task.exit for task in tasks if task.id == spec.id), None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import re
 import signal
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +18,7 @@ from betterproto2 import Message
 from bridge import log
 from bridge.errors import BridgeError, CorruptData, MonitorGone, NotFound, RuntimeFailed, ShimGone, Unavailable, Unsupported
 from bridge.host.runtime_words import parse_log, start_code
+from bridge.ports.host import Monitor
 from bridge.shimv2.addresses import dial, socket_name
 from bridge.shimv2.bootstrap import ShimAddress, read_address
 from bridge.shimv2.client import NAMESPACE_KEY, TtrpcClient
@@ -25,6 +28,7 @@ from bridge.shimv2.task import ShimTask
 M = TypeVar("M", bound=Message)
 _DIAL_SECONDS = 5.0
 _TAIL_BYTES = 16 << 10
+_TEXT_LINE = re.compile(r'time=\S+ level=(\w+) msg=("(?:[^"\\]|\\.)*"|\S+)')
 _LOG, _SPOOLED, _BOOTSTRAP = "log", "shim.log", "bootstrap.json"
 
 _logger = log.get("shimv2.shim")
@@ -40,6 +44,19 @@ class Shim:
         self.address = address
         self._dialling = anyio.Lock()
         self._client: TtrpcClient | None = None
+        self._keeping = anyio.CancelScope()
+
+    def keep(self) -> None:
+        """Have its log read by each monitor: a shim that is about to open it waits for a reader, and what it says has a place then."""
+        self._runtime.tasks.spawn(f"keep the log of shim {self.id[:13]}", self._keep)
+
+    async def _keep(self) -> None:
+        async def stay(monitor: Monitor) -> None:
+            await spool(monitor, self.id, self.bundle)
+            await monitor.wait(_spool_id(self.id))
+
+        with self._keeping, contextlib.suppress(NotFound):  # forgotten meanwhile
+            await self._runtime.lasting(stay, patience=math.inf)
 
     async def call(self, method: str, request: Message, response_type: type[M], *, timeout: float | None) -> M:
         """Call its task service. Raises RuntimeFailed with its words and the last of its log, ShimGone; else as TtrpcClient."""
@@ -66,6 +83,11 @@ class Shim:
     async def last_words(self) -> tuple[str, ...]:
         """The last grave lines of its log."""
         return await to_thread.run_sync(_tail, self.bundle)
+
+    async def is_serving(self) -> None:
+        """Return once it answers calls, as it does when it has opened its log. Raises ShimGone, TimedOut."""
+        with contextlib.suppress(NotFound, Unsupported):
+            await ShimTask(self, self.id).shim_pid()
 
     async def is_alive(self) -> bool:
         """Whether it answers at its address."""
@@ -105,10 +127,15 @@ class Shim:
 
     async def clear(self) -> None:
         """Remove what a dead one leaves: its socket, its log's keeper, the mark. Repeatable."""
-        self.hang_up()
-        name = socket_name(self.address.address)
+        await self.leave()
+        name = socket_name(self.address.address) if self.address.address else "\0"
         if not name.startswith("\0"):
             await to_thread.run_sync(lambda: Path(name).unlink(missing_ok=True))
+
+    async def leave(self) -> None:
+        """Have nothing to do with it any more, whether it goes on for others or not. Repeatable."""
+        self.hang_up()
+        self._keeping.cancel()
         await forget_log(self._runtime, self.id)
         await self._runtime.unmark(self.id)
 
@@ -116,26 +143,26 @@ class Shim:
 async def start(runtime: ShimRuntime, ident: str, sandbox_id: str, bundle: Path) -> Shim:
     """Run the verb "start" in ``bundle``, which has a config.json, and connect. Raises RuntimeFailed, ShimGone; then nothing is left."""
     await runtime.mark(ident, sandbox_id, bundle, bundle)
+    held = Shim(runtime, ident, bundle, ShimAddress(""))
     try:
-        await runtime.lasting(lambda monitor: monitor.spool(_spool(ident), bundle / _LOG, bundle / _SPOOLED))
-        address = await runtime.settings.binary.start(ident, bundle, options=runtime.settings.options)
-        await to_thread.run_sync(_write_bootstrap, bundle, address)
-        shim = Shim(runtime, ident, bundle, address)
-        await shim._connected()
+        await runtime.lasting(lambda monitor: spool(monitor, ident, bundle))
+        held.keep()
+        held.address = await runtime.settings.binary.start(ident, bundle, options=runtime.settings.options)
+        await to_thread.run_sync(_write_bootstrap, bundle, held.address)
+        await held.is_serving()
     except BaseException:
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + runtime.settings.timeouts.kill):
             await to_thread.run_sync(end_process, runtime.settings.binary.path, ident)
-            await forget_log(runtime, ident)
-            await runtime.unmark(ident)
+            await held.clear()
         raise
-    _logger.debug("shim of %s listens at %s", ident[:13], address.address)
-    return shim
+    _logger.debug("shim of %s listens at %s", ident[:13], held.address.address)
+    return held
 
 
-def load(runtime: ShimRuntime, ident: str, bundle: Path) -> Shim | None:
-    """The shim that was started in ``bundle``, dead or alive; None when none was. Blocks for a small file."""
+async def load(runtime: ShimRuntime, ident: str, bundle: Path) -> Shim | None:
+    """The shim that was started in ``bundle``, dead or alive, its log not kept yet; None when none was."""
     try:
-        return Shim(runtime, ident, bundle, read_address(bundle))
+        return Shim(runtime, ident, bundle, await to_thread.run_sync(read_address, bundle))
     except (NotFound, CorruptData, Unsupported):
         return None
 
@@ -143,10 +170,15 @@ def load(runtime: ShimRuntime, ident: str, bundle: Path) -> Shim | None:
 async def forget_log(runtime: ShimRuntime, ident: str) -> None:
     """Keep its log read no more. Repeatable; a monitor that is away has nothing to forget."""
     with contextlib.suppress(MonitorGone, Unavailable):
-        await runtime.monitor.forget(_spool(ident))
+        await runtime.monitor.forget(_spool_id(ident))
 
 
-def _spool(ident: str) -> str:
+async def spool(monitor: Monitor, ident: str, bundle: Path) -> None:
+    """Have the monitor read the log of the shim that was or is to be started in ``bundle``."""
+    await monitor.spool(_spool_id(ident), bundle / _LOG, bundle / _SPOOLED)
+
+
+def _spool_id(ident: str) -> str:
     return f"shim-{ident}"
 
 
@@ -160,7 +192,19 @@ def _tail(bundle: Path) -> tuple[str, ...]:
     for name in (f"{_SPOOLED}.1", _SPOOLED):
         with contextlib.suppress(OSError):
             text += (bundle / name).read_text(errors="replace")
-    return parse_log(text[-_TAIL_BYTES:])
+    return words(text[-_TAIL_BYTES:])
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The last grave lines of a shim's log: text as Go's logrus writes it, or JSON."""
+    lines = []
+    for line in text.splitlines():
+        found = _TEXT_LINE.match(line)
+        if found is None:
+            lines.append(line)
+        elif found[1] not in ("trace", "debug", "info"):
+            lines.append(found[2].strip('"'))
+    return parse_log("\n".join(lines))
 
 
 def end_process(binary: Path, ident: str) -> None:

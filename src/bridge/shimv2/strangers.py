@@ -36,7 +36,7 @@ async def remove(runtime: ShimRuntime, known: Callable[[str], bool]) -> Sequence
 
 async def _remove(runtime: ShimRuntime, ident: str, mark: Mapping[str, str]) -> None:
     bundle, shim_bundle = Path(mark["bundle"]), Path(mark["shim"])
-    held = await to_thread.run_sync(shim.load, runtime, ident if bundle == shim_bundle else mark["sandbox"], shim_bundle)
+    held = await shim.load(runtime, ident if bundle == shim_bundle else mark["sandbox"], shim_bundle)
     if held is not None and await held.is_alive():
         task = ShimTask(held, ident)
         try:
