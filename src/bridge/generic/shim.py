@@ -9,10 +9,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -120,7 +119,6 @@ def find_binary(name: str, search: str, field: str) -> Path:
 
 def settings(name: str, options: ShimOptions, context: HostContext) -> ShimSettings:
     """The SDK's settings for handler ``name``. Raises ConfigError."""
-    from bridge.shimv2 import encoding
     from bridge.shimv2.backend import events_socket
     from bridge.shimv2.runtime import ShimSettings
     from bridge.shimv2.verbs import ShimBinary
@@ -130,14 +128,7 @@ def settings(name: str, options: ShimOptions, context: HostContext) -> ShimSetti
     systemd = (CgroupDriver(options.cgroup_driver) if options.cgroup_driver else context.cgroup_driver) is CgroupDriver.SYSTEMD
     timeouts = _timeouts(options, context.timeouts)
     root = context.state_root / name
-    owned = None
-    if options.is_runc:
-        owned = partial(_runc_options, options.binary_name, str(options.root or root / "runc"), systemd)
-        packed = owned(0, 0)
-    elif options.config_path or options.config:
-        packed = encoding.runtime_options(config_path=options.config_path, config_body=options.config.encode())
-    else:
-        packed = None
+    owned, packed = _packed(options, root, systemd)
     kind = SandboxKind(options.sandbox)
     return ShimSettings(
         binary=ShimBinary(
@@ -162,10 +153,20 @@ def settings(name: str, options: ShimOptions, context: HostContext) -> ShimSetti
     )
 
 
-def _runc_options(binary: str, root: str, systemd: bool, uid: int, gid: int) -> Any:
+def _packed(options: ShimOptions, root: Path, systemd: bool) -> tuple[Callable[[int, int], Any] | None, Any]:
+    """What goes with every Create: for pipes of another owner, and else."""
     from bridge.shimv2 import encoding
 
-    return encoding.runc_options(binary_name=binary, root=root, systemd_cgroup=systemd, owner=(uid, gid))
+    if options.is_runc:
+
+        def owned(uid: int, gid: int) -> Any:
+            state = str(options.root or root / "runc")
+            return encoding.runc_options(binary_name=options.binary_name, root=state, systemd_cgroup=systemd, owner=(uid, gid))
+
+        return owned, owned(0, 0)
+    if options.config_path or options.config:
+        return None, encoding.runtime_options(config_path=options.config_path, config_body=options.config.encode())
+    return None, None
 
 
 def _timeouts(options: ShimOptions, ours: RuntimeTimeouts) -> RuntimeTimeouts:
