@@ -1,0 +1,122 @@
+"""Failpoints: each wait is met once, under its place's name; holding, failing, cancelling; nothing happens without a plan."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import get_args
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from bridge.aio import Supervisor
+from bridge.errors import HostError
+from bridge.host import files
+from bridge.testing import failpoints
+from bridge.testing.failpoints import INJECTED, Control, Watched, Watcher, interrupt
+
+
+async def work(done: list[str], lock: anyio.Lock) -> str:
+    for name in ("first", "second"):
+        await anyio.lowlevel.checkpoint()
+        done.append(name)
+    async with lock:
+        done.append("locked")
+    return "result"
+
+
+async def test_each_wait_is_interrupted_by_its_number() -> None:
+    for how in get_args(failpoints.How):
+        ends: list[list[str]] = []
+        for at in range(1, 10):
+            done: list[str] = []
+            reached = await interrupt(lambda: work(done, anyio.Lock()), at, how)  # noqa: B023
+            ends.append(done)
+            if not reached:
+                break
+        assert ends[:2] == [[], ["first"]], how
+        assert ends[-1] == ["first", "second", "locked"], how
+
+
+async def test_what_the_work_itself_raises_comes_out() -> None:
+    async def broken() -> None:
+        await anyio.lowlevel.checkpoint()
+        raise HostError("its own")
+
+    with pytest.raises(HostError, match="its own"):
+        await interrupt(broken, 99, "fail")
+
+
+async def test_the_work_keeps_its_result_and_its_errors(tmp_path: Path) -> None:
+    assert await Watched(work([], anyio.Lock()), Watcher()) == "result"
+    with pytest.raises(HostError):
+        await Watched(files.read_text(tmp_path), Watcher())
+
+
+async def test_places_are_of_our_own_code_and_say_where_nothing_can_fail(tmp_path: Path) -> None:
+    places: list[str] = []
+    await Watched(files.make_dir(tmp_path / "made", 0o700), Watcher(begun=places.append))
+    assert places
+    assert all(place.startswith("bridge.host.files:make_dir:") for place in places)
+    places.clear()
+    async with Supervisor() as supervisor:
+        event = anyio.Event()
+        supervisor.spawn("set", lambda: _set(event))
+
+        async def waits() -> None:
+            await failpoint_free_wait(event)
+
+        await Watched(waits(), Watcher(begun=places.append))
+    assert set(places) == {""}, "a test's own code is no place of the product"
+
+
+async def _set(event: anyio.Event) -> None:
+    event.set()
+
+
+async def failpoint_free_wait(event: anyio.Event) -> None:
+    await event.wait()
+
+
+async def scenario(control: Control, tmp_path: Path) -> None:
+    """A task of a watched loop that makes two directories."""
+    await files.make_dir(tmp_path / "one", 0o700)
+    await files.make_dir(tmp_path / "two", 0o700)
+    del control
+
+
+def test_a_server_records_holds_and_fails_as_it_is_told(tmp_path: Path) -> None:
+    control = Control(tmp_path)
+
+    async def served() -> None:
+        failpoints.install(str(tmp_path))
+        control.record()
+        await asyncio.get_running_loop().create_task(scenario(control, tmp_path))
+        points = [point for point in control.points() if "~" not in point]
+        assert [point.rpartition("#")[2] for point in points if "#" in point] == ["2"], "each directory came there once"
+        control.arm(points[-1], fail=True)
+        with pytest.raises(HostError, match=INJECTED):
+            await asyncio.get_running_loop().create_task(scenario(control, tmp_path))
+        await asyncio.get_running_loop().create_task(scenario(control, tmp_path))  # once only
+        control.arm(points[0])
+        held = asyncio.get_running_loop().create_task(scenario(control, tmp_path))
+        with anyio.fail_after(10):
+            while not control.held:
+                await anyio.sleep(0.005)
+        assert not held.done()
+        control.release()
+        with anyio.fail_after(10):
+            await held
+
+    asyncio.run(served())
+
+
+def test_without_the_variable_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(failpoints.ENVIRONMENT, raising=False)
+
+    async def served() -> None:
+        failpoints.install_if_asked()
+        assert asyncio.get_running_loop().get_task_factory() is None
+
+    asyncio.run(served())
