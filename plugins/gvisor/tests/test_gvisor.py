@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import bridge_gvisor
 import pytest
+from bridge_gvisor import hiding
 from bridge_gvisor import spec as specs
 from bridge_gvisor.handler import settings
 from bridge_gvisor.options import GvisorOptions
@@ -18,7 +19,7 @@ from bridge_gvisor.sampler import Sampler, parse
 from bridge_gvisor.trial import Outcome
 from bridge_gvisor.words import mending, start_code
 
-from bridge.errors import ConfigError, HostError, MonitorGone
+from bridge.errors import ConfigError, HostError, MonitorGone, Unsupported
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.plugins import Plugins
 from bridge.ports.host import HostContext, Monitor
@@ -52,7 +53,7 @@ def test_defaults(context: HostContext, tmp_path: Path) -> None:
     assert (made.network, made.flags, made.seccomp) == ("sandbox", (), False), "the host's stack is for who asks for it"
     assert made.timeouts == context.timeouts
     argv = Runsc(made).argv("start", "x", log=Path("/l"))
-    assert argv[1:] == ["--root", str(made.root), "--network=sandbox", "--log", "/l", "--log-format", "json", "start", "x"]
+    assert argv[1:] == ["--root", str(made.root), "--network=sandbox", "--net-raw", "--log", "/l", "--log-format", "json", "start", "x"]
 
 
 def test_every_option_has_its_effect(context: HostContext, tmp_path: Path) -> None:
@@ -316,3 +317,35 @@ def test_what_runsc_has_state_of(tmp_path: Path) -> None:
     assert runsc.known() == [(member, pod), (pod, pod)], "a sandbox comes after its members"
     assert runsc.knows(member)
     assert not runsc.knows("c" * 64)
+
+
+def hidden(root: Path, *, masked: list[str] | None = None, readonly: list[str] | None = None) -> dict[str, Any]:
+    mounts = [{"destination": "/vol", "type": "bind", "source": "/x", "options": []}]
+    linux = {"maskedPaths": masked or [], "readonlyPaths": readonly or []}
+    return {"root": {"path": str(root)}, "mounts": mounts, "linux": linux}
+
+
+def test_hidden_paths_become_mounts(tmp_path: Path) -> None:
+    root, bundle = tmp_path / "rootfs", tmp_path / "bundle"
+    (root / "etc/deep").mkdir(parents=True)
+    (root / "etc/secret").write_text("s")
+    bundle.mkdir()
+    masked = ["/proc/kcore", "/etc/deep", "/etc/secret", "/nowhere", "/etc/secret/below"]
+    found = hiding.with_mounts(hidden(root, masked=masked, readonly=["/sys/x", "/etc"]), bundle)
+    assert found["linux"] == {}
+    assert [(mount["destination"], mount["type"], mount["source"]) for mount in found["mounts"][1:]] == [
+        ("/etc", "bind", str(root / "etc")),
+        ("/etc/deep", "tmpfs", "tmpfs"),
+        ("/etc/secret", "bind", str(bundle / "masked")),
+    ]
+    assert all("ro" in mount["options"] for mount in found["mounts"][1:])
+    assert (bundle / "masked").read_bytes() == b""
+
+
+@pytest.mark.parametrize(("path", "why"), [("/vol/x", "on a volume"), ("/link/x", "symbolic link"), ("/link", "symbolic link")])
+def test_what_cannot_be_hidden_is_refused(tmp_path: Path, path: str, why: str) -> None:
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir/x").touch()
+    (tmp_path / "link").symlink_to("dir")
+    with pytest.raises(Unsupported, match=rf"masked_paths: .*{why}"):
+        hiding.with_mounts(hidden(tmp_path, masked=[path]), tmp_path)

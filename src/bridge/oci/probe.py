@@ -26,9 +26,9 @@ from bridge.oci.trial import trial
 from bridge.ports.runtime import Ability, Feature, RuntimeFeatures, Support
 
 _logger = log.get("oci.probe")
-_VERSION = 3
+_VERSION = 4
 _UNASKED = Feature(Support.SUPPORTED)
-_ALWAYS = (Ability.EXEC, Ability.TTY, Ability.SHARED_PID, Ability.TARGET_PID, Ability.UPDATE, Ability.PAUSE)
+_ALWAYS = (Ability.EXEC, Ability.TTY, Ability.SHARED_PID, Ability.TARGET_PID, Ability.UPDATE, Ability.PAUSE, Ability.CONTAINER_LIMITS)
 _KERNEL_SHARED = (
     *(Ability.HOST_NETWORK, Ability.HOST_NAMESPACES, Ability.SYSCTLS, Ability.MOUNT_PROPAGATION),
     *(Ability.DEVICES, Ability.HOST_DEVICES, Ability.START_CONTAINER_HOOKS),

@@ -52,6 +52,8 @@ class Ability(StrEnum):
     START_CONTAINER_HOOKS = "start-container-hooks"
     """OCI hooks that run in the container's namespaces."""
     SECCOMP_NOTIFY = "seccomp-notify"
+    CONTAINER_LIMITS = "container-limits"
+    """Limits of one container alone, not of its pod as a whole. Nothing is refused for want of it: the pod's limits hold."""
 
 
 @dataclass(frozen=True, slots=True)

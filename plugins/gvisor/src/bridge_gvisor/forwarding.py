@@ -16,13 +16,14 @@ from pathlib import Path
 import anyio
 
 from bridge.errors import HostError, RuntimeFailed, Unavailable
-from bridge.host import netdial
+from bridge.host import namespaces, netdial
 from bridge.host.process import Completed
 from bridge.host.runtime_words import parse_log
 from bridge.ports.runtime import SandboxSpec
 from bridge_gvisor.host import GvisorHost
 
 VERB = "port-forward"
+_LOW_PORTS = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 _NOBODY = ("connection refused", "was refused", "connection was aborted")
 
 
@@ -48,6 +49,21 @@ async def connect(host: GvisorHost, spec: SandboxSpec, port: int) -> socket.sock
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         await anyio.lowlevel.checkpoint()
+
+
+async def open_low_ports(netns: Path) -> None:
+    """Let a sandbox that uses the host's stack bind ports below 1024 in its pod's own network namespace.
+
+    Its process has no capability on the host, whoever asks inside; what else may bind there is in the pod. Raises HostError.
+    """
+
+    def write() -> None:
+        try:
+            _LOW_PORTS.write_text("0")
+        except OSError as exc:
+            raise HostError(f"can't write {_LOW_PORTS}: {exc.strerror}", errno=exc.errno) from exc
+
+    await namespaces.run_in_network(netns, write)
 
 
 def _checked(host: GvisorHost, done: Completed, near: socket.socket | None, port: int) -> socket.socket:

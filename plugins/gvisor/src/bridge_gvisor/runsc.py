@@ -52,7 +52,7 @@ class Runsc:
                 path=settings.path,
                 root=settings.root,
                 systemd_cgroup=settings.systemd_cgroup,
-                global_args=(f"--network={settings.network}", *settings.flags),
+                global_args=(f"--network={settings.network}", *_raw(settings.network), *settings.flags),
                 env=settings.env,
                 timeouts=settings.timeouts,
             )
@@ -94,14 +94,20 @@ class Runsc:
 
     async def delete(self, ident: str) -> None:
         """Kill a container or sandbox if need be and remove its state; unknown is success. Raises RuntimeFailed."""
-        if not await to_thread.run_sync(self.knows, ident):
-            return
-        try:
-            await self.check("delete", "--force", ident, timeout=self.settings.timeouts.delete)
-        except RuntimeFailed:
-            # Its sandbox may have died between: runsc has removed its state then, or does at the second try.
-            if await to_thread.run_sync(self.knows, ident):
+        if await to_thread.run_sync(self.knows, ident):
+            try:
                 await self.check("delete", "--force", ident, timeout=self.settings.timeouts.delete)
+            except RuntimeFailed:
+                # Its sandbox may have died between: runsc has removed its state then, or does at the second try.
+                if await to_thread.run_sync(self.knows, ident):
+                    await self.check("delete", "--force", ident, timeout=self.settings.timeouts.delete)
+        await to_thread.run_sync(self.remove_locks, ident)
+
+    def remove_locks(self, ident: str = "*", sandbox: str = "*") -> None:
+        """Remove lock files without state: another runsc, which looked at everything at that moment, has made them anew. Blocks."""
+        for lock in self.settings.root.glob(f"{ident}_sandbox:{sandbox}.lock"):
+            if not lock.with_suffix(".state").exists():
+                lock.unlink(missing_ok=True)
 
     async def processes(self, ident: str) -> Mapping[int, int]:
         """Parent of each process of a container, by the sandbox's own numbers. Raises RuntimeFailed."""
@@ -129,6 +135,14 @@ class Runsc:
         except OSError as exc:
             raise HostError(f"can't read {self.settings.root}: {exc.strerror}", errno=exc.errno) from exc
         return sorted(((container, sandbox) for container, sandbox in found), key=lambda pair: (pair[0] == pair[1], pair))
+
+
+def _raw(network: str) -> list[str]:
+    """Who may have raw sockets is the request's matter: untold, runsc takes CAP_NET_RAW from everybody.
+
+    On the host's stack they would be the host's, for which the sandbox's process has no right: runsc does not start then.
+    """
+    return [] if network == "host" else ["--net-raw"]
 
 
 def parse_processes(text: str) -> dict[int, int]:

@@ -27,7 +27,7 @@ from bridge.oci.strays import LOST_CODE, start_ticks
 from bridge.ports.host import Monitor
 from bridge.ports.runtime import ContainerIO, ContainerSpec, ExitStatus, Record, SandboxSpec
 from bridge_gvisor import container as containers
-from bridge_gvisor import forwarding
+from bridge_gvisor import forwarding, hiding
 from bridge_gvisor import spec as specs
 from bridge_gvisor.container import GvisorContainer
 from bridge_gvisor.host import GvisorHost
@@ -86,7 +86,8 @@ class GvisorSandbox:
     async def create_container(self, spec: ContainerSpec) -> GvisorContainer:
         """Write its bundle; nothing is run. Plugins may adjust its spec."""
         oci = self._host.context.adjust_spec(spec.oci, self._facts(), {"id": spec.id})
-        await self._host.write_bundle(spec.bundle, specs.of_container(oci, spec.id, self.id, seccomp=self._host.runsc.settings.seccomp))
+        made = specs.of_container(oci, spec.id, self.id, seccomp=self._host.runsc.settings.seccomp)
+        await self._host.write_bundle(spec.bundle, await to_thread.run_sync(hiding.with_mounts, made, spec.bundle))
         return GvisorContainer(self._host, spec)
 
     def _facts(self) -> dict[str, Any]:
@@ -144,6 +145,7 @@ class GvisorSandbox:
         for member, sandbox in await to_thread.run_sync(self._host.runsc.known):
             if sandbox == self.id:
                 await self._host.runsc.delete(member)
+        await to_thread.run_sync(self._host.runsc.remove_locks, "*", self.id)
         await files.remove_tree(self._spec.state_dir / "sandbox")
         await self._host.lasting(lambda monitor: monitor.forget(self.id))
 
@@ -177,6 +179,8 @@ async def create(host: GvisorHost, spec: SandboxSpec) -> GvisorSandbox:
     if spec.oci is None:
         raise InvalidRequest(f"sandbox {spec.id} needs the spec of its first process", field="oci")
     settings = host.runsc.settings
+    if settings.network == "host" and spec.namespaces.net is not None:
+        await forwarding.open_low_ports(spec.namespaces.net)
     oci = specs.of_sandbox(spec, systemd_cgroup=settings.systemd_cgroup, seccomp=settings.seccomp)
     sandbox = GvisorSandbox(host, spec)
     async with Rollback(f"start sandbox {spec.id[:13]}") as undo:

@@ -52,4 +52,6 @@ def _common(oci: Mapping[str, Any], *, seccomp: bool) -> dict[str, Any]:
     linux["namespaces"] = [dict(one) for one in linux.get("namespaces", ()) if one["type"] in _NAMESPACES]
     resources = {key: value for key, value in linux.get("resources", {}).items() if key != "devices"}
     process = {key: value for key, value in oci.get("process", {}).items() if key not in _PROCESS_LEFT_OUT}
+    if groups := process.get("user", {}).get("additionalGids"):
+        process["user"] = {**process["user"], "additionalGids": sorted(groups)}  # as Linux keeps them; gVisor keeps any order
     return {**oci, "process": process, "linux": {**linux, "resources": resources}}

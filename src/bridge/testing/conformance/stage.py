@@ -51,6 +51,11 @@ class Stage:
         found = self.declared.get(ability)
         return found is not None and found.support != Support.UNSUPPORTED
 
+    def lacks(self, ability: Ability) -> bool:
+        """Whether the handler declares it unsupported."""
+        found = self.declared.get(ability)
+        return found is not None and found.support == Support.UNSUPPORTED
+
     def not_here(self, reason: str) -> NoReturn:
         """End the spec: it can't be tried here."""
         raise NotHere(reason)

@@ -14,7 +14,7 @@ from bridge.testing.conformance.stage import Stage
 _MIB = 1 << 20
 
 
-@spec("CRI ContainerStatus.reason OOMKilled (kubelet)", quick=True)
+@spec("CRI ContainerStatus.reason OOMKilled (kubelet)", needs=[Ability.CONTAINER_LIMITS], quick=True)
 async def oom_is_told(stage: Stage) -> None:
     """A container that takes more memory than it may is ended, and the reason is OOMKilled"""
     pod = await stage.pod()
@@ -54,7 +54,7 @@ def _memory_limit(pid: int | None, container: str) -> int | None:
     return int(Path(directory, "memory.max" if cgroups.is_v2() else "memory.limit_in_bytes").read_text())
 
 
-@spec("CRI LinuxContainerResources.memory_limit_in_bytes, cpu_quota: seen from inside")
+@spec("CRI LinuxContainerResources.memory_limit_in_bytes, cpu_quota: seen from inside", needs=[Ability.CONTAINER_LIMITS])
 async def limits_hold(stage: Stage) -> None:
     """A container within its limit runs, and half a CPU is not much more than that"""
     pod = await stage.pod()
