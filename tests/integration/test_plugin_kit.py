@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +15,8 @@ import pytest
 
 import bridge
 from bridge.cli import plugins
+from bridge.generic.oci import FlagOptions, OciOptions
+from bridge.ports.runtime import ContainerHandle, ExecProcess, RuntimeBackend, SandboxHandle
 
 pytestmark = pytest.mark.root
 
@@ -31,7 +35,7 @@ class Author:
         """What ``python -m …`` says there."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*_PATHS, *paths])), "MYPYPATH": str(_SOURCE)}
         done = subprocess.run(
-            [sys.executable, "-m", *words], cwd=self.top, env=environment, capture_output=True, text=True, timeout=100, check=False
+            [sys.executable, "-m", *words], cwd=self.top, env=environment, capture_output=True, text=True, timeout=150, check=False
         )
         assert not ok or done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -50,7 +54,19 @@ def author(tmp_path_factory: pytest.TempPathFactory) -> Author:
     return made
 
 
-def test_it_is_typed_and_in_style(author: Author) -> None:
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Author:
+    """The worked example, installed from a copy, as building leaves files beside the sources."""
+    directory = tmp_path_factory.mktemp("example")
+    shutil.copytree(_SOURCE.parent / "docs/examples/cri-bridge-chroot", directory / "dist")
+    made = Author(directory / "dist", directory / "site")
+    made.install()
+    return made
+
+
+@pytest.mark.parametrize("whose", ["author", "example"])
+def test_it_is_typed_and_in_style(request: pytest.FixtureRequest, whose: str) -> None:
+    author: Author = request.getfixturevalue(whose)
     author.python("mypy", "--no-incremental")
     author.python("ruff", "check", "--isolated", "--line-length", "140", "--select", "E,F,I,B,UP,SIM", ".")
     author.python("ruff", "format", "--isolated", "--line-length", "140", "--check", ".")
@@ -68,3 +84,34 @@ def test_its_own_tests_pass_and_so_does_conformance(author: Author) -> None:
     said = author.python("pytest", *quick, paths=[author.site])
     assert " passed" in said
     assert "skipped" not in said
+
+
+_SPECS = (
+    *("abilities-are-probed", "pod-lifecycle", "exit-codes", "missing-command", "terminal", "stdin-stays-open", "exec-results"),
+    *("exec-of-nothing", "stop-of-the-stubborn", "oom-is-told", "resources-are-updated", "users", "capabilities", "port-forward"),
+    *("pod-address", "container-stats", "server-is-killed", "monitor-is-killed"),
+)
+
+
+@pytest.mark.timeout(200)
+def test_the_worked_example_conforms(example: Author) -> None:
+    only = [f"--only={spec}" for spec in _SPECS]
+    said = example.python("bridge", "conform", "chroot", "--config", os.devnull, *only, paths=[example.site])
+    assert f"CONFORMS: {len(_SPECS)} specs" in said
+    assert f"{len(_SPECS)} passed" in said
+
+
+def test_the_worked_example_has_every_method_of_the_port() -> None:
+    """Whoever adds one to the port adds it to the example that shows them all."""
+    directory = _SOURCE.parent / "docs/examples/cri-bridge-chroot/src/bridge_chroot"
+    there = set(re.findall(r"def (\w+)", "".join((directory / name).read_text() for name in ("backend.py", "container.py"))))
+    ports = (RuntimeBackend, SandboxHandle, ContainerHandle, ExecProcess)
+    asked = {name for port in ports for name in vars(port) if not name.startswith("_")}
+    assert asked - there == {"features", "sandbox_kind"}, "which are attributes there"
+
+
+def test_every_option_of_the_plugin_oci_is_on_the_page() -> None:
+    page = (_SOURCE.parent / "docs/writing-a-runtime.md").read_text()
+    rows = "".join(line.rsplit("|", 3)[0] + line.rsplit("|", 3)[-2] for line in page.splitlines() if line.startswith("| `"))
+    words = set(re.findall(r"`(\w+)`", rows))
+    assert set(OciOptions.model_fields) | set(FlagOptions.model_fields) <= words
