@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from anyio.to_thread import run_sync
 
 from bridge._proto.runtime import v1 as cri
+from bridge.testing.stream_client import ERROR, PIECE, STDIN, STDOUT, Spdy, WebSocket
 
 from .report import Table
 from .servers import Running
-from .stream_client import ERROR, PIECE, STDIN, STDOUT, Spdy, WebSocket
 from .workload import make_container, make_pod, remove_pod
 
 MEBIBYTE = 1 << 20

@@ -1,7 +1,7 @@
-"""The stopwatch's side of a stream: as small a client of SPDY and WebSocket as can be, so that the server is what takes the time.
+"""A client of exec, attach and port-forward URLs: as small as one of SPDY and WebSocket can be, so that the server is what takes the time.
 
-It sends frames of 32 KiB, as clients written in Go do (what io.Copy reads at once), and counts what comes without keeping it.
-Blocking, on one socket: meant for a thread. What a frame looks like is the same for both servers.
+For benchmarks and for load tests of runtimes. It counts what comes and hands it on; it keeps nothing. Blocking, on one socket: meant for
+a thread of its own; another thread may send.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from typing import Self
 from bridge.streaming.spdy_frames import FLAG_FIN, MAX_FRAME, HeaderCodec, Kind, control, data_head, words
 
 PIECE = 32 << 10
+"""What clients written in Go send in a frame: as much as io.Copy reads at once."""
 STDIN, STDOUT, STDERR, ERROR = range(4)
 _ROOM = 1 << 20
 _PATIENCE = 60.0  # seconds; a server that says nothing for so long has failed
 _NOBODY = -1
+_CLOSE_SIGNAL = 255
+V5 = "v5.channel.k8s.io"
 _V4 = "v4.channel.k8s.io"
-_MASKED_MESSAGE = 0x82FE  # binary and whole; masked, its length in 16 bits
 
 
 class Ended(ConnectionError):
@@ -31,7 +33,7 @@ class Ended(ConnectionError):
 
 
 class _Connection(ABC):
-    """An upgraded connection. ``counts``: bytes by channel; ``ended``: channels that the server has closed."""
+    """An upgraded connection. ``counts``: bytes by channel; ``ended``: channels that the server has closed; ``heard`` is given all data."""
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         place, _, path = url.partition("://")[2].partition("/")
@@ -41,6 +43,7 @@ class _Connection(ABC):
         self._buffer = memoryview(bytearray(_ROOM))
         self.counts: dict[int, int] = {}
         self.ended: set[int] = set()
+        self.heard: Callable[[int, memoryview], None] | None = None
         self._rest = b""
         self._left = 0
         self._channel = _NOBODY
@@ -86,6 +89,8 @@ class _Connection(ABC):
                 position += size
             taken = min(self._left, end - position)
             self._left -= taken
+            if self.heard is not None and self._channel != _NOBODY:
+                self.heard(self._channel, view[position : position + taken])
             position += taken
             self.counts[self._channel] = self.counts.get(self._channel, 0) + taken
             if self._end and not self._left:
@@ -134,17 +139,24 @@ class Spdy(_Connection):
 
 
 class WebSocket(_Connection):
-    """A client of protocol v4, which every server of the last years knows."""
+    """A client with channels. Of protocol v4 if not told otherwise, which every server of the last years knows."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, protocol: str = _V4) -> None:
         key = base64.b64encode(os.urandom(16)).decode()
-        headers = {"Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": key, "Sec-WebSocket-Protocol": _V4}
+        headers = {"Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": key, "Sec-WebSocket-Protocol": protocol}
         super().__init__(url, headers)
 
     @staticmethod
     def frame(channel: int, data: bytes) -> bytes:
-        """A message of a channel. Masked with zeros, which costs the client nothing and the server as much as any."""
-        return struct.pack(">HHIB", _MASKED_MESSAGE, len(data) + 1, 0, channel) + data
+        """A message of a channel, of less than 64 KiB. Masked with zeros, which costs the client nothing and the server as much as any."""
+        length = len(data) + 1
+        head = struct.pack(">BBI", 0x82, 0x80 | length, 0) if length < 126 else struct.pack(">BBHI", 0x82, 0xFE, length, 0)
+        return head + bytes([channel]) + data
+
+    @classmethod
+    def end(cls, channel: int) -> bytes:
+        """The message of protocol v5 that closes a channel."""
+        return cls.frame(_CLOSE_SIGNAL, bytes([channel]))
 
     def _begin(self, head: memoryview) -> int:
         if len(head) < 2:
