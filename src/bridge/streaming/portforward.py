@@ -85,7 +85,6 @@ class _Forwards:
             async with anyio.create_task_group() as halves:
                 halves.start_soon(self._guard, partial(self._up, connection, sock), name="to the pod")
                 halves.start_soon(self._guard, partial(self._down, connection, sock), name="from the pod")
-        await error.close()
 
     async def _up(self, connection: ForwardedConnection, sock: socket.socket) -> None:
         if await copying.to_descriptor(connection.data, sock.fileno(), self._idle):
@@ -97,3 +96,4 @@ class _Forwards:
     async def _down(self, connection: ForwardedConnection, sock: socket.socket) -> None:
         await copying.from_descriptor(sock.fileno(), connection.data, self._idle)
         await connection.data.close()
+        await connection.error.close()  # now, not after the client's half: older kubectl closes that once it knows of no error
