@@ -9,19 +9,18 @@ from bridge.testing.conformance.catalogue import Spec, select
 from bridge.testing.conformance.runner import Conformance
 from bridge.testing.conformance.suite import test_spec as run_spec
 from bridge.testing.conformance.target import Target, target
+from tests.conformance.handlers import HANDLERS
 
 pytest_plugins = ["bridge.testing.conformance.plugin"]
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-HANDLERS = {
-    "runc": {"plugin": "runc", "options": {"path": "runc"}},
-    "crun": {"plugin": "runc", "options": {"path": "crun"}},
-}
-
 
 @pytest.fixture(scope="session", params=HANDLERS)
 def conformance_target(request: pytest.FixtureRequest) -> Target:
-    return target(request.param, config=Config(), **HANDLERS[request.param])  # type: ignore[arg-type]
+    tried = HANDLERS[request.param]
+    if not tried.available:
+        pytest.fail(f"{tried.binary} is not here: apt-get install {tried.package}", pytrace=False)
+    return target(request.param, config=Config(), plugin=tried.plugin, options=tried.options)
 
 
 @pytest.mark.parametrize("conformance_spec", select(quick=True), ids=str)

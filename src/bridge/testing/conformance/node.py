@@ -35,6 +35,7 @@ USR1_IMAGE = "localhost/cri-bridge-conformance-usr1:latest"
 IMAGE_ENV = "FROM_IMAGE=yes"
 _BUSYBOX = (Path("/bin/busybox"), Path("/usr/bin/busybox"))
 _CNI_PLUGINS = ("bridge", "host-local")
+_TAIL = 12
 _OURS = "10.247"
 """Private addresses that few use; each node takes a /24 of them."""
 
@@ -142,7 +143,10 @@ class Node:
 
     def log_tail(self) -> str:
         """The server's last words; "" of one that isn't ours."""
-        return self.server.log_tail() if self.server is not None else ""
+        if self.server is None:
+            return ""
+        lines = self.server.log_tail(100).splitlines()
+        return "\n".join([line for line in lines if "level=debug logger=bridge.api " not in line][-_TAIL:])
 
     def prepare(self) -> None:
         """Write what the private server needs."""

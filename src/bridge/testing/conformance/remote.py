@@ -44,7 +44,10 @@ class _Channels:
         self._news = anyio.Event()
 
     async def send(self, channel: int, data: bytes) -> None:
-        await self._socket.send_bytes(bytes([channel]) + data)
+        try:
+            await self._socket.send_bytes(bytes([channel]) + data)
+        except (ConnectionError, RuntimeError) as exc:
+            raise AssertionError(f"the server has closed the stream: {self.word or exc}") from exc
 
     async def until(self, channel: int, needle: bytes) -> bytes:
         """What came on ``channel`` once it has ``needle``. AssertionError when it ends, or the patience does, without."""
