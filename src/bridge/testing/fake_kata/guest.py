@@ -174,12 +174,13 @@ class Agent:
 
 
 def _handles(pid: int, number: int) -> bool:
+    """Whether a process blocks, ignores or catches a signal; one that is gone does not."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
-        return True
-    caught = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt")), 0)
-    return bool(caught >> (number - 1) & 1)
+        return False
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigBlk:", "SigIgn:", "SigCgt:"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
 
 
 def _last_words(log: Path) -> str:
