@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import struct
 
 import anyio
 import pytest
@@ -12,7 +14,21 @@ from bridge.streaming import socket_wire, spdy_session, websocket_session
 from bridge.streaming.channels import RemoteCommand
 from bridge.streaming.server import StreamServer, StreamSettings
 from bridge.streaming.spdy import SpdyMachine
-from tests.unit.streaming.stream_client import CAT, EchoSessions, place, request, spdy_headers, until, websocket_headers
+from tests.unit.streaming.stream_client import (
+    CAT,
+    FORWARD,
+    Client,
+    EchoSessions,
+    SpdyClient,
+    asking,
+    place,
+    request,
+    spdy_command,
+    spdy_headers,
+    until,
+    websocket,
+    websocket_headers,
+)
 
 
 class DeafSessions(EchoSessions):
@@ -78,3 +94,34 @@ async def test_one_that_is_killed_is_noticed(transport: str, monkeypatch: pytest
         assert sessions.running == 1, "one that lives may be slow"
         client.die()
         await until(lambda: sessions.running == 0)
+
+
+async def test_many_who_leave_in_every_way_leave_no_task() -> None:
+    """Ended, closed and reset ones, over both transports, and a forwarded connection of each kind of end."""
+    before = asyncio.all_tasks()
+    async with StreamServer.open(StreamSettings(), EchoSessions()) as server:
+        idle = len(asyncio.all_tasks())
+        for _ in range(20):
+            async with spdy_command(server.url(CAT), "error", "stdin", "stdout", "stderr") as (spdy, stream):
+                spdy.machine.send(stream["stdin"], b"to the end", end=True)
+                await spdy.flush()
+                await spdy.take_until_end(stream["error"])
+            async with websocket(server.url(CAT), "v5.channel.k8s.io") as client:
+                await client.take_until(1)
+                reset(client.client)
+            async with asking(server.url(FORWARD), *spdy_headers("portforward.k8s.io")) as forwarding:
+                spdy = SpdyClient(forwarding)
+                for number in range(10):
+                    for kind in ("error", "data"):
+                        spdy.open(streamType=kind, port="80", requestID=str(number))
+                await spdy.flush()
+                await spdy.take()
+        await until(lambda: (server.sessions, server.waiting) == (0, 0))
+        await until(lambda: len(asyncio.all_tasks()) <= idle)
+    assert asyncio.all_tasks() <= before
+
+
+def reset(client: Client) -> None:
+    """Hang up with a reset."""
+    client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.writer.transport.abort()
