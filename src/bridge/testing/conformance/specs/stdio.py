@@ -12,6 +12,8 @@ from bridge.testing.conformance.logs import written
 from bridge.testing.conformance.remote import Command, command
 from bridge.testing.conformance.stage import RUNNING, Stage
 
+ON_TERMINAL = "test -t 0 && test -t 1 && echo on a terminal"
+
 
 @asynccontextmanager
 async def attached(stage: Stage, container: str, *, stdin: bool = False, tty: bool = False) -> AsyncIterator[Command]:
@@ -81,9 +83,9 @@ async def _true(value: bool) -> bool:
 async def terminal(stage: Stage) -> None:
     """A container with a terminal has one, of the size that the client gives it, and what it shows is logged"""
     pod = await stage.pod()
-    script = 'test -t 0 && test -t 1 && echo a terminal; while read line; do echo "<$line> $(stty size)"; done'
+    script = ON_TERMINAL + '; while read line; do echo "<$line> $(stty size)"; done'
     container = await stage.started(pod, script, stdin=True, tty=True)
-    await stage.log(pod, until=lambda lines: b"a terminal" in written(lines))
+    await stage.log(pod, until=lambda lines: b"on a terminal" in written(lines))
     async with attached(stage, container, stdin=True, tty=True) as client:
         await client.resize(132, 43)
         await stage.until(lambda: _sized(client, b"43 132"), lambda: f"the terminal is not 132 by 43: {client.stdout!r}")

@@ -57,14 +57,9 @@ async def exec_stream_of_much(stage: Stage) -> None:
 async def exec_terminal(stage: Stage) -> None:
     """A command on a terminal sees its size, its changes, and gives its exit code"""
     container = await stage.started(await stage.pod())
-    async with _exec(
-        stage,
-        container,
-        "test -t 0 && test -t 1 && echo a terminal; while read word; do stty size; [ $word = end ] && exit 8; done",
-        stdin=True,
-        tty=True,
-    ) as client:
-        await client.until(b"a terminal")
+    script = f"{ON_TERMINAL}; while read word; do stty size; [ $word = end ] && exit 8; done"
+    async with _exec(stage, container, script, stdin=True, tty=True) as client:
+        await client.until(b"on a terminal")
         for width, height in ((132, 43), (80, 25)):
             await client.resize(width, height)
 
