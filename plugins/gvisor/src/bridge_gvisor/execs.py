@@ -20,6 +20,7 @@ from bridge.monitor.protocol import LaunchFailed
 from bridge.ports.runtime import ExecSpec, ExitStatus
 from bridge_gvisor.host import GvisorHost
 from bridge_gvisor.runsc import descendants
+from bridge_gvisor.spec import process
 
 _logger = log.get("gvisor.exec")
 _KILL = 9
@@ -56,7 +57,7 @@ class GvisorExec:
     async def start(self) -> None:
         """Run it. Raises RuntimeFailed, IllegalTransition when the container has ended; then nothing of it is left."""
         try:
-            await to_thread.run_sync(write_json, self._files.process, _process(self._spec))
+            await to_thread.run_sync(write_json, self._files.process, process(self._spec.process))
             self._pid = await self._launch()
         except BaseException:
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._host.runsc.settings.timeouts.kill):
@@ -153,7 +154,3 @@ class GvisorExec:
             await self.delete()
         except BridgeError as exc:
             _logger.warning("what is left of a failed exec can't be removed: %s", exc)
-
-
-def _process(spec: ExecSpec) -> dict[str, object]:
-    return {key: value for key, value in spec.process.items() if key not in ("apparmorProfile", "selinuxLabel")}

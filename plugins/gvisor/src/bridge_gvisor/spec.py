@@ -40,6 +40,21 @@ def of_container(oci: Mapping[str, Any], ident: str, sandbox_id: str, *, seccomp
     return {**made, "annotations": notes, "linux": {**linux, "namespaces": kept}}
 
 
+def process(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A process of a container or an exec. A user other than root keeps its ambient capabilities alone.
+
+    On Linux that is what execve(2) leaves of them (capabilities(7)); runsc would give the process all that the spec lists.
+    """
+    made = {key: value for key, value in given.items() if key not in _PROCESS_LEFT_OUT}
+    capabilities = made.get("capabilities")
+    if capabilities and made.get("user", {}).get("uid", 0) != 0:
+        ambient = capabilities.get("ambient", [])
+        made["capabilities"] = {**capabilities, "effective": ambient, "permitted": ambient}
+    if groups := made.get("user", {}).get("additionalGids"):
+        made["user"] = {**made["user"], "additionalGids": sorted(groups)}  # as Linux keeps them; gVisor keeps any order
+    return made
+
+
 def pid_namespace(ident: str) -> str:
     """The name by which another container joins this one's PID namespace; runsc compares paths and opens none."""
     return f"{CONTAINER_PID_NAMESPACE}{ident}"
@@ -51,7 +66,4 @@ def _common(oci: Mapping[str, Any], *, seccomp: bool) -> dict[str, Any]:
         linux.pop("seccomp", None)
     linux["namespaces"] = [dict(one) for one in linux.get("namespaces", ()) if one["type"] in _NAMESPACES]
     resources = {key: value for key, value in linux.get("resources", {}).items() if key != "devices"}
-    process = {key: value for key, value in oci.get("process", {}).items() if key not in _PROCESS_LEFT_OUT}
-    if groups := process.get("user", {}).get("additionalGids"):
-        process["user"] = {**process["user"], "additionalGids": sorted(groups)}  # as Linux keeps them; gVisor keeps any order
-    return {**oci, "process": process, "linux": {**linux, "resources": resources}}
+    return {**oci, "process": process(oci.get("process", {})), "linux": {**linux, "resources": resources}}

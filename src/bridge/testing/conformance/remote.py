@@ -163,9 +163,14 @@ async def _connected(url: str, protocol: str, patience: float) -> AsyncIterator[
         async with client.ws_connect(url, protocols=[protocol], max_msg_size=_MAX_MESSAGE, compress=0) as socket:
             assert socket.protocol == protocol, f"the server does not speak {protocol}, but {socket.protocol}"
             channels = _Channels(socket, patience)
+            failure: AssertionError | None = None
             async with anyio.create_task_group() as group:
                 group.start_soon(channels.receive)
                 try:
                     yield channels
+                except AssertionError as exc:
+                    failure = exc  # raised outside of the group, which would wrap it
                 finally:
                     group.cancel_scope.cancel()
+            if failure is not None:
+                raise failure

@@ -10,7 +10,7 @@ from bridge.testing.conformance.catalogue import spec
 from bridge.testing.conformance.stage import Stage
 
 _CAPS = "grep -E '^Cap(Eff|Bnd):' /proc/self/status | cut -f 2"
-_CHOWN, _NET_RAW = 1 << 0, 1 << 13
+_CHOWN, _SYS_TIME = 1 << 0, 1 << 25
 
 
 @spec("CRI LinuxContainerSecurityContext.run_as_user, run_as_group, supplemental_groups, run_as_username", quick=True)
@@ -32,9 +32,9 @@ async def capabilities(stage: Stage) -> None:
     plain = await stage.started(pod, name="plain")
     default = int((await stage.output(plain, _CAPS)).split()[0], 16)
     assert default & _CHOWN
-    change = pb.Capability(add_capabilities=["NET_RAW"], drop_capabilities=["CHOWN"])
+    change = pb.Capability(add_capabilities=["SYS_TIME"], drop_capabilities=["CHOWN"])
     changed = await stage.started(pod, name="changed", security={"capabilities": change})
-    assert int((await stage.output(changed, _CAPS)).split()[0], 16) == (default | _NET_RAW) & ~_CHOWN
+    assert int((await stage.output(changed, _CAPS)).split()[0], 16) == (default | _SYS_TIME) & ~_CHOWN
     none = await stage.started(pod, name="none", security={"capabilities": pb.Capability(drop_capabilities=["ALL"])})
     assert int((await stage.output(none, _CAPS)).split()[0], 16) == 0
     assert (await stage.exec(none, "chown 1:1 /tmp")).exit_code != 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import urllib.request
+from contextlib import suppress
 
+import anyio
 from anyio.to_thread import run_sync
 
 from bridge._proto.runtime import v1 as pb
@@ -84,17 +86,42 @@ async def name_servers(stage: Stage) -> None:
     assert {"nameserver 192.0.2.53", "search one.example two.example", "options ndots:5"} <= set(lines), lines
 
 
+# Each connection gets its lines back.
+_ECHO = f"mkfifo /tmp/f; while :; do nc -l -p {_PORT} < /tmp/f | while read x; do echo got $x; done > /tmp/f; done"
+
+
+async def _echoed(stage: Stage, pod: str, word: bytes) -> bool:
+    """Whether the pod's echo answers through the server."""
+    url = (await stage.cri.runtime.port_forward(pb.PortForwardRequest(pod_sandbox_id=pod, port=[_PORT]))).url
+    with suppress(AssertionError):
+        async with forward(url, patience=min(5.0, stage.patience)) as connection:
+            await connection.send(word + b"\n")
+            await connection.until(b"got " + word)
+            return True
+    return False
+
+
 @spec("CRI PortForward; kubelet's portforward protocol", needs=[Ability.PORT_FORWARD], network=True, quick=True)
 async def port_forward(stage: Stage) -> None:
-    """A port on which the pod listens for itself alone is reached through the server, again and again"""
+    """A port of the pod is reached through the server, both ways, again and again"""
+    pod = await stage.pod()
+    await stage.started(pod, _ECHO, name="server")
+    for number in range(3):
+        word = b"word%d" % number
+        await stage.until(lambda word=word: _echoed(stage, pod, word), "nobody answers at the forwarded port")  # type: ignore[misc]
+
+
+@spec("CRI PortForward: to the pod's localhost", needs=[Ability.PORT_FORWARD], network=True)
+async def port_forward_to_localhost(stage: Stage) -> None:
+    """A port on which the pod listens for itself alone is reached, by a client that is in no hurry"""
     pod = await stage.pod()
     await stage.started(pod, _page("word", "served", "127.0.0.1"), name="server")
     await _asked(stage, await stage.started(pod, name="asker"), "127.0.0.1")
-    for _ in range(3):
-        url = (await stage.cri.runtime.port_forward(pb.PortForwardRequest(pod_sandbox_id=pod, port=[_PORT]))).url
-        async with forward(url, patience=stage.patience) as connection:
-            await connection.send(b"GET /word HTTP/1.0\r\n\r\n")
-            assert (await connection.until(b"served\n")).startswith(b"HTTP/1.")
+    url = (await stage.cri.runtime.port_forward(pb.PortForwardRequest(pod_sandbox_id=pod, port=[_PORT]))).url
+    async with forward(url, patience=stage.patience) as connection:
+        await anyio.sleep(0.5)  # the server in the pod waits for the request by now
+        await connection.send(b"GET /word HTTP/1.0\r\n\r\n")
+        await connection.until(b"served\n")
 
 
 @spec("CRI PortForward to a port on which nobody listens", needs=[Ability.PORT_FORWARD], network=True)

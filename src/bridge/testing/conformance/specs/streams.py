@@ -10,6 +10,7 @@ from bridge.ports.runtime import Ability
 from bridge.testing.conformance.catalogue import spec
 from bridge.testing.conformance.remote import Command, command
 from bridge.testing.conformance.specs.execs import gone, mark
+from bridge.testing.conformance.specs.stdio import ON_TERMINAL
 from bridge.testing.conformance.stage import Stage
 
 _NEEDS = [Ability.EXEC]
