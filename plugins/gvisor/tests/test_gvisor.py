@@ -349,3 +349,13 @@ def test_what_cannot_be_hidden_is_refused(tmp_path: Path, path: str, why: str) -
     (tmp_path / "link").symlink_to("dir")
     with pytest.raises(Unsupported, match=rf"masked_paths: .*{why}"):
         hiding.with_mounts(hidden(tmp_path, masked=[path]), tmp_path)
+
+
+@pytest.mark.parametrize(("uid", "ambient", "left"), [(0, [], ["CAP_CHOWN"]), (1000, [], []), (1000, ["CAP_KILL"], ["CAP_KILL"])])
+def test_users_other_than_root_have_the_capabilities_that_linux_leaves_them(uid: int, ambient: list[str], left: list[str]) -> None:
+    sets = {name: ["CAP_CHOWN"] for name in ("bounding", "effective", "permitted")}
+    given = {"user": {"uid": uid}, "capabilities": {**sets, "ambient": ambient}, "args": ["x"], "apparmorProfile": "p"}
+    made = specs.process(given)
+    assert made["capabilities"] == {"bounding": ["CAP_CHOWN"], "effective": left, "permitted": left, "ambient": ambient}
+    assert "apparmorProfile" not in made
+    assert given["capabilities"] == {**sets, "ambient": ambient}, "what was given is not changed"

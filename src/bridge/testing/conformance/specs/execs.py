@@ -96,6 +96,14 @@ async def exec_with_children(stage: Stage) -> None:
     word = mark()
     answer = await stage.exec(container, f"setsid sleep {word} & echo started")
     assert (answer.stdout, answer.exit_code) == (b"started\n", 0)
+
+
+@spec("cri-bridge's own promise: an exec leaves nothing running (kubernetes#124226)", needs=NEEDS)
+async def exec_leaves_nothing(stage: Stage) -> None:
+    """What a command started in the background ends with it"""
+    container = await stage.started(await stage.pod())
+    word = mark()
+    assert (await stage.exec(container, f"sleep {word} & setsid sleep {word} & echo started")).exit_code == 0
     await gone(stage, container, word)
 
 
