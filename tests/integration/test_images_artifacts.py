@@ -16,6 +16,7 @@ import pytest
 from bridge.aio import Supervisor
 from bridge.errors import CorruptData, ImagePullFailed, InUse, NotFound, RegistryUnavailable, Unsupported
 from bridge.host import mounts
+from bridge.images.disk import tree_usage
 from bridge.images.exporting import Compression, ExportProgress, ExportRequest, Format
 from bridge.images.settings import ImageSettings, Registry
 from bridge.images.store import ImageStore
@@ -94,6 +95,10 @@ async def test_an_artifact_is_pulled_and_mounted(tmp_path: Path, hub: str, place
         assert image.id == image.repo_digests[0].partition("@")[2], "an artifact is known by its manifest"
         assert (image.artifact_type, image.repo_tags, image.config.env) == (KIND, [f"{hub}/a/b:many"], ())
         assert image.size >= len(BIG)
+        used = store.image_usage()
+        on_disk, inodes = tree_usage(tmp_path / "store" / "layers")
+        assert abs(used.used_bytes - on_disk) <= on_disk // 100
+        assert used.inodes_used == inodes - 1, "the directory of all layers is nobody's"
         assert [store.find(name) for name in (f"{hub}/a/b:many", image.id, image.id[7:20], image.repo_digests[0])] == [image] * 4
         assert store.list() == [image]
         assert b"artifactType" in await store.config_document(image.id)
