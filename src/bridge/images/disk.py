@@ -17,7 +17,7 @@ from typing import TypeVar
 import anyio.to_thread
 
 from bridge.errors import HostError
-from bridge.host import process, syscalls
+from bridge.host import inode_flags, process, syscalls
 from bridge.images.unpack import FILES
 
 T = TypeVar("T")
@@ -43,6 +43,7 @@ class Directories:
         """Make what is missing. Raises HostError."""
         for path in (self.root, self.layers, self.snapshots, self.tmp):
             await blocking(_private_directory, path)
+        await blocking(inode_flags.spread, self.tmp)  # layers are made there; each keeps its place when it is renamed
 
     def layer(self, number: int) -> Path:
         """Where layer ``number`` lies: ``fs`` and ``tar.gz`` below it."""
