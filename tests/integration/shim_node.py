@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 
 from bridge.errors import RuntimeFailed
+from bridge.shimv2.addresses import socket_name
 from bridge.shimv2.client import TtrpcClient
 from bridge.shimv2.events import ShimEvent, serve_events
 from bridge.shimv2.verbs import ShimBinary
@@ -75,6 +76,7 @@ class ShimNode:
         self.binary = ShimBinary(Path(path), name, events=root / "events.sock")
         self._fifos: list[Fifo] = []
         self.bundles: list[Path] = []
+        self._sockets: list[str] = []
 
     def bundle(self, *args: str, annotations: dict[str, str] | None = None, name: str = "", **process: Any) -> Path:
         """A bundle with its log already read; its name is the task's id."""
@@ -129,12 +131,15 @@ class ShimNode:
     async def task(self, bundle: Path) -> AsyncIterator[tuple[TtrpcClient, str]]:
         """Start the shim of ``bundle`` and connect; with the name of its task service."""
         address = await self.binary.start(bundle.name, bundle)
+        self._sockets.append(socket_name(address.address))
         async with TtrpcClient.connect(address.address, handler=self.binary.handler) as client:
             yield client, address.task_service
 
     def close(self) -> None:
         for fifo in self._fifos:
             fifo.close()
+        for name in self._sockets:  # a shim that was killed leaves its own
+            Path(name).unlink(missing_ok=True)
 
 
 def processes() -> Iterator[tuple[int, list[str]]]:

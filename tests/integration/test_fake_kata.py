@@ -126,7 +126,6 @@ async def pod(root: Path) -> AsyncIterator[Pod]:
     forget(made.id)
     assert not places.machine_dir(made.id).exists()
     assert not places.state_dir(made.id).exists()
-    made.socket.unlink(missing_ok=True)  # no verb removes that of a shim that was killed
 
 
 async def test_a_pod_from_boot_to_shutdown(tmp_path: Path) -> None:
