@@ -31,7 +31,7 @@ def make_rootfs(root: Path) -> Path:
     for name in ("bin", "proc", "dev", "sys", "tmp"):
         (root / name).mkdir(parents=True)
     shutil.copy("/bin/busybox", root / "bin/busybox")
-    for applet in APPLETS:
+    for applet in (*APPLETS, "stty"):
         (root / "bin" / applet).symlink_to("busybox")
     return root
 

@@ -80,5 +80,8 @@ async def open_backend(settings: ShimSettings, context: HostContext, *, claims: 
             if isinstance(event.event, TaskOom):
                 runtime.oom.add(event.event.container_id)
 
-        async with serve_events(events_socket(context, settings.handler), on_event):
-            yield ShimBackend(runtime, await probe(runtime, claims))
+        try:
+            async with serve_events(events_socket(context, settings.handler), on_event):
+                yield ShimBackend(runtime, await probe(runtime, claims))
+        finally:
+            runtime.close()

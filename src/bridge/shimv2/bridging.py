@@ -8,6 +8,7 @@ with the shim; its caller gets one end of a socket, to which both directions are
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -24,6 +25,7 @@ from bridge.shimv2.task import Stdio
 
 _PIECE = 64 << 10
 _NULL = os.devnull
+_POLLS, _POLL_SECONDS = 1000, 0.005
 
 _logger = log.get("shimv2.exec")
 
@@ -106,6 +108,7 @@ class Bridge:
         if self._input is None:
             return
         source, target = self._input
+        await _reader(target)
         await _copy(source, target)
         if self._output is not None:  # a terminal's input does not end
             return
@@ -150,6 +153,16 @@ def _hand_over(console: Path, descriptor: int) -> None:
             socket.send_fds(sock, [b"console"], [descriptor])
     except OSError as exc:
         raise HostError(f"can't hand a terminal over at {console}: {exc.strerror}", errno=exc.errno) from exc
+
+
+async def _reader(target: int) -> None:
+    """Wait until the shim has opened its side, which it may do after it said that the process runs; not for ever."""
+    look = select.poll()
+    look.register(target, 0)  # an error is always told: there is no reader
+    for _ in range(_POLLS):
+        if not look.poll(0):
+            return
+        await anyio.sleep(_POLL_SECONDS)
 
 
 async def _copy(source: int, target: int) -> None:

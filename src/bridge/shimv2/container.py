@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import signal as signals
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import anyio
@@ -22,14 +20,13 @@ from anyio import to_thread
 
 from bridge.aio import Rollback
 from bridge.errors import IllegalTransition, NotFound, ShimGone, TimedOut, Unsupported
-from bridge.host import cgroups
 from bridge.host.cgroup_stats import CgroupStats
 from bridge.host.oci_documents import at_start, write_json
 from bridge.ports.host import Monitor
 from bridge.ports.runtime import ContainerSpec, ExecSpec, ExitStatus, Record
 from bridge.shimv2 import exits, limits
 from bridge.shimv2.execs import ShimExec
-from bridge.shimv2.runtime import ShimRuntime, kill_directory
+from bridge.shimv2.runtime import ShimRuntime, kill_directory, signal_all
 from bridge.shimv2.shim import Shim
 from bridge.shimv2.stats import Sampler
 from bridge.shimv2.task import ShimTask, Stdio
@@ -67,6 +64,7 @@ class ShimContainer:
         self._ending = anyio.Lock()
         self._freeing = anyio.Lock()
         self._sampler = Sampler()
+        self._pins = runtime.pin()
 
     @classmethod
     async def create(cls, runtime: ShimRuntime, pod: Pod, spec: ContainerSpec, *, quiet: bool = False) -> ShimContainer:
@@ -77,6 +75,8 @@ class ShimContainer:
     def adopt(self, shim: Shim | None, *, pid: int | None, ended: ExitStatus | None) -> None:
         """Take over what a lost server had started."""
         self._shim, self._pid, self._exit = shim, pid, ended
+        if ended is None and not self._quiet:
+            self._pins.open(self._spec.bundle / _IO)
 
     @property
     def id(self) -> str:
@@ -144,7 +144,9 @@ class ShimContainer:
         return Stdio(stdin, str(directory / "stdout"), stderr, io.terminal)
 
     async def _hold(self, monitor: Monitor) -> None:
+        self._pins.open(self._spec.bundle / _IO)
         await monitor.hold(self.id, self._spec.bundle / _IO, self._spec.io)
+        self._pins.open(self._spec.bundle / _IO)
 
     async def take_back(self) -> None:
         """Undo a start that was not finished."""
@@ -191,6 +193,7 @@ class ShimContainer:
 
         if not self._quiet:
             await self._runtime.lasting(ended, patience=math.inf)
+            self._pins.close()
 
     async def kill(self, signal: int, *, all_processes: bool = False) -> None:
         """Signal its first process, or with ``all_processes`` everyone in it; ended is success."""
@@ -201,7 +204,7 @@ class ShimContainer:
             await task.kill(signal, everyone=all_processes, timeout=timeout)
         directory = kill_directory(self._cgroup)
         if all_processes and directory is not None:
-            await to_thread.run_sync(_signal_all, directory, signal, timeout)
+            await to_thread.run_sync(signal_all, directory, signal, timeout)
 
     async def exec(self, spec: ExecSpec) -> ShimExec:
         """Exec and Start at its shim. Raises IllegalTransition when it does not run, RuntimeFailed."""
@@ -268,13 +271,14 @@ class ShimContainer:
             directory = kill_directory(self._cgroup)
             if not self._owns_pid_namespace and directory is not None:
                 # Its children outlive it, and runtimes only kill them where the PID namespace is the host's.
-                await to_thread.run_sync(_signal_all, directory, signals.SIGKILL, self._runtime.settings.timeouts.kill)
+                await to_thread.run_sync(signal_all, directory, signals.SIGKILL, self._runtime.settings.timeouts.kill)
             await exits.free(self._runtime, self._shim, self.id, self._spec.bundle)
             self._freed = True
             await self._pod.done_with(self.id, self._shim)
 
     async def _let_go(self) -> None:
         """Of the monitor's record, and of the mark."""
+        self._pins.close()
         if not self._quiet:
             await exits.let_go(self._runtime, self.id, self._exit)
         self._runtime.oom.discard(self.id)
@@ -284,12 +288,3 @@ class ShimContainer:
 def _owns_pid_namespace(oci: Mapping[str, Any]) -> bool:
     found = oci.get("linux", {}).get("namespaces", ())
     return any(namespace.get("type") == "pid" and not namespace.get("path") for namespace in found)
-
-
-def _signal_all(directory: Path, signal: int, timeout: float) -> None:
-    if signal == signals.SIGKILL:
-        cgroups.kill_all(directory, timeout=timeout)
-        return
-    for pid in cgroups.pids(directory):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal)

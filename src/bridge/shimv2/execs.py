@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 from anyio import to_thread
 
 from bridge import log
@@ -65,8 +66,11 @@ class ShimExec:
             self._bridge = Bridge(self._spec)
             self._added = True
             process = process_tags.tagged(self._spec.process, self._tag)
-            await self._task.add(ident, process, self._bridge.stdio, timeout=timeout)
-            self._pid = await self._task.start(ident, timeout=timeout)
+            # A shim can't be told to stop a Start, and one that is under way can't be undone.
+            with anyio.CancelScope(shield=True):
+                await self._task.add(ident, process, self._bridge.stdio, timeout=timeout)
+                self._pid = await self._task.start(ident, timeout=timeout)
+            await anyio.lowlevel.checkpoint_if_cancelled()
             self._bridge.run(tasks, lambda: self._task.close_stdin(ident))
             for directory in self._directories:
                 await to_thread.run_sync(cgroups.move, self._pid, directory)

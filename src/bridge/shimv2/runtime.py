@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal as signals
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from typing import Any as Anything
+from weakref import WeakSet
 
 from anyio import to_thread
 
@@ -19,6 +22,7 @@ from bridge.host.oci_documents import write_json
 from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, lasting
 from bridge.ports.host import HostContext, Monitor, RuntimeTimeouts
 from bridge.ports.runtime import ContainerIO, SandboxKind
+from bridge.shimv2.pins import FifoPins
 from bridge.shimv2.verbs import ShimBinary
 
 if TYPE_CHECKING:
@@ -67,13 +71,26 @@ class ShimSettings:
 class ShimRuntime:
     """See the module docstring. ``tasks`` are ended with the handler; containers outlive it.
 
-    ``oom`` holds the ids of containers of which a shim told that memory ran out, until they are deleted.
+    ``oom`` holds the ids of containers of which a shim told that memory ran out, until they are deleted. ``pins`` are those of all
+    containers that there are handles of.
     """
 
     settings: ShimSettings
     context: HostContext
     tasks: Supervisor
     oom: set[str] = field(default_factory=set)
+    pins: WeakSet[FifoPins] = field(default_factory=WeakSet)
+
+    def pin(self) -> FifoPins:
+        """Pins for a container."""
+        made = FifoPins()
+        self.pins.add(made)
+        return made
+
+    def close(self) -> None:
+        """The handler is closed: its containers go on without it."""
+        for pins in tuple(self.pins):
+            pins.close()
 
     @property
     def monitor(self) -> Monitor:
@@ -133,3 +150,13 @@ def oom_kills(cgroup: str | None) -> int:
         return 0 if mount is None or cgroup is None else cgroups.oom_kills(mount.directory(cgroup))
     except OSError:
         return 0
+
+
+def signal_all(directory: Path, signal: int, timeout: float) -> None:
+    """Signal everyone in a cgroup; SIGKILL until nobody is left. Blocks. Raises TimedOut, HostError."""
+    if signal == signals.SIGKILL:
+        cgroups.kill_all(directory, timeout=timeout)
+        return
+    for pid in cgroups.pids(directory):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal)

@@ -30,6 +30,7 @@ _DIAL_SECONDS = 5.0
 _TAIL_BYTES = 16 << 10
 _TEXT_LINE = re.compile(r'time=\S+ level=(\w+) msg=("(?:[^"\\]|\\.)*"|\S+)')
 _LOG, _SPOOLED, _BOOTSTRAP = "log", "shim.log", "bootstrap.json"
+_WRITTEN = (_BOOTSTRAP, "address", ".address", "shim.pid", ".shim.pid")
 
 _logger = log.get("shimv2.shim")
 
@@ -147,6 +148,7 @@ async def start(runtime: ShimRuntime, ident: str, sandbox_id: str, bundle: Path)
     try:
         await runtime.lasting(lambda monitor: spool(monitor, ident, bundle))
         held.keep()
+        await to_thread.run_sync(_clean, bundle)
         held.address = await runtime.settings.binary.start(ident, bundle, options=runtime.settings.options)
         await to_thread.run_sync(_write_bootstrap, bundle, held.address)
         await held.is_serving()
@@ -180,6 +182,12 @@ async def spool(monitor: Monitor, ident: str, bundle: Path) -> None:
 
 def _spool_id(ident: str) -> str:
     return f"shim-{ident}"
+
+
+def _clean(bundle: Path) -> None:
+    """Remove what an earlier start wrote there: some shims won't write it again."""
+    for name in _WRITTEN:
+        (bundle / name).unlink(missing_ok=True)
 
 
 def _write_bootstrap(bundle: Path, address: ShimAddress) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -46,7 +47,7 @@ async def _remove(runtime: ShimRuntime, ident: str, mark: Mapping[str, str]) -> 
         except BridgeError as exc:  # it has ended, or is no container but a shim
             _logger.debug("%s: %s", ident[:13], exc)
         await exits.free(runtime, held, ident, bundle)
-    elif (bundle / "config.json").exists():
+    elif await to_thread.run_sync(_is_container, bundle):
         await runtime.settings.binary.delete(ident, bundle)
     if bundle == shim_bundle:
         if held is not None:
@@ -56,3 +57,11 @@ async def _remove(runtime: ShimRuntime, ident: str, mark: Mapping[str, str]) -> 
             await shim.forget_log(runtime, ident)
     await exits.let_go(runtime, ident, None)
     await runtime.unmark(ident)
+
+
+def _is_container(bundle: Path) -> bool:
+    """Whether there is something to run in a bundle; that of a pod's shim may be for the shim alone."""
+    try:
+        return "process" in json.loads((bundle / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
