@@ -26,7 +26,7 @@ __all__ = ["handler", "kubelet", "node"]
 _KUBECTL = shutil.which("kubectl")
 pytestmark = [pytest.mark.root, pytest.mark.skipif(_KUBECTL is None, reason="no kubectl on this machine (Debian: kubernetes-client)")]
 _SPEAKS_WEBSOCKET = 31  # the minor version from which on kubectl does so by itself
-_SECONDS = 30
+_SECONDS = 60
 SPDY, WEBSOCKET = "spdy/3.1", "websocket"
 
 

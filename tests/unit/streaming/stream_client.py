@@ -78,8 +78,8 @@ async def serving(**settings: object) -> AsyncIterator[tuple[StreamServer, EchoS
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Wait for it, 5 s at most."""
-    with anyio.fail_after(5):
+    """Wait for it, 30 s at most."""
+    with anyio.fail_after(30):
         while not true():
             await anyio.sleep(0.005)
 
