@@ -191,7 +191,7 @@ async def test_wrong_requests_name_their_field(node: Node) -> None:
         with pytest.raises(InvalidRequest, match="drain"):
             await client.ended("c", ExitStatus(0), drain=0)
         with pytest.raises(InvalidRequest, match="exit"):
-            await client._call("ended", {"task": "c", "drain": 1})
+            await client.call("ended", {"task": "c", "drain": 1})
         with pytest.raises(InvalidRequest, match="directory"):
             await client.hold("d", Path("relative"), ContainerIO())
         await client.spool("s", node.root / "log", node.root / "kept")

@@ -166,9 +166,9 @@ async def test_bad_parameters_name_their_field(node: Node) -> None:
         ):
             good = {"task": "t", "argv": ["true"], "cwd": "/", "pid_file": "/tmp/x", "timeout": 1}
             with pytest.raises(InvalidRequest, match=rf"^{field}: "):
-                await client._call("launch", good | parameters)
+                await client.call("launch", good | parameters)
         with pytest.raises(InvalidRequest, match=r"unknown operation 'fly'"):
-            await client._call("fly", {})
+            await client.call("fly", {})
 
 
 async def test_200_idle_tasks_fit(node: Node) -> None:

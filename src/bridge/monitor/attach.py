@@ -129,6 +129,11 @@ class Hub:
         if stdin is not None:
             stdin.on_room = self._room
 
+    @property
+    def attached(self) -> bool:
+        """Whether there is a client."""
+        return bool(self._sessions)
+
     def attach(self, given: Descriptors, on_end: OnEnd) -> Session:
         """Add a client, whose descriptors belong to the session from now on. Raises InvalidRequest for ones that can't be polled."""
         for name in STDIO:

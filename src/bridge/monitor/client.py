@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import anyio
-
 from bridge import log
-from bridge.errors import MonitorGone, Unavailable, Unsupported
+from bridge.errors import MonitorGone, Unsupported
 from bridge.monitor.asking import given, stdio, verb
-from bridge.monitor.channel import Channel
-from bridge.monitor.dialling import dial
-from bridge.monitor.protocol import Frame, LaunchFailed, TaskInfo, error_from_wire, exit_from_wire, exit_to_wire, info_from_wire
+from bridge.monitor.connection import QUICK_SECONDS, Connection
+from bridge.monitor.protocol import LaunchFailed, TaskInfo, exit_from_wire, exit_to_wire, info_from_wire
 from bridge.ports.runtime import ContainerIO, ExitStatus
 
 __all__ = ["LaunchFailed", "MonitorClient", "TaskInfo"]
 
-_QUICK_SECONDS = 10.0
-"""Deadline of calls that wait for nothing but the monitor."""
 _LAUNCH_MARGIN = 60.0
 """Beyond a launch's own timeout, which the monitor keeps: its clean-up of a failed one."""
 
@@ -31,67 +24,12 @@ _TOO_OLD = "the running monitor is of an older release and can't hold such conta
 _logger = log.get("monitor.client")
 
 
-class _Call:
-    __slots__ = ("answer", "done")
-
-    def __init__(self) -> None:
-        self.done = anyio.Event()
-        self.answer: Mapping[str, Any] | None = None
-
-
-class MonitorClient:
+class MonitorClient(Connection):
     """A connection to the monitor. Calls raise the error class that the monitor names, or MonitorGone when it is lost.
 
     Cancelling a call gives its request up: a launch or exec under way is then killed, an attach ended, a wait dropped. A launch may
     have succeeded just before its cancel arrived: whoever cancels one kills and forgets the task, or finds it in ``tasks``.
     """
-
-    def __init__(
-        self,
-        sock: socket.socket,
-        on_exit: Callable[[str, ExitStatus], None] | None = None,
-        on_event: Callable[[Frame], None] | None = None,
-    ) -> None:
-        """Use ``connect``; ``on_exit`` is called from the loop for every task that ends while connected.
-
-        ``on_event`` gets every event and owns its descriptors.
-        """
-        self._ids = itertools.count(1)
-        self._calls: dict[int, _Call] = {}
-        self._on_exit = on_exit
-        self._on_event = on_event
-        self.closed = anyio.Event()
-        self.pid = 0
-        """The monitor's pid, start time (Unix, ns) and the file descriptor limits (soft, hard) that it was started with."""
-        self.start_ns = 0
-        self.nofile = (0, 0)
-        self.abilities: frozenset[str] = frozenset()
-        """What it can do beyond the first monitors (bridge.monitor.protocol.ABILITIES): it may be older than this server."""
-        self._channel = Channel(sock, self._on_frame, self._on_lost)
-
-    @classmethod
-    @asynccontextmanager
-    async def connect(
-        cls,
-        socket: Path,
-        *,
-        timeout: float = 5.0,
-        on_exit: Callable[[str, ExitStatus], None] | None = None,
-        on_event: Callable[[Frame], None] | None = None,
-    ) -> AsyncIterator[MonitorClient]:
-        """Connect within ``timeout`` seconds, waiting for the monitor to appear. Raises MonitorGone, Unavailable (no answer)."""
-        client = cls(await dial(socket, timeout), on_exit, on_event)
-        try:
-            await client.hello(max(timeout, _QUICK_SECONDS))
-            yield client
-        finally:
-            client._channel.close()
-
-    async def hello(self, timeout: float) -> None:
-        """Ask who it is, and whether it answers at all. Raises Unavailable after ``timeout`` seconds."""
-        told = await self._call("hello", {}, timeout=timeout)
-        self.pid, self.start_ns, self.nofile = int(told["pid"]), int(told["start_ns"]), tuple(told["nofile"])
-        self.abilities = frozenset(told.get("abilities", ()))
 
     async def launch(
         self,
@@ -124,7 +62,7 @@ class MonitorClient:
         }
         if (before or exit_argv) and "told" not in self.abilities:
             raise Unsupported(_TOO_OLD)
-        return int((await self._call("launch", parameters, timeout=timeout + _LAUNCH_MARGIN))["pid"])
+        return int((await self.call("launch", parameters, timeout=timeout + _LAUNCH_MARGIN))["pid"])
 
     async def exec(
         self,
@@ -146,12 +84,12 @@ class MonitorClient:
         """
         parameters = verb(exec_id, argv, cwd, pid_file, env, timeout) | {"on_failure": list(on_failure)}
         names, fds = given(stdin, stdout, stderr)
-        answer = await self._call("exec", parameters | {"fds": names}, fds, timeout=timeout + _LAUNCH_MARGIN)
+        answer = await self.call("exec", parameters | {"fds": names}, fds, timeout=timeout + _LAUNCH_MARGIN)
         return int(answer["pid"])
 
     async def share(self) -> None:
         """From now on ``on_event`` is given duplicates of every container's stdio (bridge.monitor.sharing)."""
-        await self._call("share", {})
+        await self.call("share", {})
 
     async def adopt(
         self,
@@ -175,23 +113,23 @@ class MonitorClient:
             if "told" not in self.abilities:
                 raise Unsupported(_TOO_OLD)
             parameters |= {"exit_argv": list(exit_argv), "cwd": str(cwd), "env": dict(env)}
-        await self._call("adopt", parameters, fds)
+        await self.call("adopt", parameters, fds)
 
     async def wait(self, task_id: str) -> ExitStatus:
         """Wait for the exit of a container or exec; at once when it has ended. NotFound when unknown, or when its launch failed."""
-        return exit_from_wire(await self._call("wait", {"task": task_id}, timeout=None))
+        return exit_from_wire(await self.call("wait", {"task": task_id}, timeout=None))
 
     async def kill(self, task_id: str, signal: int, *, group: bool = False) -> None:
         """Send a signal, with ``group`` to the task's process group as well. One that has ended is success; NotFound when unknown."""
-        await self._call("kill", {"task": task_id, "signal": int(signal), "group": group})
+        await self.call("kill", {"task": task_id, "signal": int(signal), "group": group})
 
     async def reopen_log(self, task_id: str) -> None:
         """Continue the log in a new file at its path. Raises IllegalTransition when the container has ended."""
-        await self._call("reopen_log", {"task": task_id})
+        await self.call("reopen_log", {"task": task_id})
 
     async def resize(self, task_id: str, width: int, height: int) -> None:
         """Set the terminal's size in columns and rows. Raises Unsupported without a terminal."""
-        await self._call("resize", {"task": task_id, "width": width, "height": height})
+        await self.call("resize", {"task": task_id, "width": width, "height": height})
 
     async def attach(
         self,
@@ -208,7 +146,7 @@ class MonitorClient:
         and never before. Cancel to detach. Raises LimitExceeded when the client was too slow (see bridge.monitor.attach).
         """
         names, fds = given(stdin, stdout, stderr)
-        await self._call("attach", {"task": task_id, "fds": names}, fds, timeout=None, sent=attached)
+        await self.call("attach", {"task": task_id, "fds": names}, fds, timeout=None, sent=attached)
 
     async def hold(self, task_id: str, directory: Path, io: ContainerIO) -> None:
         """Make the fifos stdin, stdout and stderr in ``directory`` and log what comes, for a process that a shim runs.
@@ -217,84 +155,39 @@ class MonitorClient:
         """
         if "hold" not in self.abilities:
             raise Unsupported(_TOO_OLD)
-        await self._call("hold", {"task": task_id, "directory": str(directory), **stdio(io)})
+        await self.call("hold", {"task": task_id, "directory": str(directory), **stdio(io)})
 
     async def ended(self, task_id: str, status: ExitStatus, *, drain: float) -> None:
         """Tell a held task's exit; returns once its output has ended and was logged, at most ``drain`` seconds later. Repeatable."""
-        await self._call("ended", {"task": task_id, "exit": exit_to_wire(status), "drain": drain}, timeout=drain + _QUICK_SECONDS)
+        await self.call("ended", {"task": task_id, "exit": exit_to_wire(status), "drain": drain}, timeout=drain + QUICK_SECONDS)
 
     async def stdin_closed(self, task_id: str) -> None:
         """Wait until a held task's stdin was closed here, because its one client has left or by ``close_stdin``."""
-        await self._call("stdin_closed", {"task": task_id}, timeout=None)
+        await self.call("stdin_closed", {"task": task_id}, timeout=None)
 
     async def spool(self, task_id: str, fifo: Path, path: Path) -> None:
         """Keep ``fifo`` read (made if it is missing) and the last of it in ``path`` and ``path``.1, until ``forget``. Repeatable."""
         if "hold" not in self.abilities:
             raise Unsupported(_TOO_OLD)
-        await self._call("spool", {"task": task_id, "fifo": str(fifo), "path": str(path)})
+        await self.call("spool", {"task": task_id, "fifo": str(fifo), "path": str(path)})
 
     async def close_stdin(self, task_id: str) -> None:
         """Close the container's stdin once what was written is read; a terminal's can't be closed."""
-        await self._call("close_stdin", {"task": task_id})
+        await self.call("close_stdin", {"task": task_id})
 
     async def tasks(self) -> Sequence[TaskInfo]:
         """Everything the monitor holds, tasks being launched included (pid 0)."""
-        return [info_from_wire(wire) for wire in await self._call("tasks", {})]
+        return [info_from_wire(wire) for wire in await self.call("tasks", {})]
 
     async def forget(self, task_id: str) -> None:
         """Release the record, stdio and log of an ended task; an absent one is success. Raises InUse while it runs."""
-        await self._call("forget", {"task": task_id})
+        await self.call("forget", {"task": task_id})
+
+    async def renew(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        """Have the monitor go on as program ``argv``; this connection is lost then. Raises InUse while somebody would notice, HostError."""
+        with contextlib.suppress(MonitorGone):
+            await self.call("renew", {"argv": list(argv), "env": dict(env)})
 
     async def shutdown(self, *, force: bool = False) -> None:
         """End the monitor. Raises InUse while it holds tasks, unless ``force``: containers then go on without logs."""
-        await self._call("shutdown", {"force": force})
-
-    async def _call(
-        self,
-        op: str,
-        parameters: Mapping[str, Any],
-        fds: Sequence[int] = (),
-        *,
-        timeout: float | None = _QUICK_SECONDS,
-        sent: Callable[[], None] = lambda: None,
-    ) -> Any:
-        number, call = next(self._ids), _Call()
-        self._calls[number] = call
-        try:
-            if self.closed.is_set():
-                raise MonitorGone("the connection to the monitor is lost")
-            self._channel.send({**parameters, "id": number, "op": op}, fds)
-            sent()
-            with anyio.move_on_after(timeout):
-                await call.done.wait()
-            if not call.done.is_set():
-                raise Unavailable(f"the monitor did not answer {op} within {timeout:g} s")
-        finally:
-            del self._calls[number]
-            if not call.done.is_set():
-                self._channel.send({"op": "cancel", "id": number})
-        if call.answer is None:
-            raise MonitorGone(f"the connection to the monitor was lost during {op}")
-        if "error" in call.answer:
-            raise error_from_wire(call.answer["error"])
-        return call.answer.get("ok")
-
-    def _on_frame(self, frame: Frame) -> None:
-        message = frame.message
-        if "event" in message:
-            if message["event"] == "exit" and self._on_exit is not None:
-                self._on_exit(str(message["task"]), exit_from_wire(message["exit"]))
-            if self._on_event is not None:
-                self._on_event(frame)
-            return
-        call = self._calls.get(message.get("id", 0))
-        if call is not None:  # else the call was cancelled meanwhile
-            call.answer = message
-            call.done.set()
-
-    def _on_lost(self, why: BaseException | None) -> None:
-        if why is not None:
-            _logger.warning("connection to the monitor lost: %s", why)
-        self.closed.set()
-        for call in self._calls.values():
-            call.done.set()
+        await self.call("shutdown", {"force": force})

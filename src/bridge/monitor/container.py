@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bridge.errors import Unsupported
@@ -88,6 +88,27 @@ class ContainerStdio:
         """What a successor must know besides: the parameters of ``adopt``."""
         path = None if self.log is None else str(self.log.path)
         return {"terminal": self._terminal, "stdin_once": self.hub.stdin_once, "log_path": path}
+
+    def carried(self) -> dict[str, Any]:
+        """Everything that a renewed monitor must have: ``described``, the open ends, the log's descriptor, and what is in memory."""
+        stdin = self.hub.stdin
+        return {
+            **self.described(),
+            "ends": self.ends(),
+            "log": None if self.log is None else self.log.fileno(),
+            "rest": {stream.name: stream.framer.rest for stream in self._streams},
+            "typed": b"" if stdin is None else stdin.queued,
+            "closing": stdin is not None and stdin.closing,
+        }
+
+    def carry_on(self, rest: Mapping[str, bytes], typed: bytes, closing: bool) -> None:
+        """Have in memory what ``carried`` told."""
+        for stream in self._streams:
+            stream.framer.rest = rest.get(stream.name, b"")
+        if self.hub.stdin is not None:
+            self.hub.stdin.write(typed)
+            if closing:
+                self.hub.stdin.finish()
 
     def resize(self, width: int, height: int) -> None:
         """Set the terminal's size in columns and rows. Raises Unsupported without a terminal."""

@@ -81,7 +81,7 @@ class Spool:
     def __init__(self, fifo: int, path: Path, limit: int) -> None:
         """Owns ``fifo`` from now on. Raises HostError when ``path`` can't be written."""
         self._fifo = fifo
-        self._path = path
+        self.path = path
         self._half = limit // 2
         try:
             self._file = _open_file(path)
@@ -102,13 +102,13 @@ class Spool:
             return
         try:
             if self._size + len(data) > self._half:
-                os.replace(self._path, f"{self._path}.1")
-                fresh = _open_file(self._path)
+                os.replace(self.path, f"{self.path}.1")
+                fresh = _open_file(self.path)
                 os.close(self._file)
                 self._file, self._size = fresh, 0
             self._size += os.write(self._file, data[-self._half :])
         except OSError as exc:
-            _logger.debug("can't write %s: %s", self._path, exc.strerror)
+            _logger.debug("can't write %s: %s", self.path, exc.strerror)
 
     def close(self) -> None:
         """Let go of the fifo and the file."""

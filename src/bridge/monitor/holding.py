@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bridge import log
 from bridge.errors import HostError, InvalidRequest
@@ -36,6 +37,10 @@ class _Spooling(Task):
         self.endless = True
         self._spool = spool
         asyncio.get_running_loop().add_reader(spool.fileno(), spool.readable)
+
+    def spooled(self) -> dict[str, Any]:
+        """Its fifo, and the path of its file."""
+        return {"fifo": self._spool.fileno(), "path": str(self._spool.path)}
 
     def close(self) -> None:
         """Let go, and tell who waited."""
@@ -88,6 +93,10 @@ class Holder:
                 log_file.close()
             raise
         return ContainerStdio(log_file, ends.outputs, ends.stdin, terminal=terminal, stdin_once=once and not terminal)
+
+    def respool(self, task_id: str, fifo: int, path: Path) -> None:
+        """Go on with the spool of the monitor before."""
+        self._add(task_id, lambda: _Spooling(task_id, fifos.Spool(fifo, path, _SPOOL_LIMIT)))
 
     def _ended(self, request: Request) -> None:
         task = self._held(request)

@@ -18,10 +18,11 @@ import anyio
 
 from bridge import log
 from bridge.aio import Supervisor, describe
-from bridge.errors import BridgeError, MonitorGone, Unavailable
+from bridge.errors import BridgeError, InUse, MonitorGone, Unavailable
 from bridge.monitor import starting
 from bridge.monitor.client import MonitorClient
 from bridge.monitor.keeping import Keeper
+from bridge.monitor.program import program
 
 _logger = log.get("monitor.link")
 _PAUSE = 0.5
@@ -41,6 +42,8 @@ class LinkSettings:
     start_timeout: float = 10.0
     ask_every: float = 5.0
     answer_timeout: float = 15.0
+    renew: bool = True
+    """Whether a monitor of another release is renewed as soon as nobody would notice; see bridge.monitor.renewal."""
 
 
 class MonitorLink:
@@ -135,8 +138,21 @@ class MonitorLink:
                     await client.closed.wait()
                     return
                 await self._ask(client, process)
+                await self._renew(client)
         finally:
             os.close(process)
+
+    async def _renew(self, client: MonitorClient) -> None:
+        """Have a monitor of another release become one of this."""
+        if not self._settings.renew or "renew" not in client.abilities or client.program == program():
+            return
+        try:
+            _logger.info("monitor %d is of another release: renewing it", client.pid)
+            await starting.renew(client, self._settings.socket, log_level=self._settings.log_level, timeout=self._settings.start_timeout)
+        except InUse as exc:
+            _logger.info("not yet: %s", exc)
+        except BridgeError as exc:
+            _logger.error("monitor %d goes on as it is: %s", client.pid, exc)
 
     async def _ask(self, client: MonitorClient, process: int) -> None:
         try:

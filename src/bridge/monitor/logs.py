@@ -14,6 +14,7 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from bridge import log
 from bridge.errors import HostError
@@ -44,15 +45,15 @@ class Clock:
 class Framer:
     """Turns the bytes of one stream into log entries, sans I/O. Keeps at most LINE_LIMIT bytes, of the unfinished line."""
 
-    __slots__ = ("_rest", "_stream")
+    __slots__ = ("_stream", "rest")
 
     def __init__(self, stream: bytes) -> None:
         self._stream = stream
-        self._rest = b""
+        self.rest = b""
 
     def feed(self, chunk: bytes, stamp: bytes) -> bytes | memoryview:
         """The entries that ``chunk`` completes, all with time ``stamp``; empty when it completes none."""
-        body = self._rest + chunk if self._rest else chunk
+        body = self.rest + chunk if self.rest else chunk
         position, length = 0, len(body)
         while length - position > LINE_LIMIT:
             newline = body.rfind(b"\n", position, position + LINE_LIMIT + 1)
@@ -63,18 +64,18 @@ class Framer:
 
     def flush(self, stamp: bytes) -> bytes:
         """The unfinished line as a P piece, at the end of the stream; empty when there is none."""
-        rest, self._rest = self._rest, b""
+        rest, self.rest = self.rest, b""
         return b"%s %s P %s\n" % (stamp, self._stream, rest) if rest else b""
 
     def _whole_lines(self, body: bytes, stamp: bytes) -> bytes | memoryview:
         end = body.rfind(b"\n") + 1
-        self._rest = body[end:]
+        self.rest = body[end:]
         if not end:
             return b""
         prefix = b"%s %s F " % (stamp, self._stream)
         entries = (prefix + body).replace(b"\n", b"\n" + prefix)
         # What follows the last newline is one prefix too many and the unfinished line: cheaper to cut here than to copy before.
-        return memoryview(entries)[: len(entries) - len(prefix) - len(self._rest)]
+        return memoryview(entries)[: len(entries) - len(prefix) - len(self.rest)]
 
     def _feed_long(self, body: bytes, stamp: bytes) -> bytes:
         parts: list[bytes | memoryview] = []
@@ -111,6 +112,18 @@ class LogFile:
         self._missing = 0
         self._torn = False
         self._fd = _open(path)
+
+    @classmethod
+    def of(cls, fd: int, path: Path, clock: Clock) -> Self:
+        """The log that is open as ``fd``, which it owns; its file may have been renamed since it was opened at ``path``."""
+        log_file = cls.__new__(cls)
+        log_file.path, log_file.clock, log_file.lost_bytes = path, clock, 0
+        log_file._missing, log_file._torn, log_file._fd = 0, False, fd
+        return log_file
+
+    def fileno(self) -> int:
+        """The open file."""
+        return self._fd
 
     def write(self, entries: bytes | memoryview) -> None:
         """Append whole entries; never raises."""

@@ -16,13 +16,17 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bridge import log
 from bridge.errors import BridgeError, HostError, Unavailable
 from bridge.host import syscalls
+from bridge.monitor import renewal
 from bridge.monitor.reaper import Reaper
+from bridge.monitor.renewal import Standing
 from bridge.monitor.service import Service
 
 OOM_SCORE_ADJ = -999
@@ -38,6 +42,8 @@ _logger = log.get("monitor")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the monitor until it is shut down; the exit code is 1 when it can't start."""
     options = _options(argv)
+    if options.resume is not None:
+        return _resume(options)
     try:
         _prepare_process(options)
         log_fd = _open_log(options.log_file)
@@ -54,10 +60,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.setup(options.log_level)
         _join_cgroups(options.cgroup)
         _lower_oom_score()
-        asyncio.run(_serve(listener))
+        here = Standing(lock, listener.fileno(), time.time_ns(), syscalls.raise_nofile())  # five a container
+        asyncio.run(_serve(listener, here, {}))
     finally:
         options.socket.unlink(missing_ok=True)
         os.close(lock)
+    return 0
+
+
+def _resume(options: argparse.Namespace) -> int:
+    """The program of a monitor that renewed itself: everything is inherited."""
+    for name in [name for name in os.environ if name.startswith("PYTHON")]:
+        del os.environ[name]
+    log.setup(options.log_level)
+    state = renewal.read(options.resume)
+    here, listener = renewal.standing(state)
+    try:
+        asyncio.run(_serve(listener, here, state))
+    finally:
+        options.socket.unlink(missing_ok=True)
+        os.close(here.lock)
     return 0
 
 
@@ -67,6 +89,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     parser.add_argument("--log-file", type=Path, default=None, help="append the monitor's own log here (default: stderr)")
     parser.add_argument("--detach", action="store_true", help="go on in the background; this process ends when the socket is served")
+    parser.add_argument("--resume", type=int, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--cgroup", type=Path, action="append", default=[], help="cgroup directory to join (may be repeated)")
     return parser.parse_args(argv)
 
@@ -144,13 +167,15 @@ def _lower_oom_score() -> None:
         _logger.warning("can't lower oom_score_adj to %d: %s", OOM_SCORE_ADJ, exc.strerror)
 
 
-async def _serve(listener: socket.socket) -> None:
+async def _serve(listener: socket.socket, here: Standing, state: Mapping[str, Any]) -> None:
     loop = asyncio.get_running_loop()
     syscalls.set_child_subreaper()
     reaper = Reaper()
     stopped = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        service = Service(group, reaper, stopped.set, nofile=syscalls.raise_nofile())  # five a container
+        service = Service(group, reaper, stopped.set, here)
+        if state:
+            service.resume(state)
         reaper.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _on_terminate, service, stopped)

@@ -35,6 +35,16 @@ class Stdin:
         """Whether more may be written; ``on_room`` tells when it becomes true again."""
         return len(self._buffer) < STDIN_LIMIT
 
+    @property
+    def queued(self) -> bytes:
+        """What the container has not taken yet."""
+        return bytes(self._buffer)
+
+    @property
+    def closing(self) -> bool:
+        """Whether it is closed when that is written."""
+        return self._closing
+
     def fileno(self) -> int:
         """The descriptor, while it is not closed."""
         return self._fd

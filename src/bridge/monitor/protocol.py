@@ -8,7 +8,7 @@ that asked to share ``{"event": "held", …}`` with the parameters of adopt and 
 
 | op | parameters (descriptors) | ok |
 |---|---|---|
-| hello | | version, abilities, pid, start_ns, nofile |
+| hello | | version, abilities, pid, start_ns, nofile, program |
 | launch | task, argv, before, exit_argv, cwd, pid_file, env, console_socket, timeout, on_failure, and as in hold | pid |
 | exec | task, argv, cwd, pid_file, env, timeout, fds: which of stdin, stdout, stderr (they) | pid |
 | adopt | task, pid, start_ticks, exit_argv (with it cwd, env); of its stdio: terminal, stdin_once, log_path, fds (they) | null |
@@ -23,6 +23,7 @@ that asked to share ``{"event": "held", …}`` with the parameters of adopt and 
 | spool | task, fifo, path | null |
 | attach | task, fds: which of stdin, stdout, stderr (they) | null, when the session has ended |
 | tasks | | a list of task objects |
+| renew | argv, env | nothing: the connection ends, and the same monitor answers by a new program |
 | shutdown | force | null |
 
 hold makes and drains the fifos stdin, stdout and stderr in a directory, for a process that another (a shim) runs; its task lasts
@@ -51,7 +52,7 @@ from bridge import errors
 from bridge.ports.runtime import ExitStatus
 
 VERSION = 1
-ABILITIES = ("hold", "told", "share")
+ABILITIES = ("hold", "told", "share", "renew")
 """What this monitor can do beyond what every monitor of this version can; ``hello`` tells a server that is newer or older."""
 MAX_FRAME = 8 << 20
 """Largest payload in bytes; the task list of 10 000 containers fits."""

@@ -10,17 +10,19 @@ import asyncio
 import os
 import signal
 import socket
-import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
 from bridge import log
 from bridge.errors import IllegalTransition, InUse, InvalidRequest, NotFound, Unsupported
-from bridge.monitor import parameters, protocol
+from bridge.monitor import parameters, protocol, renewal
 from bridge.monitor.container import ContainerStdio
 from bridge.monitor.holding import Holder
 from bridge.monitor.launch import Launcher
 from bridge.monitor.parameters import Launch
+from bridge.monitor.program import program
 from bridge.monitor.reaper import Reaper
+from bridge.monitor.renewal import Standing
 from bridge.monitor.requests import Connection, Request
 from bridge.monitor.sharing import Sharer
 from bridge.monitor.tasks import Task, Tasks
@@ -32,11 +34,11 @@ _logger = log.get("monitor.service")
 class Service:
     """The monitor's operations. ``stop`` is called when a client asked for shutdown and nothing speaks against it."""
 
-    def __init__(self, group: asyncio.TaskGroup, reaper: Reaper, stop: Callable[[], None], *, nofile: tuple[int, int]) -> None:
+    def __init__(self, group: asyncio.TaskGroup, reaper: Reaper, stop: Callable[[], None], here: Standing) -> None:
         self._group = group
         self._stop = stop
-        self._nofile = nofile
-        self._start_ns = time.time_ns()
+        self._here = here
+        program()  # as it is now: an upgrade may replace the files of a running monitor
         self._connections: set[Connection] = set()
         self._jobs: set[asyncio.Task[None]] = set()
         self.tasks = Tasks(reaper, self._push_exit)
@@ -46,10 +48,15 @@ class Service:
             name: getattr(self, f"_{name}")
             for name in (
                 *("hello", "launch", "exec", "wait", "kill", "reopen_log", "resize", "attach", "close_stdin"),
-                *("tasks_", "forget", "shutdown"),
+                *("tasks_", "forget", "shutdown", "renew"),
             )
         }
-        self._operations |= Holder(self.tasks).operations | self._sharer.operations
+        self._holder = Holder(self.tasks)
+        self._operations |= self._holder.operations | self._sharer.operations
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on with what the monitor held that this one was before its renewal."""
+        renewal.resume(state, self.tasks, self._holder)
 
     def connect(self, sock: socket.socket) -> None:
         """Serve a new client."""
@@ -93,7 +100,7 @@ class Service:
         return task.stdio
 
     def _hello(self, request: Request) -> None:
-        facts = {"pid": os.getpid(), "start_ns": self._start_ns, "nofile": self._nofile}
+        facts = {"pid": os.getpid(), "start_ns": self._here.start_ns, "nofile": self._here.nofile, "program": program()}
         request.ok({"version": protocol.VERSION, "abilities": protocol.ABILITIES, **facts})
 
     def _launch(self, request: Request) -> None:
@@ -214,6 +221,12 @@ class Service:
     def _forget(self, request: Request) -> None:
         self.tasks.forget(parameters.text(request.message, "task"))
         request.ok()
+
+    def _renew(self, request: Request) -> None:
+        argv = parameters.strings(request.message, "argv")
+        env = parameters.environment(request.message) or {}
+        _logger.info("renewing this monitor: %s", " ".join(argv))
+        renewal.execute(argv, {**os.environ, **env}, self._here, self.tasks)
 
     def _shutdown(self, request: Request) -> None:
         count = len(self.tasks) + len(self.tasks.launching)

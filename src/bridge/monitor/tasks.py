@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bridge import log
 from bridge.errors import AlreadyExists, HostError, IllegalTransition, InUse, NotFound, Unsupported
@@ -96,6 +97,10 @@ class Task:
             pass
         except OSError as exc:
             raise HostError(f"can't signal {self.id}: {exc.strerror}", errno=exc.errno) from exc
+
+    def spooled(self) -> dict[str, Any]:
+        """What a renewed monitor must know of a spool."""
+        raise Unsupported(f"{self.kind} {self.id} is no spool")
 
     def close(self) -> None:
         """Release the descriptors."""

@@ -84,7 +84,7 @@ def test_no_more_than_one_line_is_kept(sizes: list[int]) -> None:
     framer = Framer(b"stdout")
     for size in sizes:
         framer.feed(b"x" * size, STAMP)
-        assert len(framer._rest) <= LINE_LIMIT
+        assert len(framer.rest) <= LINE_LIMIT
 
 
 def test_the_entry_is_as_the_kubelet_parses_it() -> None:
