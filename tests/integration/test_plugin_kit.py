@@ -101,6 +101,19 @@ def test_the_worked_example_conforms(example: Author) -> None:
     assert f"{len(_SPECS)} passed" in said
 
 
+def test_the_pages_commands_make_a_plugin_of_it_with_another_name(tmp_path: Path) -> None:
+    page = (_SOURCE.parent / "docs/writing-a-runtime.md").read_text()
+    block = page.split("Copy it, and make it yours:")[1].split("```")[1]
+    commands = [line.removeprefix("$ ") for line in block.splitlines() if re.match(r"\$ (cp|mv|grep) ", line)]
+    assert len(commands) == 3
+    shutil.copytree(_SOURCE.parent / "docs/examples", tmp_path / "docs/examples")
+    subprocess.run(["sh", "-euc", "\n".join(commands)], cwd=tmp_path, timeout=60, check=True)
+    mine = Author(tmp_path / "cri-bridge-mine", tmp_path / "site")
+    mine.install()
+    listed = json.loads(mine.python("bridge", "plugins", "ls", "-o", "json", paths=[mine.site]))
+    assert [(each["fault"], each["runtimes"]) for each in listed if each["name"] == "mine"] == [("", ["mine"])]
+
+
 def test_the_worked_example_has_every_method_of_the_port() -> None:
     """Whoever adds one to the port adds it to the example that shows them all."""
     directory = _SOURCE.parent / "docs/examples/cri-bridge-chroot/src/bridge_chroot"

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anyio
+from grpclib.const import Status
 
 from bridge._proto.bridge.admin import v1 as admin
 from bridge._proto.runtime import v1 as pb
 from bridge.cli.demo_host import DemoHost
 from bridge.cli.narration import Narration
 from bridge.cli.waterfall import draw
-from bridge.client import CriClient
+from bridge.client import CriClient, CriError
 from bridge.errors import BridgeError, TimedOut
 
 _SERVER = """
@@ -47,8 +48,7 @@ async def show_pod(tell: Narration, client: CriClient, host: DemoHost, handler: 
         tell.fact(f"pod {pod[:13]} with two containers, {address}, in {took:.0f} ms")
         await _show_log(tell, Path(config.log_directory), "server", lambda lines: len(lines) >= 1)
         await _show_log(tell, Path(config.log_directory), "asker", lambda lines: len(lines) >= 2)
-        answer = await client.runtime.exec_sync(pb.ExecSyncRequest(container_id=first, cmd=["sh", "-c", _EXEC], timeout=10))
-        tell.quote("exec  ", (answer.stdout + answer.stderr).decode(errors="replace").splitlines())
+        await _show_exec(tell, client, first)
         trace = await client.admin.trace(admin.TraceRequest(pod_sandbox_id=pod))
         tell.fact("where the start spent its time:")
         for line in draw(trace.spans, width=min(110, shutil.get_terminal_size((110, 24)).columns) - 2):
@@ -116,6 +116,18 @@ async def _show_containers(tell: Narration, client: CriClient, pod: str) -> None
         if status and status.metadata:
             ended = f"exit code {status.exit_code}, {status.reason} {status.message}" if status.finished_at else ""
             tell.verdict(False, f"container {status.metadata.name} is {pb.ContainerState(status.state).name} {ended}".rstrip())
+
+
+async def _show_exec(tell: Narration, client: CriClient, container: str) -> None:
+    """A command in the container, or why there can be none: a handler may lack that."""
+    try:
+        answer = await client.runtime.exec_sync(pb.ExecSyncRequest(container_id=container, cmd=["sh", "-c", _EXEC], timeout=10))
+    except CriError as exc:
+        if exc.code is not Status.UNIMPLEMENTED:
+            raise
+        tell.fact(exc.message)
+    else:
+        tell.quote("exec  ", (answer.stdout + answer.stderr).decode(errors="replace").splitlines())
 
 
 async def _show_log(tell: Narration, directory: Path, name: str, enough: Callable[[list[str]], bool]) -> None:

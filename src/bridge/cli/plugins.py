@@ -48,9 +48,8 @@ def new(arguments: argparse.Namespace) -> int:
     name: str = arguments.name
     top: Path = (arguments.dir or Path()) / f"cri-bridge-{name}"
     write(name, top, binary=arguments.binary or name)
-    print(f"wrote {top}; next:")
-    print(f"  pip install -e '{top}[test]'   # then: cri-bridge plugins ls")
-    print(f"  pytest {top}")
+    where = top if top.is_absolute() else f"./{top}"
+    print(f"wrote {top}; next:\n  pip install -e '{where}[test]' && cri-bridge plugins ls\n  pytest {where}")
     return 0
 
 
