@@ -40,6 +40,7 @@ WORKS = (
     Ability.HOST_NAMESPACES,
     Ability.TARGET_PID,
     Ability.SYSCTLS,
+    Ability.CONTAINER_LIMITS,
 )
 """What the launcher does, and what the server does for a runtime whose containers are processes of the host."""
 MISSING = {
@@ -158,12 +159,13 @@ async def probe(launcher: Launcher) -> RuntimeFeatures:
     if done.returncode:
         raise HostError(f"{launcher.interpreter[0]} can't be run: {done.stderr.decode(errors='replace')}")
     version = f"chroot example on {done.stdout.decode().strip()}"
-    found = {ability: Feature(Support.SUPPORTED, "by the launcher and the node's kernel") for ability in WORKS}
-    return RuntimeFeatures(version, launcher.interpreter[0], {**found, **_missing()})
+    return RuntimeFeatures(version, launcher.interpreter[0], _abilities())
 
 
-def _missing() -> Mapping[Ability, Feature]:
-    return {ability: Feature(Support.UNSUPPORTED, why) for ability, why in MISSING.items()}
+def _abilities() -> Mapping[Ability, Feature]:
+    """All there are: one that a later server adds is one that this plugin knows nothing of."""
+    found = {ability: Feature(Support.UNSUPPORTED, MISSING.get(ability, "unknown to this plugin")) for ability in Ability}
+    return found | {ability: Feature(Support.SUPPORTED, "by the launcher and the node's kernel") for ability in WORKS}
 
 
 def _make(*directories: Path) -> None:

@@ -264,6 +264,10 @@ def _limit(cgroup: str, resources: Mapping[str, Any]) -> None:
     cpu, memory = resources.get("cpu", {}), resources.get("memory", {})
     shares, quota, period = cpu.get("shares", 0), cpu.get("quota") or -1, cpu.get("period") or 100_000
     cgroup_limits.apply(cgroup, PodLimits(shares=shares, quota=quota, period=period, memory=memory.get("limit") or -1))
+    most = resources.get("pids", {}).get("limit") or -1
+    for directory in cgroups.layout().directories(cgroup):
+        if (directory / "pids.max").exists():
+            (directory / "pids.max").write_text("max" if most < 0 else str(most))
 
 
 def _read(bundle: Path) -> dict[str, Any]:
