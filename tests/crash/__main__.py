@@ -17,14 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
+from grpclib.const import Status
 
+from bridge.client import CriError
 from tests.crash.operations import OPERATIONS, Operation
-from tests.crash.sweep import FAULTS, Case, Sweeper, cases, sweeper, timed
+from tests.crash.sweep import FAULTS, HANDLERS, Case, Sweeper, cases, sweeper, timed
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/test-crash", description=__doc__)
-    parser.add_argument("--handler", action="append", help="runc, crun, …; may be given again (default: runc and crun)")
+    parser.add_argument("--handler", action="append", choices=list(HANDLERS), help="may be given again (default: runc and crun)")
     parser.add_argument("--operation", action="append", choices=[each.name for each in OPERATIONS], help="default: all")
     parser.add_argument("--fault", action="append", choices=FAULTS, help="default: all")
     parser.add_argument("--point", default="", help="only points whose name has this in it")
@@ -41,8 +43,8 @@ def main(argv: Sequence[str]) -> int:
     chosen = [each for each in OPERATIONS if not options.operation or each.name in options.operation]
     counts: Counter[str] = Counter()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="cbt-sweep-") as directory, sweeper(Path(directory)) as swept:
-        handlers = options.handler or ["runc", "crun"]
+    handlers = options.handler or ["runc", "crun"]
+    with tempfile.TemporaryDirectory(prefix="cbt-sweep-") as directory, sweeper(Path(directory), handlers) as swept:
         if options.chaos:
             print(dict(anyio.run(swept.chaos, handlers, options.seed, options.chaos)), timed(began))
             return 0
@@ -54,7 +56,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _operation(swept: Sweeper, handler: str, operation: Operation, options: argparse.Namespace, counts: Counter[str]) -> None:
-    points = [point for point in await swept.points(handler, operation) if options.point in point]
+    try:
+        points = [point for point in await swept.points(handler, operation) if options.point in point]
+    except CriError as exc:
+        if exc.code is not Status.UNIMPLEMENTED:
+            raise
+        print(f"{handler} {operation.name}: {exc.message}")
+        await swept.renew()
+        return
     counts["points"] += len(points)
     print(f"{handler} {operation.name}: {len(points)} points", flush=True)
     if options.list:

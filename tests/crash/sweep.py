@@ -9,10 +9,11 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anyio
 from anyio.to_thread import run_sync
@@ -230,14 +231,23 @@ class Sweeper:
         self._before = await run_sync(snapshot, self._scope)
 
 
+HANDLERS: Mapping[str, str | tuple[str, Mapping[str, Any]]] = {
+    "runc": "runc",
+    "crun": "crun",
+    "gvisor": ("gvisor", {"network": "host", "platform": "ptrace"}),  # what every runsc can do on every kernel
+    "shim": ("shim", {}),
+}
+"""What can be swept, as DaemonNode takes it."""
+
+
 @contextmanager
-def sweeper(directory: Path) -> Iterator[Sweeper]:
+def sweeper(directory: Path, handlers: Sequence[str] = ("runc", "crun")) -> Iterator[Sweeper]:
     """A server with failpoints, its registry, and nothing left of them afterwards."""
     control = directory / "control"
     control.mkdir()
     with Layout(directory / "swept") as layout:
         layout.image("swept", [tar([Entry("file", os.urandom(300_000))])], config={"Cmd": ["sh"]})
-    with registry(directory / "registry") as host, daemon_node(patience=0.5) as node:
+    with registry(directory / "registry") as host, daemon_node(patience=0.5, handlers={name: HANDLERS[name] for name in handlers}) as node:
         anyio.run(push, directory / "swept", "swept", host, "swept:1")
         node.stop()
         node.environment[ENVIRONMENT] = str(control)
