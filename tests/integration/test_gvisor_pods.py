@@ -1,0 +1,338 @@
+"""Pods in real gVisor sandboxes, and what happens when parts of them die. RUNSC names another binary than the installed one.
+
+The network stack is the host's, as an older runsc can't use its own on a newer kernel; what differs is tested without pods.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from anyio.to_thread import run_sync
+from grpclib.const import Status
+
+from bridge._proto.runtime import v1 as pb
+from bridge.client import CriError, connect
+from bridge.testing.leaks import difference, snapshot
+from tests.conftest import LeakAudit
+from tests.integration import pod_cgroups
+from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node, log_lines, namespaces
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+RUNSC = os.environ.get("RUNSC", "runsc")
+HANDLERS: dict[str, Any] = {
+    "gvisor": ("gvisor", {"path": RUNSC, "network": "host", "stats_interval": 1.0}),
+    "own-stack": ("gvisor", {"path": RUNSC}),
+    "rootless": ("gvisor", {"path": RUNSC, "network": "host", "rootless": True}),
+}
+RUNNING = pb.ContainerState.CONTAINER_RUNNING
+NOT_READY = pb.PodSandboxState.SANDBOX_NOTREADY
+COUNT = "i=0; while [ $i -lt 3000 ]; do echo $i; i=$((i+1)); done"
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[DaemonNode]:
+    with daemon_node(handlers=HANDLERS) as made:
+        anyio.run(_warm, made)
+        yield made
+
+
+async def _warm(node: DaemonNode) -> None:
+    async with connect(node.socket) as cri:
+        kubelet = Kubelet(node, cri, "gvisor")
+        await kubelet.exec(await kubelet.started(await kubelet.run()), "true")
+        await kubelet.clean()
+
+
+@pytest.fixture
+async def kubelet(node: DaemonNode, leak_audit: LeakAudit) -> AsyncIterator[Kubelet]:
+    """Its pods are removed, and then no process, cgroup, file or mount of runsc may be left."""
+    leak_audit.watch(node.scope())
+    async with connect(node.socket) as cri:
+        made = Kubelet(node, cri, "gvisor")
+        yield made
+        await made.clean()
+
+
+@pytest.fixture
+def own_node() -> Iterator[DaemonNode]:
+    """A server of the test's own, to be killed."""
+    with daemon_node(handlers={"gvisor": HANDLERS["gvisor"]}) as made:
+        anyio.run(_warm, made)
+        scope = dataclasses.replace(made.scope(), pids=[])
+        before = snapshot(scope)
+        yield made
+        deadline = time.monotonic() + 20
+        while (left := unowned(made, difference(before, snapshot(scope)))) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not left, "left behind:\n" + "\n".join(left)
+
+
+def unowned(node: DaemonNode, found: Sequence[str]) -> list[str]:
+    """What is left but for the successor of a monitor that was killed, which is to stay."""
+    return [line for line in found if f" {node.monitor_socket} " not in line]
+
+
+async def not_ready(kubelet: Kubelet, pod: str) -> None:
+    with anyio.fail_after(20):
+        while (await kubelet.pod_status(pod)).state is not NOT_READY:
+            await anyio.sleep(0.02)
+
+
+async def test_a_pod_from_start_to_end(kubelet: Kubelet) -> None:
+    pod = await kubelet.run()
+    status = await kubelet.pod_status(pod)
+    assert status.network is not None
+    writer = await kubelet.started(pod, f"{COUNT}; echo err >&2; printf rest; exit 7", name="writer")
+    ended = await kubelet.exited(writer)
+    assert (ended.exit_code, ended.reason) == (7, "Error")
+    lines = await kubelet.log(pod, "writer", until=lambda lines: len(lines) > 3001)
+    assert [line for line in lines if line.startswith("stdout F")] == [f"stdout F {i}" for i in range(3000)]
+    assert {"stderr F err", "stdout P rest"} <= set(lines)
+    app = await kubelet.started(pod, "echo first >/shared; exec sleep 1000", envs=[pb.KeyValue(key="A", value=b"b")], working_dir="/tmp")
+    assert await kubelet.output(app, "echo $A; pwd; hostname; cat /shared") == f"b\n/tmp\n{kubelet.configs[pod].hostname}\nfirst"
+    assert "4.4.0" in await kubelet.output(app, "uname -r"), "gVisor's kernel, not the node's"
+    assert status.network.ip in await kubelet.output(app, "ip addr")
+    neighbour = await kubelet.started(pod, ["httpd", "-f", "-p", "127.0.0.1:80", "-h", "/etc"], name="neighbour")
+    assert status.network.ip in await kubelet.output(neighbour, "cat /etc/hosts")
+    assert (await kubelet.exec(neighbour, "cat /shared")).exit_code == 1, "another container's files"
+    assert (await kubelet.exec(app, "exit 300")).exit_code == 44
+    await kubelet.stop(app, 20)
+    assert (await kubelet.status(app)).exit_code == 143
+    stubborn = await kubelet.started(pod, "trap '' TERM; echo up; while :; do sleep 0.05; done", name="stubborn")
+    await kubelet.log(pod, "stubborn")
+    await kubelet.stop(stubborn, 1)
+    assert (await kubelet.status(stubborn)).exit_code == 137
+    polite = await kubelet.started(pod, "trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done", name="polite")
+    await kubelet.log(pod, "polite")
+    await kubelet.stop(polite, 20)
+    assert (await kubelet.status(polite)).exit_code == 3
+    await kubelet.stop_pod(pod)
+    assert (await kubelet.status(neighbour)).exit_code == 137
+    await kubelet.stop_pod(pod)
+
+
+@pytest.mark.parametrize(("command", "code"), [(["/nope"], 127), (["nope"], 127), (["/etc"], 126)])
+async def test_what_cannot_be_started(kubelet: Kubelet, command: list[str], code: int) -> None:
+    pod = await kubelet.run()
+    container = await kubelet.create(pod, command)
+    with pytest.raises(CriError, match=r"(failed to load|error finding executable)") as failure:
+        await kubelet.start(container)
+    assert failure.value.code is Status.INTERNAL
+    assert (await kubelet.status(container)).exit_code == code
+    alive = await kubelet.started(pod, name="alive")
+    with pytest.raises(CriError, match=r"(failed to load|error finding executable)"):
+        await kubelet.exec(alive, command)
+    assert await kubelet.output(alive, "echo well") == "well", "the sandbox and its other containers live on"
+
+
+async def test_a_timed_out_exec_ends_with_its_children(kubelet: Kubelet) -> None:
+    app = await kubelet.started(await kubelet.run())
+    word = f"700{time.time_ns() % 10**6}"
+    with pytest.raises(CriError) as failure:
+        await kubelet.exec(app, f"trap '' TERM HUP; sleep {word} & sh -c 'sleep {word} & sleep {word}' & sleep {word}", timeout=1)
+    assert failure.value.code is Status.DEADLINE_EXCEEDED
+    assert word not in await kubelet.output(app, "ps")
+
+
+async def test_pid_namespaces(kubelet: Kubelet) -> None:
+    pod = await kubelet.run()
+    app = await kubelet.started(pod, ["sleep", "1111"])
+    target = pb.NamespaceOption(pid=pb.NamespaceMode.TARGET, target_id=app)
+    debug = await kubelet.started(pod, name="debug", options=target)
+    assert "sleep 1111" in await kubelet.output(debug, "ps")
+    other = await kubelet.started(pod, name="other")
+    assert "sleep 1111" not in await kubelet.output(other, "ps")
+    options = namespaces(pid=pb.NamespaceMode.POD)
+    shared = await kubelet.run(options=options)
+    first = await kubelet.started(shared, ["sleep", "2222"], name="first", options=options)
+    second = await kubelet.started(shared, name="second", options=options)
+    seen = await kubelet.output(second, "ps")
+    assert "sleep 2222" in seen
+    assert "\n    1 " in f"\n{seen}"
+    assert "sleep 2222" not in seen.splitlines()[1], "the first process is the pod's own"
+    await kubelet.stop(first, 0)
+    assert await kubelet.output(second, "echo well") == "well"
+
+
+async def used(kubelet: Kubelet, container: str) -> tuple[int, int]:
+    """CPU time in ns and bytes of memory, 0 while they are unknown."""
+    stats = (await kubelet.cri.runtime.container_stats(pb.ContainerStatsRequest(container_id=container))).stats
+    assert stats is not None
+    cpu = stats.cpu and stats.cpu.usage_core_nano_seconds
+    memory = stats.memory and stats.memory.usage_bytes
+    return cpu.value if cpu else 0, memory.value if memory else 0
+
+
+async def test_statistics(kubelet: Kubelet) -> None:
+    app = await kubelet.started(await kubelet.run(), "x=$(head -c 20000000 /dev/zero | tr '\\0' x); while :; do :; done")
+    with anyio.fail_after(60):
+        while not all(a > b for a, b in zip(await used(kubelet, app), (10**8, 10**7), strict=True)):
+            await anyio.sleep(0.1)
+
+
+async def test_the_sandbox_dies(kubelet: Kubelet) -> None:
+    pod = await kubelet.run()
+    app = await kubelet.started(pod)
+    made = await kubelet.create(pod, name="made")
+    os.kill((await kubelet.pod_info(pod))["pid"], signal.SIGKILL)
+    ended = await kubelet.exited(app)
+    assert (ended.exit_code, ended.reason) == (137, "SandboxDied")
+    await not_ready(kubelet, pod)
+    with pytest.raises(CriError, match="not ready"):
+        await kubelet.start(made)
+    again = await kubelet.run()
+    assert await kubelet.output(await kubelet.started(again), "echo well") == "well"
+
+
+async def test_a_pod_that_takes_too_much_memory(kubelet: Kubelet) -> None:
+    config = kubelet.pod_config()
+    assert config.linux is not None
+    config.linux.resources = pb.LinuxContainerResources(memory_limit_in_bytes=160 << 20)
+    pod = await kubelet.run(config=config)
+    hog = await kubelet.started(pod, "sleep 0.5; exec dd if=/dev/zero of=/dev/null bs=600M count=1")
+    ended = await kubelet.exited(hog, timeout=60)
+    assert (ended.exit_code, ended.reason) == (137, "OOMKilled")
+    await not_ready(kubelet, pod)
+
+
+async def test_what_gvisor_cannot_do_is_refused(kubelet: Kubelet) -> None:
+    host = namespaces(pid=pb.NamespaceMode.NODE)
+    with pytest.raises(CriError, match=r"namespace_options\.pid: .*a kernel of its own") as failure:
+        await kubelet.run(options=host)
+    assert failure.value.code is Status.UNIMPLEMENTED
+    app = await kubelet.started(await kubelet.run())
+    resources = pb.LinuxContainerResources(memory_limit_in_bytes=64 << 20)
+    with pytest.raises(CriError, match="can't change the resources"):
+        await kubelet.cri.runtime.update_container_resources(pb.UpdateContainerResourcesRequest(container_id=app, linux=resources))
+
+
+async def reason(node: DaemonNode, handler: str) -> str:
+    """Why a handler is disabled, "" if it is not: then a pod runs on it."""
+    async with connect(node.socket) as cri:
+        kubelet = Kubelet(node, cri, handler)
+        try:
+            app = await kubelet.started(await kubelet.run())
+        except CriError as exc:
+            return exc.message
+        assert await kubelet.output(app, "echo well") == "well"
+        await kubelet.clean()
+        return ""
+
+
+async def test_a_runsc_that_cannot_work_here_is_disabled_with_the_reason(node: DaemonNode) -> None:
+    assert re.search(r"'rootless' is disabled: .*trial create failed.*options\.rootless", await reason(node, "rootless"))
+    # With its own stack an older runsc can't work on a newer kernel.
+    why = await reason(node, "own-stack")
+    assert not why or ("'own-stack' is disabled: " in why and 'options.network to "host"' in why), why
+
+
+class Scene:
+    """A pod whose containers wait for a flag each, write, and trap a signal."""
+
+    def __init__(self, node: DaemonNode) -> None:
+        self.node = node
+        self.flags = node.logs / "flags"
+        self.flags.mkdir()
+
+    async def set(self) -> None:
+        async with connect(self.node.socket) as cri:
+            kubelet = Kubelet(self.node, cri, "gvisor")
+            self.configs = kubelet.configs
+            self.pod = pod = await kubelet.run()
+            self.during, self.after = [await self.waiting(kubelet, name, code) for name, code in (("during", 7), ("after", 6))]
+            self.writer = await kubelet.started(pod, "i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done", name="writer")
+            self.polite = await kubelet.started(pod, "trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done", name="polite")
+            self.made = await kubelet.create(pod, name="made")
+            for name in ("writer", "polite"):
+                await kubelet.log(pod, name)
+
+    async def waiting(self, kubelet: Kubelet, name: str, code: int) -> str:
+        mount = pb.Mount(container_path="/flags", host_path=str(self.flags))
+        script = f"until [ -e /flags/{name} ]; do sleep 0.05; done; exit {code}"
+        return await kubelet.started(self.pod, script, name=name, mounts=[mount])
+
+    async def check(self) -> None:
+        """All is adopted: exits are exact, logs go on and are whole."""
+        async with connect(self.node.socket, wait=30) as cri:
+            kubelet = Kubelet(self.node, cri, "gvisor")
+            kubelet.configs = self.configs
+            path = Path(self.configs[self.pod].log_directory) / "writer.log"
+            assert (await kubelet.exited(self.during, timeout=60)).exit_code == 7
+            assert (await kubelet.status(self.writer)).state is RUNNING
+            assert await kubelet.output(self.writer, "echo exec") == "exec"
+            before = len(log_lines(path))
+            await kubelet.log(self.pod, "writer", until=lambda lines: len(lines) > before + 5)
+            (self.flags / "after").touch()
+            assert (await kubelet.exited(self.after)).exit_code == 6
+            await kubelet.stop(self.polite, 20)
+            assert (await kubelet.status(self.polite)).exit_code == 3
+            await kubelet.start(self.made)
+            assert await kubelet.output(self.made, "echo new") == "new"
+            await kubelet.stop(self.writer, 0)
+            self.numbers = [int(line.split()[2]) for line in log_lines(path) if line.startswith("stdout F ")]
+            await kubelet.clean()
+
+
+async def test_the_server_is_killed(own_node: DaemonNode) -> None:
+    scene = Scene(own_node)
+    await scene.set()
+    await run_sync(own_node.kill)
+    (scene.flags / "during").touch()
+    await own_node.restart()
+    await scene.check()
+    assert scene.numbers == list(range(len(scene.numbers))), "lines of the log are missing or doubled"
+
+
+@pytest.mark.parametrize("both", [False, True])
+async def test_the_monitor_is_killed(own_node: DaemonNode, both: bool) -> None:
+    scene = Scene(own_node)
+    await scene.set()
+    if both:
+        await run_sync(own_node.kill)
+    await own_node.kill_monitor()
+    (scene.flags / "during").touch()
+    if both:
+        await own_node.restart()
+        async with connect(own_node.socket) as cri:
+            kubelet = Kubelet(own_node, cri, "gvisor")
+            kubelet.configs = scene.configs
+            assert (await kubelet.exited(scene.during, timeout=60)).exit_code == 7, "runsc knew it all the while"
+            assert (await kubelet.status(scene.after)).state is RUNNING
+            await kubelet.clean()
+        return
+    await scene.check()
+    assert scene.numbers == sorted(set(scene.numbers))
+
+
+async def test_what_no_record_owns_is_removed(own_node: DaemonNode) -> None:
+    async with connect(own_node.socket) as cri:
+        kubelet = Kubelet(own_node, cri, "gvisor")
+        pod = await kubelet.run()
+        await kubelet.started(pod)
+        sandbox = (await kubelet.pod_info(pod))["pid"]
+        config = kubelet.configs[pod]
+    own_node.kill()
+    (own_node.root / "state" / "state.db").write_bytes(b"this was a database" * 100)
+    for suffix in ("-wal", "-shm"):
+        (own_node.root / "state" / f"state.db{suffix}").unlink(missing_ok=True)
+    await own_node.restart()
+    with anyio.fail_after(30):
+        while Path(f"/proc/{sandbox}").exists() or list((own_node.root / "run/runtimes/gvisor").iterdir()):
+            await anyio.sleep(0.05)
+    for lease in (own_node.root / "ipam" / own_node.name).glob("*[.:]*"):
+        if not lease.name.startswith("last_reserved"):
+            lease.unlink()
+    assert config.linux is not None
+    with contextlib.suppress(FileNotFoundError):
+        pod_cgroups.remove(config.linux.cgroup_parent)
