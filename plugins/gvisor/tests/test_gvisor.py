@@ -12,6 +12,7 @@ import pytest
 from bridge_gvisor import hiding
 from bridge_gvisor import spec as specs
 from bridge_gvisor.handler import settings
+from bridge_gvisor.limits import limits
 from bridge_gvisor.options import GvisorOptions
 from bridge_gvisor.probe import judge
 from bridge_gvisor.runsc import Runsc, RunscSettings, descendants, parse_processes
@@ -359,3 +360,11 @@ def test_users_other_than_root_have_the_capabilities_that_linux_leaves_them(uid:
     assert made["capabilities"] == {"bounding": ["CAP_CHOWN"], "effective": left, "permitted": left, "ambient": ambient}
     assert "apparmorProfile" not in made
     assert given["capabilities"] == {**sets, "ambient": ambient}, "what was given is not changed"
+
+
+def test_limits_depend_on_version_and_network() -> None:
+    always = limits(GvisorOptions(), "runsc version 0.0~20221219.0")
+    assert "exec-leaves-nothing" in always
+    assert "port-forward" not in always
+    assert limits(GvisorOptions(network="host"), "runsc version 0.0~20240729.0") == always
+    assert "port-forward" in limits(GvisorOptions(network="host"), "runsc version 0.0~20221219.0")

@@ -1,0 +1,21 @@
+"""What runsc itself can't do of ``cri-bridge conform``, with the reason; what the probe declares unsupported needs no word here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bridge_gvisor.options import GvisorOptions
+
+_ALWAYS = {
+    "exec-leaves-nothing": "runsc can't tell an exec's children from the container's once the exec has ended; those of one that is cut "
+    "off are killed",
+    "no-new-privileges": "gVisor's /proc/PID/status does not tell it",
+}
+_HOSTS_STACK_BEFORE_2023 = "runsc of 2022 gives EAGAIN for blocking reads of the host's sockets on Linux 6.x, bare `runsc run` too"
+
+
+def limits(options: GvisorOptions, version: str) -> Mapping[str, str]:
+    """Spec → why it can't pass."""
+    if "2022" in version and options.network == "host":
+        return {**_ALWAYS, **dict.fromkeys(("pod-address", "shared-loopback", "port-forward"), _HOSTS_STACK_BEFORE_2023)}
+    return _ALWAYS
