@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 import anyio
 
@@ -26,6 +26,7 @@ from bridge.ports.runtime import (
     ExecSpec,
     ExitStatus,
     Record,
+    RemoteTerminal,
     RuntimeBackend,
     RuntimeFeatures,
     SandboxHandle,
@@ -106,8 +107,7 @@ class GuardedExec(_Guarded):
 
     async def wait(self) -> ExitStatus:
         """See the port; no deadline."""
-        status: ExitStatus = await self._call("wait", None)
-        return status
+        return cast("ExitStatus", await self._call("wait", None))
 
     async def kill(self, signal: int) -> None:
         """See the port."""
@@ -116,6 +116,16 @@ class GuardedExec(_Guarded):
     async def delete(self) -> None:
         """See the port."""
         await self._call("delete", 2 * self._guard.timeouts.kill)
+
+
+class GuardedTerminal(GuardedExec):
+    """See bridge.ports.runtime.RemoteTerminal."""
+
+    __slots__ = ()
+
+    async def resize(self, width: int, height: int) -> None:
+        """See the port."""
+        await self._call("resize", self._guard.timeouts.kill, width, height)
 
 
 class GuardedContainer(_Guarded):
@@ -156,12 +166,12 @@ class GuardedContainer(_Guarded):
 
     async def wait(self) -> ExitStatus:
         """See the port; no deadline."""
-        status: ExitStatus = await self._call("wait", None)
-        return status
+        return cast("ExitStatus", await self._call("wait", None))
 
     async def exec(self, spec: ExecSpec) -> ExecProcess:
         """See the port."""
-        return GuardedExec(self._guard, await self._call("exec", self._guard.timeouts.exec, spec))
+        made = await self._call("exec", self._guard.timeouts.exec, spec)
+        return (GuardedTerminal if isinstance(made, RemoteTerminal) else GuardedExec)(self._guard, made)
 
     async def attach(self, *, stdin: int | None, stdout: int | None, stderr: int | None, attached: Callable[[], None]) -> None:
         """See the port; no deadline."""
@@ -230,8 +240,7 @@ class GuardedSandbox(_Guarded):
 
     async def wait(self) -> ExitStatus:
         """See the port; no deadline."""
-        status: ExitStatus = await self._call("wait", None)
-        return status
+        return cast("ExitStatus", await self._call("wait", None))
 
     async def stop(self) -> None:
         """See the port."""
@@ -248,7 +257,8 @@ class GuardedBackend(_Guarded):
     __slots__ = ("features", "sandbox_kind")
 
     def __init__(self, guard: Guard, inner: RuntimeBackend) -> None:
-        super().__init__(guard, inner)
+        own = getattr(inner, "timeouts", None)  # a plugin whose options set deadlines knows better than the handler's defaults
+        super().__init__(replace(guard, timeouts=own) if isinstance(own, RuntimeTimeouts) else guard, inner)
         self.features: RuntimeFeatures = self._checked("features", RuntimeFeatures)
         self.sandbox_kind: SandboxKind = self._checked("sandbox_kind", SandboxKind)
 

@@ -13,7 +13,17 @@ from bridge import isolation
 from bridge.errors import NotFound, PluginFailed, Unsupported
 from bridge.isolation import Guard, GuardedBackend
 from bridge.ports.host import RuntimeTimeouts
-from bridge.ports.runtime import ContainerIO, ContainerSpec, ExecSpec, NamespacePaths, SandboxHandle, SandboxKind, SandboxSpec
+from bridge.ports.runtime import (
+    ContainerIO,
+    ContainerSpec,
+    ExecSpec,
+    NamespacePaths,
+    RemoteTerminal,
+    SandboxHandle,
+    SandboxKind,
+    SandboxSpec,
+)
+from bridge.testing.fake_exec import FakeExec
 from bridge.testing.fakes import FakeBackend, FakeContainer, FakeSandbox
 
 QUICK = RuntimeTimeouts(0.01, 0.01, 0.01, 0.01, 0.01, 0.01)
@@ -126,6 +136,42 @@ async def test_what_works_passes_unchanged() -> None:
     await (await backend.load_sandbox(POD, {})).delete()
     assert await backend.remove_strangers(lambda ident: False) == []
     assert (inner.containers, inner.sandboxes) == ({}, {})
+
+
+async def test_a_terminal_that_is_elsewhere_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, int]] = []
+
+    class Terminal(FakeExec):
+        async def resize(self, width: int, height: int) -> None:
+            sizes.append((width, height))
+
+    container = await (await guarded(FakeBackend()).create_sandbox(POD)).create_container(CONTAINER)
+    await container.start()
+    assert not isinstance(await container.exec(ExecSpec("e", {})), RemoteTerminal)
+
+    async def exec_there(self: FakeContainer, spec: ExecSpec) -> Terminal:
+        return Terminal(0)
+
+    monkeypatch.setattr(FakeContainer, "exec", exec_there)
+    process = await container.exec(ExecSpec("e", {}))
+    assert isinstance(process, RemoteTerminal)
+    await process.resize(80, 24)
+    assert sizes == [(80, 24)]
+
+
+async def test_deadlines_that_the_backend_sets_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = FakeBackend()
+    slow.timeouts = RuntimeTimeouts(create=30.0)  # type: ignore[attr-defined]
+    create = FakeBackend.create_sandbox
+
+    async def booting(self: FakeBackend, spec: SandboxSpec) -> FakeSandbox:
+        await anyio.sleep(0.1)  # longer than the handler's own deadline
+        return await create(self, spec)
+
+    monkeypatch.setattr(FakeBackend, "create_sandbox", booting)
+    assert (await guarded(slow).create_sandbox(POD)).id == "s"
+    with pytest.raises(PluginFailed, match=r"create_sandbox did not end"):
+        await guarded(FakeBackend()).create_sandbox(POD)
 
 
 async def test_a_method_that_an_older_plugin_lacks() -> None:

@@ -275,7 +275,10 @@ class SandboxHandle(Protocol):
 
 
 class RuntimeBackend(Protocol):
-    """One opened handler."""
+    """One opened handler.
+
+    One whose own options set deadlines may have ``timeouts`` (bridge.ports.host.RuntimeTimeouts): its calls are held to these.
+    """
 
     @property
     def features(self) -> RuntimeFeatures: ...

@@ -9,7 +9,7 @@ from pathlib import Path
 from anyio import to_thread
 
 from bridge import log
-from bridge._proto.containerd.events import TaskOom
+from bridge._proto.containerd.events import TaskExit, TaskOom
 from bridge.aio import Supervisor
 from bridge.errors import HostError
 from bridge.ports.host import HostContext
@@ -77,8 +77,11 @@ async def open_backend(settings: ShimSettings, context: HostContext, *, claims: 
         runtime = ShimRuntime(settings, context, tasks)
 
         def on_event(event: ShimEvent) -> None:
-            if isinstance(event.event, TaskOom):
-                runtime.oom.add(event.event.container_id)
+            found = event.event
+            if isinstance(found, TaskOom):
+                runtime.oom.add(found.container_id)
+            elif isinstance(found, TaskExit) and found.id == found.container_id and not settings.own_cgroups:
+                runtime.ended.add(found.container_id)
 
         try:
             async with serve_events(events_socket(context, settings.handler), on_event):

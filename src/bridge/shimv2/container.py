@@ -282,6 +282,7 @@ class ShimContainer:
         if not self._quiet:
             await exits.let_go(self._runtime, self.id, self._exit)
         self._runtime.oom.discard(self.id)
+        self._runtime.ended.discard(self.id)
         await self._runtime.unmark(self.id)
 
 

@@ -25,6 +25,9 @@ from bridge.shimv2.task import ShimTask
 LOST_CODE = 255
 CONTAINER_LOST = "ContainerLost"
 _PAUSE_SECONDS = 0.2
+_EVENT_SECONDS, _POLL_SECONDS = 1.0, 0.02
+_KILL = 9
+_OOM_FILE = "oom"
 
 _logger = log.get("shimv2.exits")
 
@@ -51,17 +54,36 @@ async def of(runtime: ShimRuntime, shim: Shim, task: ShimTask, bundle: Path, cgr
         except (Unavailable, TimedOut, RuntimeFailed) as exc:
             _logger.warning("container %s can't be waited for now: %s", task.id[:13], exc)
         else:
+            if status.signal == _KILL and cgroup is None:
+                await _last_event(runtime, task.id)
             # Counted before the shim's state, and with it the cgroup, is freed.
-            killed = task.id in runtime.oom or await to_thread.run_sync(oom_kills, cgroup) > 0
+            killed = await _ran_out(runtime, task.id, bundle, cgroup)
             return replace(status, oom_killed=killed, at_ns=status.at_ns or time.time_ns())
         await anyio.sleep(_PAUSE_SECONDS)
+
+
+async def _ran_out(runtime: ShimRuntime, ident: str, bundle: Path, cgroup: str | None) -> bool:
+    """Whether memory ran out, by any of the ways to know: an event, the cgroup, the file that Kata leaves in the bundle.
+
+    The file is for CRI-O, by whose annotations Kata knows it, and is there also when nobody took the event.
+    """
+    if ident in runtime.oom:
+        return True
+    return await to_thread.run_sync(lambda: oom_kills(cgroup) > 0 or (bundle / _OOM_FILE).exists())
+
+
+async def _last_event(runtime: ShimRuntime, ident: str) -> None:
+    """Events come by another way than the answer to Wait. A shim tells that memory ran out before it tells of the exit."""
+    with anyio.move_on_after(_EVENT_SECONDS):
+        while ident not in runtime.ended and ident not in runtime.oom:  # noqa: ASYNC110 - an Event each would be kept for all
+            await anyio.sleep(_POLL_SECONDS)
 
 
 async def bury(runtime: ShimRuntime, shim: Shim, ident: str, bundle: Path, cgroup: str | None, why: str) -> ExitStatus:
     """End a container whose shim has died, by the binary's verb "delete", and say how it ended. Repeatable."""
     words = "; ".join(await shim.last_words()) or "it said nothing"
     _logger.error("container %s: its shim has died (%s), its last words: %s", ident[:13], why, words)
-    oom = ident in runtime.oom or await to_thread.run_sync(oom_kills, cgroup) > 0
+    oom = await _ran_out(runtime, ident, bundle, cgroup)
     status = ExitStatus(LOST_CODE)
     try:
         status = await runtime.settings.binary.delete(ident, bundle)
@@ -81,7 +103,10 @@ async def free(runtime: ShimRuntime, shim: Shim, ident: str, bundle: Path) -> No
     except ShimGone:
         if await shim.is_alive():
             raise
-        await runtime.settings.binary.delete(ident, bundle)
+        try:
+            await runtime.settings.binary.delete(ident, bundle)
+        except BridgeError as exc:  # mostly: it was cleaned up after already. A dead shim must not keep a pod (cri-o#9994)
+            _logger.warning("container %s: its dead shim can't be cleaned up after: %s", ident[:13], exc)
 
 
 async def let_go(runtime: ShimRuntime, ident: str, status: ExitStatus | None) -> None:

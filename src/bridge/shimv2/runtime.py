@@ -71,14 +71,15 @@ class ShimSettings:
 class ShimRuntime:
     """See the module docstring. ``tasks`` are ended with the handler; containers outlive it.
 
-    ``oom`` holds the ids of containers of which a shim told that memory ran out, until they are deleted. ``pins`` are those of all
-    containers that there are handles of.
+    ``oom`` holds the ids of containers of which a shim told that memory ran out, ``ended`` those whose exit it told as an event, until
+    they are deleted. ``pins`` are those of all containers that there are handles of.
     """
 
     settings: ShimSettings
     context: HostContext
     tasks: Supervisor
     oom: set[str] = field(default_factory=set)
+    ended: set[str] = field(default_factory=set)
     pins: WeakSet[FifoPins] = field(default_factory=WeakSet)
 
     def pin(self) -> FifoPins:

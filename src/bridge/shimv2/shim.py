@@ -16,7 +16,7 @@ from anyio import to_thread
 from betterproto2 import Message
 
 from bridge import log
-from bridge.errors import BridgeError, CorruptData, MonitorGone, NotFound, RuntimeFailed, ShimGone, Unavailable, Unsupported
+from bridge.errors import BridgeError, CorruptData, MonitorGone, NotFound, RuntimeFailed, ShimGone, TimedOut, Unavailable, Unsupported
 from bridge.host.runtime_words import parse_log, start_code
 from bridge.ports.host import Monitor
 from bridge.shimv2.addresses import dial, socket_name
@@ -66,6 +66,9 @@ class Shim:
             return await client.call(self.address.task_service, method, request, response_type, timeout=timeout)
         except RuntimeFailed as exc:
             raise await self._explained(method, exc) from exc
+        except TimedOut as exc:
+            words = "; ".join(await self.last_words()) or "it said nothing"
+            raise TimedOut(f"{exc.message}; the shim's last words: {words}") from exc
 
     async def _connected(self) -> TtrpcClient:
         async with self._dialling:

@@ -18,6 +18,7 @@ from anyio import to_thread
 from bridge import log
 from bridge.aio import Rollback
 from bridge.errors import BridgeError, HostError, InvalidRequest, Unsupported
+from bridge.ports.host import RuntimeTimeouts
 from bridge.ports.runtime import (
     ContainerHandle,
     ContainerSpec,
@@ -48,6 +49,7 @@ class Settings:
     features: RuntimeFeatures
     stop_timeout: float
     bundle: Callable[[SandboxSpec], Path]
+    timeouts: RuntimeTimeouts = field(default_factory=RuntimeTimeouts)
     refuse: str = ""
     places: Places = field(default_factory=Places)
 
@@ -63,6 +65,11 @@ class KataBackend:
     def features(self) -> RuntimeFeatures:
         """What the probe found."""
         return self._settings.features
+
+    @property
+    def timeouts(self) -> RuntimeTimeouts:
+        """As the options set them."""
+        return self._settings.timeouts
 
     @property
     def sandbox_kind(self) -> SandboxKind:
@@ -176,4 +183,4 @@ async def _own_rootfs(spec: SandboxSpec, target: Path) -> None:
 
 def _note_size(spec: SandboxSpec) -> None:
     found = sizing.workload((spec.oci or {}).get("annotations") or {})
-    _logger.debug("machine %s is to hold a workload of %g CPUs and %d MiB beside itself", spec.id[:13], found.cpus, found.mib)
+    _logger.debug("machine %s is to hold a workload of %g CPUs and %d MiB beside itself", spec.id, found.cpus, found.mib)

@@ -91,6 +91,7 @@ async def _opened(name: str, options: KataOptions, context: HostContext) -> Asyn
             features=probe.features(inner.features, text, options.allowed_annotations, config),
             stop_timeout=options.delete_timeout,
             bundle=kit.bundle,
+            timeouts=context.timeouts,
             refuse=f"runtime.handlers.{name}.options.allowed_annotations" if options.refuse_other_annotations else "",
         )
         yield KataBackend(inner, settings)

@@ -10,7 +10,7 @@ from typing import Any
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.ports.host import HostContext
 from bridge.ports.runtime import RuntimeBackend, SandboxKind, SandboxSpec
-from bridge.shimv2.backend import open_backend
+from bridge.shimv2.backend import events_socket, open_backend
 from bridge.shimv2.encoding import runtime_options
 from bridge.shimv2.runtime import ShimSettings
 from bridge.shimv2.sandbox import pod_bundle
@@ -28,6 +28,7 @@ def settings(name: str, path: Path, env: Mapping[str, str], options: KataOptions
         path=path,
         handler=name,
         namespace="cri-bridge",
+        events=events_socket(context, name),
         env=env,
         debug=options.debug,
         start_timeout=options.start_timeout,

@@ -6,6 +6,7 @@ import json
 import os
 import posixpath
 import re
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -101,7 +102,7 @@ class Sandbox:
         directory = self._guest_dir(container)
         directory.mkdir()
         (directory / "config.json").write_text(json.dumps(spec))
-        await self._run(container.process, directory / "tty", partial(self.agent().ask, "create", container=request.id))
+        await self._run(container.process, self._console(), partial(self.agent().ask, "create", container=request.id))
         state = places.state_dir(self._id)
         state.mkdir(parents=True, exist_ok=True)
         (state / request.id).touch()
@@ -111,6 +112,10 @@ class Sandbox:
 
     def _guest_dir(self, container: Container) -> Path:
         return places.machine_dir(self._id) / "containers" / container.id
+
+    def _console(self) -> Path:
+        """Short, for a unix socket's path."""
+        return places.machine_dir(self._id) / f"tty{secrets.token_hex(4)}"
 
     async def _run(self, process: Process, console: Path, ask: Callable[..., Awaitable[int]]) -> None:
         process.stdio = Stdio.make(process.paths, console)
@@ -140,7 +145,7 @@ class Sandbox:
         directory = self._guest_dir(container)
         try:
             (directory / f"{name}.json").write_text(json.dumps({**(process.spec or {}), "terminal": process.paths.terminal}))
-            await self._run(process, directory / "tty", partial(self.agent().ask, "exec", container=container.id, exec=name))
+            await self._run(process, self._console(), partial(self.agent().ask, "exec", container=container.id, exec=name))
             await self._started(container, process, name)
         except BaseException as exc:
             process.fail()
@@ -168,6 +173,8 @@ class Sandbox:
         await ended.done.wait()
         async with self._lock:
             if ended.oom:
+                if container.bundle.is_crio:
+                    (container.bundle.path / "oom").touch()
                 self._publish(events.TaskOom(container_id=container.id))
             process.end(ended.code)
             self._publish(

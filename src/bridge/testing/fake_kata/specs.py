@@ -31,6 +31,11 @@ class Bundle:
         return self._annotation(_TYPES) in ("", "sandbox")
 
     @property
+    def is_crio(self) -> bool:
+        """Whether its annotations are CRI-O's, who wants to find a file when memory ran out."""
+        return (self.spec.get("annotations") or {}).get("io.kubernetes.cri-o.ContainerType") in ("sandbox", "container")
+
+    @property
     def sandbox_id(self) -> str:
         """Id of the pod that a member belongs to. Raises NotFound when its annotations don't say."""
         found = self._annotation(_SANDBOX_IDS)
