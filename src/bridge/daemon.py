@@ -39,7 +39,7 @@ from bridge.daemon_settings import Host
 from bridge.daemon_status import InForce, NodeDetails, announce, tell_plugins
 from bridge.errors import BridgeError, CorruptData, HostError
 from bridge.handlers import HandlerRegistry, open_handlers
-from bridge.host import facts, files, selinux, staticroot, syscalls
+from bridge.host import facts, files, selinux, stalls, staticroot, syscalls
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.host.database import Database
 from bridge.host.watched_files import WatchedFiles
@@ -160,6 +160,7 @@ async def running(config: Config) -> AsyncIterator[Daemon]:
         core = await _core(config, host, database, Ports(handlers, network, images), supervisor, sources)
         supervisor.spawn("watch CDI specs", sources.cdi.keep)
         supervisor.spawn("watch hooks", sources.hooks.keep)
+        supervisor.spawn("stalls", stalls.watch)
         supervisor.spawn("retired handlers", lambda: close_retired(core.store, handlers))
         supervisor.spawn("plugin events", lambda: tell_plugins(core.store, plugins))
         streams = await stack.enter_async_context(StreamServer.open(settings_of.streaming(config), _sessions(config, core)))
