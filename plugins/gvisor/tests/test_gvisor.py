@@ -365,6 +365,6 @@ def test_users_other_than_root_have_the_capabilities_that_linux_leaves_them(uid:
 def test_limits_depend_on_version_and_network() -> None:
     always = limits(GvisorOptions(), "runsc version 0.0~20221219.0")
     assert "exec-leaves-nothing" in always
-    assert "port-forward" not in always
+    assert "port-forward-to-localhost" not in always
     assert limits(GvisorOptions(network="host"), "runsc version 0.0~20240729.0") == always
-    assert "port-forward" in limits(GvisorOptions(network="host"), "runsc version 0.0~20221219.0")
+    assert "port-forward-to-localhost" in limits(GvisorOptions(network="host"), "runsc version 0.0~20221219.0")
