@@ -1,4 +1,4 @@
-"""`python -m benchmarks cycle|list|memory|logs|network|pull|streaming|all`: needs root, containerd, runc, CNI plugins; no network."""
+"""`python -m benchmarks cycle|list|memory|logs|network|pull|streaming|gvisor|all`: needs root, containerd, runc, runsc, CNI plugins."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from types import FrameType
 
 import anyio
 
-from . import cycle, lists, logs, machine, memory, pulls, streaming
+from . import cycle, gvisor, lists, logs, machine, memory, pulls, streaming
 from .pull_images import Sizes
 from .report import Table
 from .servers import Options, containerd, cri_bridge
 from .workspace import Workspace
 
-_TABLES = ("cycle", "list", "memory", "logs", "network", "pull", "streaming")
+_TABLES = ("cycle", "list", "memory", "logs", "network", "pull", "streaming", "gvisor")
 SERVERS = {"containerd": containerd, "cri-bridge": cri_bridge}
 
 
@@ -46,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory", action="store_true", help="with pull: peak memory by the size of the image instead")
     parser.add_argument("--server", action="append", choices=list(SERVERS), help="only this one; may be repeated (default: both)")
     parser.add_argument("--runtime", type=Path, default=_default_runtime(), help="runc, used by both servers (default %(default)s)")
+    parser.add_argument("--runsc", type=Path, default=Path(shutil.which("runsc") or "runsc"), help="for gvisor (default %(default)s)")
+    parser.add_argument("--runsc-flag", action="append", default=[], help="with gvisor: before each verb of runsc; may be repeated")
     parser.add_argument("--cni-bin", type=Path, default=_default_cni_bin(), help="directory of the CNI plugins (default %(default)s)")
     parser.add_argument(
         "--disk", type=Path, default=Path("/tmp"), help="where the servers keep what lies below /var/lib on a node (default %(default)s)"
@@ -74,6 +76,15 @@ async def _fresh(workspace: Workspace, arguments: argparse.Namespace, what: str)
         return [await memory.measure(running, counts=sorted({0, 20, arguments.pods}))]
 
 
+async def _gvisor(workspace: Workspace, arguments: argparse.Namespace) -> list[Table]:
+    """cri-bridge alone, beside runsc by hand."""
+    runsc, flags = arguments.runsc.resolve(), arguments.runsc_flag
+    options = Options(arguments.runtime, arguments.cni_bin, gvisor.handler_toml(runsc, flags))
+    async with cri_bridge(workspace, options) as server:
+        with gvisor.bare(runsc, flags, workspace) as hand:
+            return await gvisor.measure(server, hand, rounds=arguments.rounds, pods=min(arguments.pods, 10))
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (a signal handler's signature)
     """End the run on SIGTERM as on ^C: by an exception, so that everything is cleaned up."""
     raise KeyboardInterrupt
@@ -83,6 +94,8 @@ def _tables(arguments: argparse.Namespace, what: str) -> list[Table]:
     with Workspace(arguments.disk) as workspace:
         if what == "logs":
             return [anyio.run(logs.measure, workspace, arguments.runtime)]
+        if what == "gvisor":
+            return anyio.run(_gvisor, workspace, arguments)
         return anyio.run(_fresh, workspace, arguments, what)
 
 

@@ -23,7 +23,7 @@ _READY_DEADLINE = 20.0
 _GRACE = 10  # seconds of StopContainer; the workload ends at once on SIGTERM, so none of it is waited for
 
 
-async def _wait_for_line(log: Path) -> None:
+async def wait_for_line(log: Path) -> None:
     """Wait until the container wrote `ready`: its SIGTERM handler is set and its log works."""
     with anyio.fail_after(_READY_DEADLINE):
         while not log.exists() or b" stdout F ready\n" not in log.read_bytes():
@@ -53,7 +53,7 @@ class Cycle:
         container = cri.CreateContainerResponse().parse(await self._step("create", "CreateContainer", create)).container_id
         begin = anyio.current_time()
         await self._step("start", "StartContainer", cri.StartContainerRequest(container_id=container))
-        await _wait_for_line(self._pod.log("main"))
+        await wait_for_line(self._pod.log("main"))
         self.times[LOGGED] = (anyio.current_time() - begin) * 1000
         execute = cri.ExecSyncRequest(container_id=container, cmd=["echo", "ok"], timeout=10)
         result = cri.ExecSyncResponse().parse(await self._step("exec -s", "ExecSync", execute))

@@ -29,6 +29,8 @@ class Options:
 
     runtime: Path
     cni_bin: Path
+    handlers: str = ""
+    """Further handlers of cri-bridge, as TOML."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,8 @@ async def cri_bridge(workspace: Workspace, options: Options) -> AsyncIterator[Ru
     conf_dir = _write_cni(directory, workspace.bridge(1), "10.254.0.0/20")
     run = workspace.run_directory("cri-bridge")
     config = directory / "config.toml"
-    config.write_text(_BRIDGE_TOML.format(dir=directory, run=run, cni_bin=options.cni_bin, cni_conf=conf_dir, runtime=options.runtime))
+    text = _BRIDGE_TOML.format(dir=directory, run=run, cni_bin=options.cni_bin, cni_conf=conf_dir, runtime=options.runtime)
+    config.write_text(text + options.handlers)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", "bridge", "--config", str(config)]
     process = _spawn(workspace, "cri-bridge", [*command, "serve"], env)

@@ -104,6 +104,10 @@ class Workspace:
         text = (self._accounting / self.name / server / "server" / "cgroup.procs").read_text()
         return [int(pid) for pid in text.split()]
 
+    def in_pods(self, server: str) -> list[int]:
+        """Pids of everything in the server's pods."""
+        return _pids_below(self._accounting / self.name / server / "pods")
+
     def cpu_ms(self, server: str) -> float:
         """CPU time used so far by the server, all its helpers and its pods, in milliseconds."""
         directory = self._accounting / self.name / server
