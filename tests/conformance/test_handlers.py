@@ -16,11 +16,11 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="session", params=HANDLERS)
-def conformance_target(request: pytest.FixtureRequest) -> Target:
+def conformance_target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Target:
     tried = HANDLERS[request.param]
     if not tried.available:
         pytest.fail(f"{tried.binary} is not here: apt-get install {tried.package}", pytrace=False)
-    return target(request.param, config=Config(), plugin=tried.plugin, options=tried.options)
+    return target(request.param, config=Config(), plugin=tried.plugin, options=tried.made(tmp_path_factory.mktemp("binary")))
 
 
 @pytest.mark.parametrize("conformance_spec", select(quick=True), ids=str)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Claims = Callable[[Mapping[str, Any] | None], Awaitable[Mapping[Ability, Feature]]]
 """Abilities that somebody who knows the shim's runtime claims, given the OCI features that ``-info`` told (None: it told none)."""
 _VERSION = 1
-_ALWAYS = (Ability.EXEC, Ability.TTY, Ability.SHARED_PID, Ability.UPDATE)
+_ALWAYS = (Ability.EXEC, Ability.TTY, Ability.SHARED_PID, Ability.UPDATE, Ability.CONTAINER_LIMITS)
 _LISTED = (Ability.APPARMOR, Ability.SELINUX, Ability.RECURSIVE_READ_ONLY, Ability.IDMAPPED_MOUNTS, Ability.SYSTEMD_CGROUP)
 _UNTOLD = Feature(Support.UNSUPPORTED, "the shim says nothing of it")
 

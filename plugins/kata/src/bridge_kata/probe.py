@@ -41,7 +41,10 @@ _LACKING = {
     Ability.HOST_DEVICES: _OWN_KERNEL,
     Ability.MOUNT_PROPAGATION: "what is mounted on the node later does not reach a guest",
 }
-_PRESENT = (Ability.EXEC, Ability.TTY, Ability.SHARED_PID, Ability.UPDATE, Ability.SYSTEMD_CGROUP, Ability.SYSCTLS, Ability.DEVICES)
+_PRESENT = (
+    *(Ability.EXEC, Ability.TTY, Ability.SHARED_PID, Ability.UPDATE, Ability.CONTAINER_LIMITS),
+    *(Ability.SYSTEMD_CGROUP, Ability.SYSCTLS, Ability.DEVICES),
+)
 
 
 @dataclass(frozen=True, slots=True)
