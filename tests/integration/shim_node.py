@@ -76,6 +76,7 @@ class ShimNode:
         self.binary = ShimBinary(Path(path), name, events=root / "events.sock")
         self._fifos: list[Fifo] = []
         self.bundles: list[Path] = []
+        self.logs: dict[str, Fifo] = {}
         self._sockets: list[str] = []
 
     def bundle(self, *args: str, annotations: dict[str, str] | None = None, name: str = "", **process: Any) -> Path:
@@ -83,7 +84,7 @@ class ShimNode:
         bundle = self.root / (name or f"task-{secrets.token_hex(8)}")
         bundle.mkdir()
         self.bundles.append(bundle)
-        self.fifo(bundle / "log")
+        self.logs[bundle.name] = self.fifo(bundle / "log")
         mounts = [
             {"destination": "/proc", "type": "proc", "source": "proc"},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},

@@ -26,6 +26,7 @@ from bridge.host import syscalls
 from bridge.host.mounts import bind, unmount
 from bridge.shimv2.client import TtrpcClient
 from bridge.shimv2.encoding import PROCESS, RESOURCES, decode, packed_json, runtime_options, type_name
+from bridge.shimv2.events import ShimEvent, serve_events
 from bridge.testing.fake_kata import places
 from bridge.testing.fake_kata.binary import install
 from bridge.testing.fake_kata.machine import forget, kill_hypervisor
@@ -108,13 +109,13 @@ class Pod:
 
 
 @asynccontextmanager
-async def pod(root: Path) -> AsyncIterator[Pod]:
+async def pod(root: Path, *, events: Path | None = None) -> AsyncIterator[Pod]:
     """A pod whose shim listens; whatever a test leaves of it is cleaned up, and nothing may be left then."""
     root.mkdir(exist_ok=True)
     path = install(root)
     faults = root / "faults.json"
     async with shim_node(root, str(path), "kata") as node:
-        node.binary = replace(node.binary, env={places.FAULTS_ENV: str(faults)})
+        node.binary = replace(node.binary, events=events or node.binary.events, env={places.FAULTS_ENV: str(faults)})
         made = Pod(node, faults)
         async with node.task(made.sandbox) as (client, _):
             made.client = client
@@ -150,6 +151,7 @@ async def test_a_pod_from_boot_to_shutdown(tmp_path: Path) -> None:
         assert await kata.wait(kata.sandbox) == 137
         await kata.call("Shutdown", pb.ShutdownRequest(id=kata.id), Empty)  # ignored: the sandbox is kept
         assert await kata.delete(kata.sandbox) == 137
+        await kata.node.event(lambda event: isinstance(event.event, events.TaskDelete) and event.event.container_id == kata.id)
         with suppress(ShimGone):
             await kata.call("Shutdown", pb.ShutdownRequest(id=kata.id), Empty)
         await until(lambda: not kata.node.shims())
@@ -365,3 +367,22 @@ async def test_a_mount_made_later_reaches_the_guest_only_where_it_is_shared(tmp_
                     await unmount(root)
     finally:
         await unmount(late)
+
+
+async def test_events_that_nobody_takes_are_brought_again(tmp_path: Path) -> None:
+    late, seen = tmp_path / "late.sock", Seen()
+    async with pod(tmp_path, events=late) as kata:
+        await kata.boot()
+        await kata.node.logs[kata.id].until(b"post event:")  # the first attempt has failed
+        async with serve_events(late, seen.take):
+            await until(lambda: {"/tasks/create", "/tasks/start"} <= set(seen.topics))
+
+
+class Seen:
+    """Topics of the events that came."""
+
+    def __init__(self) -> None:
+        self.topics: list[str] = []
+
+    def take(self, event: ShimEvent) -> None:
+        self.topics.append(event.topic)

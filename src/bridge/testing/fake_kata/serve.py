@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ LISTENER: Final = 3
 """Descriptor of the socket that listens, from the starter."""
 _EVENT_SECONDS: Final = 5.0
 _QUEUE: Final = 128
+_RETRIES: Final = 5
 _TOPICS: Final = {
     "TaskCreate": "/tasks/create",
     "TaskStart": "/tasks/start",
@@ -58,14 +60,15 @@ def main(namespace: str) -> None:
 
 async def _serve(namespace: str) -> None:
     ended = anyio.Event()
-    send, receive = anyio.create_memory_object_stream[tuple[Message, int]](_QUEUE)
+    send, receive = anyio.create_memory_object_stream[ForwardRequest](_QUEUE)
 
     def publish(event: Message) -> None:
-        send.send_nowait((event, timestamp().seconds))
+        send.send_nowait(_request(event, namespace))
 
     async def forward() -> None:
-        async for event, _ in receive:
-            await _forward(event, namespace)
+        async for request in receive:
+            if not await _forward(request):
+                tasks.spawn("forward an event later", partial(_retry, request))
 
     async with Supervisor("fake shim") as tasks:
         tasks.spawn("forward events", forward)
@@ -75,16 +78,29 @@ async def _serve(namespace: str) -> None:
             await ended.wait()
 
 
-async def _forward(event: Message, namespace: str) -> None:
+def _request(event: Message, namespace: str) -> ForwardRequest:
     name = type(event).__name__
-    address = os.environ.get("TTRPC_ADDRESS", "")
     _logger.info("post event %s", name)
-    if not address:
-        return
     what = packed(f"containerd.events.{'TaskOOM' if name == 'TaskOom' else name}", event)
-    envelope = Envelope(timestamp=timestamp(), namespace=namespace, topic=_TOPICS[name], event=what)
+    return ForwardRequest(envelope=Envelope(timestamp=timestamp(), namespace=namespace, topic=_TOPICS[name], event=what))
+
+
+async def _forward(request: ForwardRequest) -> bool:
+    """Bring an event to whoever started the shim; whether that succeeded, as it does when nobody wants any."""
+    address = os.environ.get("TTRPC_ADDRESS", "")
     try:
-        async with TtrpcClient.connect(Path(address), namespace=namespace) as client:
-            await client.call(EVENTS, "Forward", ForwardRequest(envelope=envelope), Empty, timeout=_EVENT_SECONDS)
+        if address:
+            async with TtrpcClient.connect(Path(address)) as client:
+                await client.call(EVENTS, "Forward", request, Empty, timeout=_EVENT_SECONDS)
     except BridgeError as exc:
-        _logger.error("post event: %s", exc)  # Kata drops it
+        _logger.error("post event: %s", exc)
+        return False
+    return True
+
+
+async def _retry(request: ForwardRequest) -> None:
+    """As containerd's publisher, which Kata uses: after 1, 2, 3, 4 and 5 seconds, then the event is dropped."""
+    for seconds in range(1, _RETRIES + 1):
+        await anyio.sleep(seconds)
+        if await _forward(request):
+            return
