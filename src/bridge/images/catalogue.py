@@ -17,7 +17,8 @@ from typing import TypeVar
 
 import anyio
 
-from bridge.errors import InUse, NotFound
+from bridge import log
+from bridge.errors import BridgeError, HostError, InUse, NotFound
 from bridge.host.database import Database
 from bridge.images import schema
 from bridge.images.manifest import parse_config
@@ -25,6 +26,7 @@ from bridge.images.rows import Layer, NewImage, Record, layer_of
 from bridge.ports.images import ImageConfig
 
 T = TypeVar("T")
+_logger = log.get("images.catalogue")
 _LAYERS = "SELECT id, chain_id, parent, diff_id, disk_bytes, inodes, tar_bytes, exact, listing, fault, verified_ns FROM layers ORDER BY id"
 _UPDATE = "UPDATE layers SET disk_bytes = ?, inodes = ?, tar_bytes = ?, exact = ?, listing = ?, fault = '', verified_ns = ? WHERE id = ?"
 # The digest is the document's own: one that differs is damaged.
@@ -144,18 +146,18 @@ class Catalogue:
 
     async def drop_layers(self, layers: Sequence[Layer]) -> None:
         """Forget layers, children first. They vanish from memory before the wait, so that nobody builds on them meanwhile."""
-        for layer in layers:
-            self.layers.pop(layer.chain_id, None)
-            self.layers_by_id.pop(layer.id, None)
 
         def forget() -> None:
             for layer in layers:
+                self.layers.pop(layer.chain_id, None)
+                self.layers_by_id.pop(layer.id, None)
                 self.faults.pop(layer.id, None)
                 self.verified_ns.pop(layer.id, None)
 
+        forget()
         try:
             await self._change(lambda c: c.executemany("DELETE FROM layers WHERE id = ?", [(y.id,) for y in layers]), forget)
-        except BaseException:
+        except InUse:
             self._remember(layers)
             raise
 
@@ -279,5 +281,18 @@ class Catalogue:
 
     async def _change(self, write: Callable[[sqlite3.Connection], object], remember: Callable[[], object]) -> None:
         with anyio.CancelScope(shield=True):  # a commit takes milliseconds; leaving amid it would let memory and disk differ
-            await self._database.write(write)
+            try:
+                await self._database.write(write)
+            except HostError:  # it may have happened all the same: what the disk says is what is
+                await self._reload()
+                raise
             remember()
+
+    async def _reload(self) -> None:
+        fresh = Catalogue(self._database)
+        try:
+            await fresh.load()
+        except BridgeError as exc:
+            _logger.error("the index can't be read again after a write that failed: %s", exc)
+        else:
+            self.__dict__.update(fresh.__dict__)

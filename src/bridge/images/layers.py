@@ -188,8 +188,7 @@ class LayerStore:
                 await disk.sync_file_system(self._directories.root)
                 await self._catalogue.add_layers(new)
             except BridgeError:
-                graves = [await self._directories.discard(self._directories.layer(layer.id)) for layer in new]
-                self.bury([grave for grave in graves if grave is not None])
+                await self._discard([layer.id for layer in new])
                 raise
             finally:
                 self._landing = []
@@ -208,10 +207,21 @@ class LayerStore:
         else:
             number = damaged.id
             await self._set_aside(number)
-        await disk.blocking(staged.directory.rename, self._directories.layer(number))
         del self._staged[chain_id]
+        try:
+            await disk.blocking(staged.directory.rename, self._directories.layer(number))
+        except BridgeError:
+            self.bury([staged.directory])
+            await self._discard([number])
+            raise
         size, inodes = found.disk_bytes + own_bytes, found.inodes + own_inodes
         return Layer(number, chain_id, below[-1].id if below else None, diff_id, size, inodes, found.tar_bytes, found.exact, listing)
+
+    async def _discard(self, numbers: Sequence[int]) -> None:
+        """Delete the directories of layers that could not be committed."""
+        # A write that failed may have happened all the same, and then the index has read so.
+        graves = [await self._directories.discard(self._directories.layer(n)) for n in numbers if n not in self._catalogue.layers_by_id]
+        self.bury([grave for grave in graves if grave is not None])
 
     async def _set_aside(self, number: int) -> None:
         """Make the place of a damaged layer free. Containers that stand on it keep its files until they are gone."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -20,6 +22,7 @@ from bridge.images.layers import chain_ids
 from bridge.images.rows import Blob, Layer, NewImage
 from bridge.images.transfer import Pace
 
+T = TypeVar("T")
 CONFIG = json.dumps({"config": {"User": "u"}, "rootfs": {"diff_ids": []}}).encode()
 
 
@@ -61,6 +64,45 @@ async def test_a_reload_finds_the_same(database: Database) -> None:
     assert again.images["config1"].config.user == "u"
     assert [y.id for y in again.images["config1"].layers] == [1, 2, 4]
     assert await again.next_id() == 5
+
+
+class Ambiguous(Database):
+    """A database whose next write happens, and fails all the same."""
+
+    fails = False
+
+    async def write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        result = await super().write(fn)
+        if self.fails:
+            self.fails = False
+            raise HostError("the disk says that it failed")
+        return result
+
+
+async def test_a_write_that_happened_and_failed_is_what_is(tmp_path: Path) -> None:
+    async with await Ambiguous.open(tmp_path / "index.db", schema.MIGRATIONS) as database:
+        catalogue = Catalogue(database)
+        await catalogue.load()
+        changes: list[Callable[[], Awaitable[object]]] = [
+            lambda: catalogue.add_layers([layer(1), layer(2, 1)]),
+            lambda: catalogue.add_image(image(1, "a:1"), [layer(1)]),
+            lambda: catalogue.add_snapshot("c", "config1"),
+            lambda: catalogue.add_hold("d", "config1"),
+            lambda: catalogue.drop_layers([layer(2, 1)]),
+            lambda: catalogue.drop_snapshot("c"),
+            lambda: catalogue.drop_holds("d"),
+            lambda: catalogue.drop_image("config1"),
+        ]
+        for change in changes:
+            database.fails = True
+            with pytest.raises(HostError, match="the disk says"):
+                await change()
+            again = Catalogue(database)
+            await again.load()
+            for part in ("images", "names", "layers", "layers_by_id", "snapshots", "holds"):
+                assert getattr(again, part) == getattr(catalogue, part), part
+        assert not catalogue.images
+        assert set(catalogue.layers_by_id) == {1}
 
 
 @pytest.mark.parametrize("use", ["add_snapshot", "add_hold"])
