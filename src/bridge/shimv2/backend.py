@@ -55,8 +55,9 @@ class ShimBackend:
 
 def _make_directories(settings: ShimSettings, context: HostContext) -> None:
     try:
-        for path in (settings.root, context.state_root, context.cache_dir):
+        for path in (settings.root, context.state_root, context.run_root / "tty", context.cache_dir):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        context.cache_dir.chmod(0o711)  # the trial's root filesystem is below it, and root of a user namespace is nobody here
     except OSError as exc:
         raise HostError(f"can't make {exc.filename}: {exc.strerror}", errno=exc.errno) from exc
 

@@ -14,7 +14,7 @@ from anyio import to_thread
 
 from bridge import log
 from bridge.aio import Supervisor
-from bridge.errors import BridgeError, NotFound, RuntimeFailed, ShimGone, TimedOut, Unavailable
+from bridge.errors import BridgeError, HostError, NotFound, RuntimeFailed, ShimGone, TimedOut, Unavailable
 from bridge.host import cgroups
 from bridge.ports.host import Monitor
 from bridge.ports.runtime import ExitStatus
@@ -86,7 +86,7 @@ async def bury(runtime: ShimRuntime, shim: Shim, ident: str, bundle: Path, cgrou
     oom = await _ran_out(runtime, ident, bundle, cgroup)
     status = ExitStatus(LOST_CODE)
     try:
-        status = await runtime.settings.binary.delete(ident, bundle)
+        status = await clean_up(runtime, ident, bundle)
     except BridgeError as exc:
         _logger.error("container %s: its dead shim can't be cleaned up after: %s", ident[:13], exc)
     await to_thread.run_sync(_end_cgroup, cgroup, runtime.settings.timeouts.kill)
@@ -94,7 +94,7 @@ async def bury(runtime: ShimRuntime, shim: Shim, ident: str, bundle: Path, cgrou
 
 
 async def free(runtime: ShimRuntime, shim: Shim, ident: str, bundle: Path) -> None:
-    """Have the shim forget a container that has ended, or was created at most. Absent is success. Raises RuntimeFailed, TimedOut."""
+    """Have the shim forget a container that has ended, or never ``ran``. Absent is success. Raises RuntimeFailed, TimedOut."""
     timeout = runtime.settings.timeouts.delete
     try:
         await ShimTask(shim, ident).delete(timeout=timeout)
@@ -104,9 +104,20 @@ async def free(runtime: ShimRuntime, shim: Shim, ident: str, bundle: Path) -> No
         if await shim.is_alive():
             raise
         try:
-            await runtime.settings.binary.delete(ident, bundle)
+            await clean_up(runtime, ident, bundle)
         except BridgeError as exc:  # mostly: it was cleaned up after already. A dead shim must not keep a pod (cri-o#9994)
             _logger.warning("container %s: its dead shim can't be cleaned up after: %s", ident[:13], exc)
+
+
+async def clean_up(runtime: ShimRuntime, ident: str, bundle: Path) -> ExitStatus:
+    """The verb "delete" after a dead shim. A bundle that is gone, or goes meanwhile, had nothing left to clean up. Raises RuntimeFailed."""
+    try:
+        return await runtime.settings.binary.delete(ident, bundle)
+    except (RuntimeFailed, HostError) as exc:
+        if await to_thread.run_sync((bundle / "config.json").exists):
+            raise
+        _logger.debug("%s: its bundle is gone: %s", ident[:13], exc)
+        return ExitStatus(LOST_CODE)
 
 
 async def let_go(runtime: ShimRuntime, ident: str, status: ExitStatus | None) -> None:

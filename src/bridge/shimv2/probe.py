@@ -170,6 +170,11 @@ async def _namespaces(place: Path) -> Mapping[str, Path]:
     return await namespaces.create(place / "ns", net=True, ipc=True, uts=True, hostname="", sysctls={}, user=IdMaps(ids, ids))
 
 
+def _make_place(place: Path) -> None:
+    place.mkdir(exist_ok=True)
+    place.chmod(0o711)  # whatever the umask: root of a user namespace is nobody here
+
+
 async def _clear(place: Path) -> None:
     await namespaces.remove(place / "ns")
     await to_thread.run_sync(lambda: shutil.rmtree(place, ignore_errors=True))

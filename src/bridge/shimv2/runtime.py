@@ -120,6 +120,10 @@ class ShimRuntime:
         """Nothing is left of it. Repeatable."""
         await to_thread.run_sync(lambda: (self.settings.root / f"{ident}.json").unlink(missing_ok=True))
 
+    async def is_marked(self, ident: str) -> bool:
+        """Whether a start of it was begun, and it was not seen to its end."""
+        return await to_thread.run_sync((self.settings.root / f"{ident}.json").exists)
+
     async def marks(self) -> Mapping[str, Mapping[str, str]]:
         """Every marked task by id: the ids of its sandbox, and the bundles of it and of its shim."""
         return await to_thread.run_sync(_read_marks, self.settings.root)

@@ -235,6 +235,8 @@ async def load_container(
         if held is not None:
             held.keep()
     pid = int(record.get("pid", 0)) or None
+    if pid is None and not await runtime.is_marked(spec.id):
+        return container  # it was never started
     tasks = [] if quiet else await runtime.lasting(lambda monitor: monitor.tasks())
     ended = next((task.exit for task in tasks if task.id == spec.id), None)
     if held is None and pid is not None and ended is None:

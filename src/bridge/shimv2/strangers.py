@@ -48,7 +48,7 @@ async def _remove(runtime: ShimRuntime, ident: str, mark: Mapping[str, str]) -> 
             _logger.debug("%s: %s", ident[:13], exc)
         await exits.free(runtime, held, ident, bundle)
     elif await to_thread.run_sync(_is_container, bundle):
-        await runtime.settings.binary.delete(ident, bundle)
+        await exits.clean_up(runtime, ident, bundle)
     if bundle == shim_bundle:
         if held is not None:
             await held.end()
