@@ -363,8 +363,14 @@ def test_users_other_than_root_have_the_capabilities_that_linux_leaves_them(uid:
 
 
 def test_limits_depend_on_version_and_network() -> None:
-    always = limits(GvisorOptions(), "runsc version 0.0~20221219.0")
-    assert "exec-leaves-nothing" in always
-    assert "port-forward-to-localhost" not in always
-    assert limits(GvisorOptions(network="host"), "runsc version 0.0~20240729.0") == always
-    assert "port-forward-to-localhost" in limits(GvisorOptions(network="host"), "runsc version 0.0~20221219.0")
+    old, new, spec = "runsc version 0.0~20221219.0", "runsc version 0.0~20240729.0", "port-forward-to-localhost"
+    assert "exec-leaves-nothing" in limits(GvisorOptions(), new)
+    assert spec not in limits(GvisorOptions(network="host"), new)
+    assert "EAGAIN" in limits(GvisorOptions(network="host"), old)[spec]
+    assert "no port-forward" in limits(GvisorOptions(), old)[spec]
+
+
+def test_capabilities_that_an_older_runsc_does_not_know() -> None:
+    sets = {"bounding": ["CAP_BPF", "CAP_CHOWN", "CAP_PERFMON"], "ambient": ["CAP_CHECKPOINT_RESTORE"]}
+    made = specs.without_young({"args": ["x"], "capabilities": sets})
+    assert made == {"args": ["x"], "capabilities": {"bounding": ["CAP_CHOWN"], "ambient": []}}

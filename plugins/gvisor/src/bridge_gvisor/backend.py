@@ -73,7 +73,7 @@ async def open_backend(settings: RunscSettings, context: HostContext) -> AsyncIt
     sampler = Sampler(runsc.stats, settings.stats_interval)
     async with anyio.create_task_group() as group:
         group.start_soon(sampler.run, name=f"statistics of {settings.handler}")
-        yield GvisorBackend(GvisorHost(runsc, context, found.features, sampler, found.verbs))
+        yield GvisorBackend(GvisorHost(runsc, context, found.features, sampler, found.verbs, found.all_capabilities))
         group.cancel_scope.cancel()
 
 

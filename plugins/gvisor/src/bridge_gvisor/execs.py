@@ -57,7 +57,7 @@ class GvisorExec:
     async def start(self) -> None:
         """Run it. Raises RuntimeFailed, IllegalTransition when the container has ended; then nothing of it is left."""
         try:
-            await to_thread.run_sync(write_json, self._files.process, process(self._spec.process))
+            await to_thread.run_sync(write_json, self._files.process, self._host.process(process(self._spec.process)))
             self._pid = await self._launch()
         except BaseException:
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._host.runsc.settings.timeouts.kill):

@@ -16,6 +16,7 @@ from bridge.ports.host import HostContext, Monitor
 from bridge.ports.runtime import RuntimeFeatures
 from bridge_gvisor.runsc import Runsc
 from bridge_gvisor.sampler import Sampler
+from bridge_gvisor.spec import without_young
 
 T = TypeVar("T")
 
@@ -29,6 +30,7 @@ class GvisorHost:
     features: RuntimeFeatures
     sampler: Sampler
     verbs: frozenset[str]
+    all_capabilities: bool = True
 
     @property
     def monitor(self) -> Monitor:
@@ -38,6 +40,10 @@ class GvisorHost:
     async def lasting(self, ask: Callable[[Monitor], Awaitable[T]], *, patience: float = MONITOR_RETURN_SECONDS) -> T:
         """Ask the monitor something that may be asked twice, again if it is replaced meanwhile. Raises MonitorGone."""
         return await lasting(self.context.monitor, ask, patience=patience)
+
+    def process(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A process as this runsc takes it."""
+        return given if self.all_capabilities else without_young(given)
 
     def console_socket(self, ident: str) -> Path:
         """Where the monitor receives a container's pty; short, because a unix socket's path is at most 107 bytes."""

@@ -26,17 +26,18 @@ from bridge_gvisor.runsc import Runsc, RunscSettings
 from bridge_gvisor.trial import Outcome, trial
 
 _logger = log.get("gvisor.probe")
-_VERSION = 1
+_VERSION = 2
 _VERB = re.compile(r"^\s+([a-z][a-z-]+)\s{2,}\S", re.MULTILINE)
 _OWN_KERNEL = "the sandbox has a kernel of its own"
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the probe of one binary found; ``verbs`` are those that its help lists."""
+    """What the probe of one binary found; ``verbs`` are those that its help lists, ``all_capabilities`` as in trial.Outcome."""
 
     features: RuntimeFeatures
     verbs: frozenset[str]
+    all_capabilities: bool = True
 
 
 async def probe(runsc: Runsc, *, cache: Path, scratch: Path) -> Findings:
@@ -50,7 +51,7 @@ async def probe(runsc: Runsc, *, cache: Path, scratch: Path) -> Findings:
     verbs = frozenset(_VERB.findall((told.stdout + told.stderr).decode(errors="replace")))
     outcome = await trial(runsc, scratch, version)
     features = RuntimeFeatures(version, str(runsc.settings.path), judge(runsc.settings, verbs, outcome))
-    found = Findings(features, verbs)
+    found = Findings(features, verbs, outcome.all_capabilities)
     await to_thread.run_sync(_save, cache, identity, found)
     _logger.info("handler %s: %s at %s, network %s", runsc.settings.handler, version, runsc.settings.path, runsc.settings.network)
     return found
@@ -134,13 +135,14 @@ def _load(cache: Path, identity: Mapping[str, Any]) -> Findings | None:
             return None
         abilities = {Ability(name): Feature(Support(f["support"]), f["detail"]) for name, f in kept["features"]["abilities"].items()}
         features = RuntimeFeatures(kept["features"]["version"], kept["features"]["path"], abilities)
-        return Findings(features, frozenset(kept["verbs"]))
+        return Findings(features, frozenset(kept["verbs"]), bool(kept["all_capabilities"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # absent, damaged or of another version: probe again
 
 
 def _save(cache: Path, identity: Mapping[str, Any], findings: Findings) -> None:
     fresh = cache.with_suffix(".new")
-    kept = {"identity": identity, "features": asdict(findings.features), "verbs": sorted(findings.verbs)}
+    kept: dict[str, Any] = {"identity": identity, "features": asdict(findings.features), "verbs": sorted(findings.verbs)}
+    kept["all_capabilities"] = findings.all_capabilities
     fresh.write_text(json.dumps(kept))
     fresh.replace(cache)

@@ -87,6 +87,7 @@ class GvisorSandbox:
         """Write its bundle; nothing is run. Plugins may adjust its spec."""
         oci = self._host.context.adjust_spec(spec.oci, self._facts(), {"id": spec.id})
         made = specs.of_container(oci, spec.id, self.id, seccomp=self._host.runsc.settings.seccomp)
+        made["process"] = self._host.process(made["process"])
         await self._host.write_bundle(spec.bundle, await to_thread.run_sync(hiding.with_mounts, made, spec.bundle))
         return GvisorContainer(self._host, spec)
 

@@ -12,6 +12,8 @@ from typing import Any
 from bridge.ports.runtime import CONTAINER_PID_NAMESPACE, SANDBOX_PID_NAMESPACE, SandboxSpec
 
 CGROUP_PARENT = "dev.gvisor.spec.cgroup-parent"
+YOUNG_CAPABILITIES = ("CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE")
+"""Those of Linux 5.8 and 5.9, by which nothing can be done in gVisor; a runsc that doesn't know them starts nobody who has them."""
 _CONTAINER_TYPE = "io.kubernetes.cri.container-type"
 _SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
 _LINUX_LEFT_OUT = ("devices", "mountLabel", "rootfsPropagation", "intelRdt")
@@ -26,6 +28,12 @@ def of_sandbox(spec: SandboxSpec, *, systemd_cgroup: bool, seccomp: bool) -> dic
     if spec.cgroup and not systemd_cgroup:
         notes[CGROUP_PARENT] = spec.cgroup
     return {**oci, "annotations": notes}
+
+
+def without_young(process: Mapping[str, Any]) -> dict[str, Any]:
+    """A process without the YOUNG_CAPABILITIES."""
+    sets = process.get("capabilities") or {}
+    return {**process, "capabilities": {name: [one for one in held if one not in YOUNG_CAPABILITIES] for name, held in sets.items()}}
 
 
 def of_container(oci: Mapping[str, Any], ident: str, sandbox_id: str, *, seccomp: bool) -> dict[str, Any]:

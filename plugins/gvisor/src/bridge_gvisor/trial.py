@@ -24,6 +24,7 @@ from bridge.host import cgroups, namespaces, trial_bundle
 from bridge.host.files import read_text
 from bridge.host.runtime_words import merge
 from bridge_gvisor.runsc import Runsc
+from bridge_gvisor.spec import YOUNG_CAPABILITIES
 from bridge_gvisor.words import mending
 
 UNTRIED = "claimed, not tried: there is no trial program for this machine"
@@ -31,10 +32,14 @@ UNTRIED = "claimed, not tried: there is no trial program for this machine"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """``verified`` says how it was tried; ``hook_ran`` whether the startContainer hook did."""
+    """``verified`` says how it was tried; ``hook_ran`` whether the startContainer hook did.
+
+    ``all_capabilities``: whether it knows those that Linux 5.8 and 5.9 brought (specs.YOUNG_CAPABILITIES).
+    """
 
     verified: str
     hook_ran: bool = False
+    all_capabilities: bool = True
 
 
 async def trial(runsc: Runsc, bundle: Path, version: str) -> Outcome:
@@ -52,21 +57,24 @@ async def trial(runsc: Runsc, bundle: Path, version: str) -> Outcome:
         await _clear(runsc, name, bundle)
         pins = await namespaces.create(bundle / "ns", net=True, ipc=False, uts=False, hostname="", sysctls={})
         await to_thread.run_sync(_make_bundle, bundle, programs, _spec(runsc, name, bundle, pins))
-        await _use(runsc, name, bundle, version)
-        return Outcome("a trial sandbox ran", (bundle / "hook-ran").exists())
+        knows = await _use(runsc, name, bundle, version)
+        return Outcome("a trial sandbox ran", (bundle / "hook-ran").exists(), knows)
     finally:
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + timeouts.delete):
             await _clear(runsc, name, bundle)
 
 
-async def _use(runsc: Runsc, name: str, bundle: Path, version: str) -> None:
+async def _use(runsc: Runsc, name: str, bundle: Path, version: str) -> bool:
+    """Whether it knows the young capabilities, which an older runsc refuses in so many words."""
     timeout = runsc.settings.timeouts.create
     pid_file = str(bundle / "pid")
+    knows = True
     for verb, *args in (
         ("create", "--bundle", str(bundle), "--pid-file", pid_file, name),
         ("start", name),
         ("exec", name, "/exit"),
         ("exec", name, "/again"),
+        ("exec", *(f"--cap={each}" for each in YOUNG_CAPABILITIES), name, "/exit"),
         ("ps", name),
         ("events", "--stats", name),
         ("kill", name, "9"),
@@ -77,9 +85,13 @@ async def _use(runsc: Runsc, name: str, bundle: Path, version: str) -> None:
             raise HostError(f"{runsc.settings.path}: {exc.message}", errno=exc.errno) from exc
         if done.returncode:
             said = merge((), done.stderr.decode(errors="replace").splitlines())
+            if "unknown capability" in "\n".join(said):
+                knows = False
+                continue
             kernel = (await read_text(Path("/proc/sys/kernel/osrelease"))).strip()
             words = [*said, *await to_thread.run_sync(_panic, bundle)]
             raise runsc.failure(f"trial {verb}", done.returncode, said, hint=mending(words, version, kernel))
+    return knows
 
 
 def _panic(bundle: Path) -> Sequence[str]:
