@@ -257,12 +257,16 @@ class ShimContainer:
         if self._exit is not None:
             return
         await self.kill(signals.SIGKILL)
-        if self._pid is None:  # it was created at most: there is no exit to wait for, Delete ends it
-            return
         with anyio.move_on_after(timeout) as scope:
-            await self.wait()
+            await (self._until_gone() if self._pid is None else self.wait())
         if scope.cancelled_caught:
             raise TimedOut(f"container {self.id} did not end within {timeout:g} s of SIGKILL")
+
+    async def _until_gone(self) -> None:
+        """Wait for the end of one whose start was not told: it was created at most, or a Start is still under way in the shim."""
+        assert self._task is not None
+        with contextlib.suppress(NotFound, ShimGone):
+            await self._task.wait()
 
     async def _free(self) -> None:
         async with self._freeing:
