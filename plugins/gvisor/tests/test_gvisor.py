@@ -296,7 +296,7 @@ def test_each_ability_has_an_answer_with_its_reason() -> None:
         (Ability.HOST_NETWORK, {}, Support.UNSUPPORTED),
         (Ability.HOST_NETWORK, {"network": "host"}, Support.SUPPORTED),
         (Ability.SECCOMP, {}, Support.UNSUPPORTED),
-        (Ability.SECCOMP, {"seccomp": True}, Support.SUPPORTED),
+        (Ability.SECCOMP, {"seccomp": True}, Support.EMULATED),
         (Ability.SYSTEMD_CGROUP, {}, Support.UNSUPPORTED),
         (Ability.SYSTEMD_CGROUP, {"systemd_cgroup": True}, Support.SUPPORTED),
         (Ability.START_CONTAINER_HOOKS, {}, Support.UNSUPPORTED),
@@ -366,6 +366,8 @@ def test_limits_depend_on_version_and_network() -> None:
     old, new, spec = "runsc version 0.0~20221219.0", "runsc version 0.0~20240729.0", "port-forward-to-localhost"
     assert "exec-leaves-nothing" in limits(GvisorOptions(), new)
     assert spec not in limits(GvisorOptions(network="host"), new)
+    assert "seccomp" not in limits(GvisorOptions(), new)
+    assert "exec" in limits(GvisorOptions(oci_seccomp=True), new)["seccomp"]
     assert "EAGAIN" in limits(GvisorOptions(network="host"), old)[spec]
     assert "no port-forward" in limits(GvisorOptions(), old)[spec]
 

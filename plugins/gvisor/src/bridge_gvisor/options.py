@@ -31,7 +31,7 @@ class GvisorOptions(BaseModel):
     """Whether runsc is told that it is not run by root. Why: off, as the server is."""
     oci_seccomp: bool = False
     """Whether seccomp profiles of pods are enforced inside the sandbox. Why: off as in runsc, whose own kernel is the protection: it
-    costs time in each system call. Localhost profiles are refused without it."""
+    costs time in each system call. Localhost profiles are refused without it. Commands of execs are run without a profile all the same."""
     debug_log: Path | None = None
     """A directory for runsc's debug logs. Why: unset, as they grow fast and slow everything down."""
     extra_args: tuple[str, ...] = ()

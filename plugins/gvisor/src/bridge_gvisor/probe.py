@@ -68,7 +68,8 @@ def judge(settings: RunscSettings, verbs: frozenset[str], outcome: Outcome) -> d
     if hosts_stack:
         found[Ability.HOST_NETWORK] = Feature(Support.SUPPORTED, 'options.network is "host"')
     if settings.seccomp:
-        found[Ability.SECCOMP] = Feature(Support.SUPPORTED, f"{there} with a profile, by --oci-seccomp")
+        why = f"{there} with a profile, by --oci-seccomp: a container's own processes have it, those that exec starts don't"
+        found[Ability.SECCOMP] = Feature(Support.EMULATED, why)
     if outcome.hook_ran:
         found[Ability.START_CONTAINER_HOOKS] = Feature(Support.SUPPORTED, "the trial's hook ran")
     if settings.systemd_cgroup:
