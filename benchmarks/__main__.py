@@ -1,8 +1,9 @@
-"""`python -m benchmarks cycle|list|memory|logs|network|pull|streaming|gvisor|all`: needs root, containerd, runc, runsc, CNI plugins."""
+"""`python -m benchmarks cycle|list|memory|logs|network|pull|streaming|gvisor|all|restart|soak`: needs root, both servers, their runtimes."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -16,13 +17,15 @@ from types import FrameType
 
 import anyio
 
-from . import cycle, gvisor, lists, logs, machine, memory, pulls, streaming
+from . import cycle, gvisor, lists, logs, machine, memory, pulls, restart, soak, streaming
 from .pull_images import Sizes
 from .report import Table
 from .servers import Options, containerd, cri_bridge
 from .workspace import Workspace
 
 _TABLES = ("cycle", "list", "memory", "logs", "network", "pull", "streaming", "gvisor")
+_ALONE = ("restart", "soak")
+"""Of cri-bridge alone, and only when asked for by name."""
 SERVERS = {"containerd": containerd, "cri-bridge": cri_bridge}
 
 
@@ -37,10 +40,12 @@ def _default_cni_bin() -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", default="all", choices=[*_TABLES, "all"], help="which table (default: all)")
+    parser.add_argument("what", nargs="?", default="all", choices=[*_TABLES, "all", *_ALONE], help="which table (default: all)")
     parser.add_argument("--rounds", type=int, default=40, help="timed pod cycles a server (default 40)")
     parser.add_argument("--pods", type=int, default=50, help="pods of the list and memory benchmarks (default 50)")
     parser.add_argument("--containers", type=int, default=4, help="containers a pod of the list benchmark (default 4)")
+    parser.add_argument("--cycles", type=int, default=1000, help="pod cycles of the soak (default 1000)")
+    parser.add_argument("--at-once", type=int, default=3, help="pods of the soak under way together (default 3)")
     parser.add_argument("--pulls", type=int, default=5, help="rounds of the pull benchmark (default 5)")
     parser.add_argument("--mebibytes", type=int, default=256, help="what each stream of the streaming benchmark carries (default 256)")
     parser.add_argument("--memory", action="store_true", help="with pull: peak memory by the size of the image instead")
@@ -106,6 +111,20 @@ def _network(rounds: int) -> str:
     return f"### Pod network, {rounds} rounds\n\n```\n{text.rstrip()}\n```\n"
 
 
+def _alone(arguments: argparse.Namespace) -> int:
+    """Benchmarks that have a verdict. Returns the exit code."""
+    options = Options(arguments.runtime, arguments.cni_bin)
+    with Workspace(arguments.disk) as workspace:
+        if arguments.what == "restart":
+            full = functools.partial(restart.measure, pods=arguments.pods, containers=arguments.containers, rounds=arguments.rounds)
+            print(anyio.run(full, workspace, options).markdown())
+            return 0
+        samples = anyio.run(functools.partial(soak.soak, cycles=arguments.cycles, at_once=arguments.at_once), workspace, options)
+    found = soak.faults(samples)
+    print(soak.markdown(samples), "", "\n".join(found) or f"flat over {arguments.cycles} pod cycles", sep="\n")
+    return 1 if found else 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the tables asked for and print them as Markdown."""
     arguments = _parser().parse_args(argv)
@@ -115,6 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"Machine: {machine.describe()}.", end="\n\n")
     print(f"Versions: {machine.versions(arguments.runtime, arguments.cni_bin)}.", end="\n\n")
     signal.signal(signal.SIGTERM, _interrupt)
+    if arguments.what in _ALONE:
+        return _alone(arguments)
     tables: list[Table] = []
     for what in _TABLES:
         if arguments.what not in (what, "all"):

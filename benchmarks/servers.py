@@ -160,15 +160,21 @@ bin_dirs = ["{cni_bin}"]
 """
 
 
-@asynccontextmanager
-async def cri_bridge(workspace: Workspace, options: Options) -> AsyncIterator[Running]:
-    """A private cri-bridge server with its monitor, the image imported."""
-    directory = workspace.directory("cri-bridge")
+def write_config(workspace: Workspace, options: Options) -> Path:
+    """The configuration of a private cri-bridge with one handler."""
+    directory, run = workspace.directory("cri-bridge"), workspace.run_directory("cri-bridge")
     conf_dir = _write_cni(directory, workspace.bridge(1), "10.254.0.0/20")
-    run = workspace.run_directory("cri-bridge")
     config = directory / "config.toml"
     text = _BRIDGE_TOML.format(dir=directory, run=run, cni_bin=options.cni_bin, cni_conf=conf_dir, runtime=options.runtime)
     config.write_text(text + options.handlers)
+    return config
+
+
+@asynccontextmanager
+async def cri_bridge(workspace: Workspace, options: Options) -> AsyncIterator[Running]:
+    """A private cri-bridge server with its monitor, the image imported."""
+    run = workspace.run_directory("cri-bridge")
+    config = write_config(workspace, options)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", "bridge", "--config", str(config)]
     process = _spawn(workspace, "cri-bridge", [*command, "serve"], env)

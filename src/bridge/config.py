@@ -56,7 +56,7 @@ class Server(Table):
     undo_timeout: Seconds = 40.0
     """How long it then waits for what is undone; what still hangs is left to the next start. Why: with the one above within 90 s."""
     concurrent_creates: Count = 16
-    """Pods and containers made at once; more wait. Why: a returning node must not start hundreds of runtimes together."""
+    """Pods and containers made at once, and containers started at once; more wait, each pod in turn. Why: a returning node's load."""
     max_message: Bytes = 16 * MIB
     """Largest gRPC message. Why: what kubelet and crictl accept."""
 

@@ -264,6 +264,7 @@ def _server(
         core.lookups.statistics,
         images.progress,
         streams,
+        core.load,
         selinux={"mode": host.selinux_mode, "labels": host.selinux is not None},
     )
     node = NodeView(systemd_cgroups=systemd, mount_copies=host.facts.mount_copies, health=details.health, details=details.info)

@@ -54,6 +54,7 @@ class NodeDetails:
     lookups: Callable[[], Statistics]
     pulls: Callable[[], Sequence[PullProgress]]
     streams: StreamServer
+    load: Callable[[], Mapping[str, object]]
     selinux: Mapping[str, object] = field(default_factory=dict)
 
     def health(self) -> tuple[str, str]:
@@ -66,7 +67,7 @@ class NodeDetails:
         return "", ""
 
     def info(self) -> Mapping[str, str]:
-        """Verbose Status: configuration, handlers (what was found, why one is disabled), network, SELinux, slow paths, pulls, streams."""
+        """Verbose Status: configuration, handlers (what was found, why one is disabled), network, SELinux, load, pulls, streams."""
         handlers = {
             state.name: {
                 "plugin": state.plugin,
@@ -87,6 +88,7 @@ class NodeDetails:
             "selinux": json.dumps(self.selinux),
             "streaming": json.dumps({"url": self.streams.base_url, "sessions": self.streams.sessions, "waiting": self.streams.waiting}),
             "lookups": json.dumps(asdict(self.lookups())),
+            "load": json.dumps(self.load()),
             "pulls": json.dumps([asdict(pull) for pull in self.pulls()]),
         }
 

@@ -32,6 +32,8 @@ async def test_output_exit_and_record(node: Node) -> None:
         assert set(node.logged("c")) == {("stdout", "F", "out"), ("stderr", "F", "err"), ("stdout", "P", "rest")}
         assert await client.wait("c") == status, "again, at once"
         assert await client.tasks() == [TaskInfo("c", "container", pid, status, node.log_path("c"))]
+        assert await client.tasks("c") == await client.tasks()
+        assert await client.tasks("d") == []
         assert events == [("c", status)]
         await client.forget("c")
         await client.forget("c")

@@ -41,7 +41,7 @@ class ContainerService:
 
     def __init__(self, daemon: Surroundings, images: Images, creator: ContainerCreator) -> None:
         self._store, self._live, self._settings = daemon.store, daemon.live, daemon.settings
-        self._traces, self._supervisor, self._limiter = daemon.traces, daemon.supervisor, daemon.limiter
+        self._traces, self._supervisor, self._creating, self._starting = daemon.traces, daemon.supervisor, daemon.creating, daemon.starting
         self._images = images
         self._creator = creator
         self._stopper = Stopper(daemon.store, daemon.live, daemon.settings, daemon.supervisor)
@@ -73,7 +73,7 @@ class ContainerService:
         ident = new_id()
         name = config.metadata.name
         with log.context(pod=sandbox_id[:13], container=ident[:13]):
-            async with self._limiter:
+            async with self._creating.taken(sandbox_id):
                 with trace.recording(self._traces, sandbox_id, f"CreateContainer {name}"):
                     container = await self._creator.create(ident, sandbox, config)
             _logger.info("container %s created", name)
@@ -124,19 +124,19 @@ class ContainerService:
 
     async def _start(self, ident: str) -> None:
         container = self._store.container(ident)
-        if container.state is ContainerState.CREATED:  # else its own state says why not
-            self._ready(container.sandbox_id)
         entry = self._live.container(ident)
         name = container.config.metadata.name
         with log.context(pod=container.sandbox_id[:13], container=ident[:13]):
             with trace.recording(self._traces, container.sandbox_id, f"StartContainer {name}"):
-                async with entry.changing:
+                async with self._starting.taken(container.sandbox_id), entry.changing:
                     pid = await self._launch(ident, entry)
             self.watch(ident)
             await volumes.let_go(container, self.bundle(container))  # the container has mounts of its own by now
             _logger.info("container %s runs, pid %d", name, pid)
 
     async def _launch(self, ident: str, entry: LiveContainer) -> int:
+        if self._store.container(ident).state is ContainerState.CREATED:  # else its own state says why not
+            self._ready(self._store.container(ident).sandbox_id)
         with trace.span("journal"):
             await self._store.apply_container(ident, "starting")
         try:

@@ -38,7 +38,7 @@ class SandboxService:
         self, daemon: Surroundings, handlers: Handlers, containers: ContainerService, runner: SandboxRunner, detacher: Detacher
     ) -> None:
         self._store, self._live, self._settings = daemon.store, daemon.live, daemon.settings
-        self._traces, self._supervisor, self._limiter = daemon.traces, daemon.supervisor, daemon.limiter
+        self._traces, self._supervisor, self._creating = daemon.traces, daemon.supervisor, daemon.creating
         self._handlers = handlers
         self._containers = containers
         self._runner = runner
@@ -72,7 +72,7 @@ class SandboxService:
         ident = new_id()
         handler = runtime_handler or self._handlers.default
         with log.context(pod=ident[:13]):
-            async with self._limiter:
+            async with self._creating.taken(ident):
                 backend = self._handlers.backend(handler)  # again: a reload may have come while others were made
                 with trace.recording(self._traces, ident, "RunPodSandbox"):
                     sandbox = await self._runner.run(ident, config, handler, runtime_handler, backend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import anyio
@@ -28,6 +29,7 @@ from bridge.core.store import Store
 from bridge.core.streams import StreamService
 from bridge.core.surroundings import Surroundings
 from bridge.core.trace import Traces
+from bridge.core.turns import Turns
 from bridge.host.lookups import Lookups
 from bridge.ports.handlers import Handlers
 from bridge.ports.images import Images
@@ -60,6 +62,19 @@ class Services:
     ports: Ports
     lookups: Lookups
     previewer: Previewer
+    daemon: Surroundings
+
+    def load(self) -> Mapping[str, object]:
+        """What is being made and started now, who waits for a turn, and how many tasks the event loop holds."""
+        creating, starting = self.daemon.creating, self.daemon.starting
+        return {
+            "at_once": creating.capacity,
+            "creating": creating.working,
+            "waiting_to_create": creating.waiting,
+            "starting": starting.working,
+            "waiting_to_start": starting.waiting,
+            "tasks": len(anyio.get_running_tasks()),
+        }
 
     async def settle(self) -> None:
         """Wait until no flight is in the air (the caller sets the deadline)."""
@@ -88,7 +103,7 @@ def assemble(
     """Build core over a loaded store. ``sources`` are the watched directories of CDI specs and hooks, None for none."""
     # From the first request on: nothing is done to a pod of an earlier server before recovery has looked at it.
     live, traces = Live(recovering={ident: anyio.Event() for ident in store.sandboxes}), Traces()
-    daemon = Surroundings(store, live, settings, traces, supervisor, anyio.CapacityLimiter(settings.concurrent_creates))
+    daemon = Surroundings(store, live, settings, traces, supervisor, Turns(settings.concurrent_creates), Turns(settings.concurrent_creates))
     detacher = Detacher(store, ports.network, supervisor)
     lookups, confiner = Lookups(supervisor), Confiner(facts, spec_settings)
     injections = Injections(ports.handlers, sources or Sources.none())
@@ -114,4 +129,6 @@ def assemble(
     streams = StreamService(store=store, live=live, handlers=ports.handlers, settings=settings)
     execs = ExecService(streams=streams, settings=settings)
     supervisor.spawn("late writes", store.late.keep)
-    return Services(store, live, sandboxes, containers, execs, streams, resources, stats, recovery, traces, ports, lookups, previewer)
+    return Services(
+        store, live, sandboxes, containers, execs, streams, resources, stats, recovery, traces, ports, lookups, previewer, daemon
+    )

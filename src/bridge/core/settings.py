@@ -18,7 +18,7 @@ class CoreSettings:
     what needs a sandbox container is refused). ``volume_timeout`` bounds each look at a volume's host path;
     a missing one is made a directory if ``create_missing_volumes``, unless it is one of ``never_created_volumes``.
     ``exec_answer_limit`` bounds both output streams of an ExecSync together: what one message can carry.
-    ``concurrent_creates`` bounds the pods and containers that are being made at once.
+    ``concurrent_creates`` bounds the pods and containers that are being made at once, and the containers that are being started.
     ``selinux`` is None where no labels are given; ``selinux_categories`` is the number of categories that pods' pairs are drawn
     from, ``relabel_timeout`` bounds the labelling of one volume.
     ``additional_devices`` are every container's; with ``device_ownership`` devices that it asks for belong to its user.

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import anyio
-
 from bridge.aio import Supervisor
 from bridge.core.live import Live
 from bridge.core.settings import CoreSettings
 from bridge.core.store import Store
 from bridge.core.trace import Traces
+from bridge.core.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """``limiter`` bounds how many pods and containers are being made at once."""
+    """``creating`` bounds how many pods and containers are being made at once, ``starting`` how many containers are being started."""
 
     store: Store
     live: Live
     settings: CoreSettings
     traces: Traces
     supervisor: Supervisor
-    limiter: anyio.CapacityLimiter
+    creating: Turns
+    starting: Turns

@@ -175,9 +175,10 @@ class MonitorClient(Connection):
         """Close the container's stdin once what was written is read; a terminal's can't be closed."""
         await self.call("close_stdin", {"task": task_id})
 
-    async def tasks(self) -> Sequence[TaskInfo]:
-        """Everything the monitor holds, tasks being launched included (pid 0)."""
-        return [info_from_wire(wire) for wire in await self.call("tasks", {})]
+    async def tasks(self, only: str = "") -> Sequence[TaskInfo]:
+        """Everything the monitor holds, tasks being launched included (pid 0); with ``only`` that task or nothing."""
+        found = await self.call("tasks", {"task": only} if only else {})
+        return [info_from_wire(wire) for wire in found if not only or wire["id"] == only]  # older monitors tell of all
 
     async def forget(self, task_id: str) -> None:
         """Release the record, stdio and log of an ended task; an absent one is success. Raises InUse while it runs."""

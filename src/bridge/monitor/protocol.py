@@ -22,7 +22,7 @@ that asked to share ``{"event": "held", …}`` with the parameters of adopt and 
 | stdin_closed | task | null, when its stdin was closed here |
 | spool | task, fifo, path | null |
 | attach | task, fds: which of stdin, stdout, stderr (they) | null, when the session has ended |
-| tasks | | a list of task objects |
+| tasks | task (only that one; absent: all) | a list of task objects |
 | renew | argv, env | nothing: the connection ends, and the same monitor answers by a new program |
 | shutdown | force | null |
 

@@ -205,11 +205,12 @@ class Service:
         request.ok()
 
     def _tasks_(self, request: Request) -> None:
-        held = {task.id for task in self.tasks}
-        found: list[protocol.Message] = [
-            {"id": task_id, "kind": "container", "pid": 0} for task_id in self.tasks.launching if task_id not in held
-        ]
-        for task in self.tasks:
+        only = request.message.get("task")
+        asked = list(self.tasks) if only is None else self.tasks.named(str(only))
+        held = {task.id for task in asked}
+        launching = [task_id for task_id in self.tasks.launching if task_id not in held and only in (None, task_id)]
+        found: list[protocol.Message] = [{"id": task_id, "kind": "container", "pid": 0} for task_id in launching]
+        for task in asked:
             wire: protocol.Message = {"id": task.id, "kind": task.kind, "pid": task.pid}
             if task.exit is not None:
                 wire["exit"] = protocol.exit_to_wire(task.exit)

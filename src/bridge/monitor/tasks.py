@@ -137,6 +137,10 @@ class Tasks:
     def __len__(self) -> int:
         return len(self._tasks)
 
+    def named(self, task_id: str) -> list[Task]:
+        """That task, or none."""
+        return [self._tasks[task_id]] if task_id in self._tasks else []
+
     def get(self, task_id: str) -> Task:
         """Raises NotFound, or IllegalTransition while it is being launched."""
         task = self._tasks.get(task_id)

@@ -291,7 +291,7 @@ async def load(runtime: OciRuntime, spec: ContainerSpec, record: Record) -> OciC
 async def _task(runtime: OciRuntime, ident: str) -> Task | None:
     """The monitor's task, once a launch that is under way is over (the monitor gives it a deadline)."""
     while True:
-        found = [task for task in await runtime.lasting(lambda monitor: monitor.tasks()) if task.id == ident]
+        found = await runtime.lasting(lambda monitor: monitor.tasks(ident))
         if not found or found[0].pid:
             return found[0] if found else None
         await anyio.sleep(_LAUNCH_POLL)

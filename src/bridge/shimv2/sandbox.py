@@ -237,8 +237,8 @@ async def load_container(
     pid = int(record.get("pid", 0)) or None
     if pid is None and not await runtime.is_marked(spec.id):
         return container  # it was never started
-    tasks = [] if quiet else await runtime.lasting(lambda monitor: monitor.tasks())
-    ended = next((task.exit for task in tasks if task.id == spec.id), None)
+    tasks = [] if quiet else await runtime.lasting(lambda monitor: monitor.tasks(spec.id))
+    ended = tasks[0].exit if tasks else None
     if held is None and pid is not None and ended is None:
         ended = ExitStatus(exits.LOST_CODE, at_ns=time.time_ns(), reason=exits.CONTAINER_LOST)
     if held is None or ended is not None:

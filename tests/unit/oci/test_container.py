@@ -143,8 +143,8 @@ class FakeMonitor(UnheldMonitor):
     async def adopt(self, task_id: str, pid: int, start_ticks: int) -> None:
         self.asked.append(f"adopt {task_id} {pid}")
 
-    async def tasks(self) -> Sequence[TaskInfo]:
-        return list(self.known.values())
+    async def tasks(self, only: str = "") -> Sequence[TaskInfo]:
+        return [task for task in self.known.values() if only in ("", task.id)]
 
     async def forget(self, task_id: str) -> None:
         self.known.pop(task_id, None)
