@@ -1,4 +1,4 @@
-"""`python -m benchmarks cycle|list|memory|logs|network|pull|streaming|gvisor|all|restart|soak`: needs root, both servers, their runtimes."""
+"""`python -m benchmarks cycle|list|memory|logs|network|pull|streaming|gvisor|all|restart|soak`: needs root, both servers, runtimes."""
 
 from __future__ import annotations
 

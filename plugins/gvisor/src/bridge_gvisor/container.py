@@ -224,7 +224,7 @@ async def load(host: GvisorHost, spec: ContainerSpec, record: Record) -> GvisorC
 async def _task(host: GvisorHost, ident: str) -> Task | None:
     """The monitor's task, once a launch that is under way is over (the monitor gives it a deadline)."""
     while True:
-        found = [task for task in await host.lasting(lambda monitor: monitor.tasks()) if task.id == ident]
+        found = [task for task in await host.lasting(lambda monitor: monitor.tasks(ident)) if task.id == ident]
         if not found or found[0].pid:
             return found[0] if found else None
         await anyio.sleep(_LAUNCH_POLL)

@@ -194,7 +194,7 @@ async def create(host: GvisorHost, spec: SandboxSpec) -> GvisorSandbox:
 async def load(host: GvisorHost, spec: SandboxSpec, record: Record) -> GvisorSandbox:
     """The sandbox from before a restart, alive or not: what is left of it can be stopped and deleted."""
     pid, ticks = int(record.get("pid", 0)), int(record.get("start_ticks", 0))
-    tasks = [task for task in await host.lasting(lambda monitor: monitor.tasks()) if task.id == spec.id]
+    tasks = [task for task in await host.lasting(lambda monitor: monitor.tasks(spec.id)) if task.id == spec.id]
     if tasks and tasks[0].pid:
         pid = tasks[0].pid
         ticks = ticks or start_ticks(pid) or 0
