@@ -38,6 +38,7 @@ package_set() {
         echo "openssl|openssl|to make certificates"
         echo "gpgv|gpgv|the server calls it to check signatures"
         echo "runsc|runsc|pods in gVisor sandboxes"
+        echo "containerd|containerd-shim-runc-v2|pods behind one of containerd's shims"
         echo "kubernetes-client|kubectl|a real client of exec, attach, cp and port-forward"
         echo "iproute2|ip|to look at network namespaces from outside"
         ;;

@@ -20,7 +20,7 @@ def conformance_target(request: pytest.FixtureRequest, tmp_path_factory: pytest.
     tried = HANDLERS[request.param]
     if not tried.available:
         pytest.fail(f"{tried.binary} is not here: apt-get install {tried.package}", pytrace=False)
-    return target(request.param, config=Config(), plugin=tried.plugin, options=tried.made(tmp_path_factory.mktemp("binary")))
+    return target(request.param, config=Config(), plugin=tried.plugin, options=tried.made(tmp_path_factory.mktemp("binary")), slowness=3)
 
 
 @pytest.mark.parametrize("conformance_spec", select(quick=True), ids=str)

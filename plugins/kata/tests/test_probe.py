@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 from bridge_kata import probe
+from bridge_kata.limits import limits
+from bridge_kata.options import KataOptions
 
 from bridge.errors import ConfigError, RuntimeFailed, Unsupported
 from bridge.ports.runtime import Ability, Feature, RuntimeFeatures, Support
+from bridge.testing.conformance import catalogue
 
 QEMU = """
 [hypervisor.qemu]
@@ -91,3 +94,11 @@ def test_features_of_a_guest() -> None:
     assert found.lacks(Ability.SECCOMP) == f"disable_guest_seccomp in {PATH} is set, so that profiles are not passed to the guest"
     assert found.abilities[Ability.PORT_FORWARD].support is Support.EMULATED
     assert probe.features(inner, "Kata 4", [], None).has(Ability.SECCOMP)
+
+
+def test_limits_that_conform_knows_of() -> None:
+    names = {each.name for each in catalogue.every()}
+    real, stand_in = limits(KataOptions(), "version: 3.2.0, commit: abc"), limits(KataOptions(), "version: 4.1.0, commit: fake")
+    assert set(real) <= names
+    assert set(real) - set(stand_in) == {"port-forward-to-localhost"}
+    assert all(real.values())

@@ -114,7 +114,7 @@ class Node:
         if not self.private:
             return Scope(roots=list(self.target.own_paths), cgroup_marks=[self.name])
         run, leases = self.root / "run", self.root / "ipam" / self.name
-        kept = [run / "sandboxes", leases, leases / "lock", leases / "last_reserved_ip.0"]
+        kept = [run / "sandboxes", run / "tty", leases, leases / "lock", leases / "last_reserved_ip.0"]
         roots = [run, self.root / "ipam", self.root / "state" / "images" / "snapshots", *self.target.own_paths]
         caches = [path / ".cache" for path in run.glob("runtimes/*")]  # newer crun keeps compiled seccomp filters there
         return Scope(roots=roots, bridges=[self.name], cgroup_marks=[self.name], pids=pids, shared=kept, caches=caches)

@@ -27,6 +27,7 @@ from bridge.testing.leaks import snapshot
 
 _PATIENCE = 20.0
 """Seconds that a condition may take to come true, times the target's slowness."""
+_PATIENCE_WITH_LIMITS = 5.0
 _CLEAN_SECONDS = 120.0
 
 
@@ -50,7 +51,9 @@ class Conformance:
         failure: Exception | None = None
         left: Sequence[str] = ()
         async with connect(self.node.socket, wait=_PATIENCE) as cri:
-            stage = Stage(self.node, cri, self.report.declared, _PATIENCE * self.node.target.slowness)
+            # What is known to fail need not be waited for as long.
+            patience = _PATIENCE_WITH_LIMITS if spec.name in self._limits else _PATIENCE
+            stage = Stage(self.node, cri, self.report.declared, patience * self.node.target.slowness)
             try:
                 self._possible(spec, stage)
                 left = await self._audited(spec, stage)
