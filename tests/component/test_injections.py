@@ -18,7 +18,7 @@ from bridge.core.spec import build_container
 from bridge.errors import HostError, InvalidRequest, Unsupported
 from bridge.host.watched_files import WatchedFiles
 from bridge.ports.handlers import HandlerPolicy
-from bridge.ports.runtime import Ability, Feature
+from bridge.ports.runtime import Ability, Feature, Support
 from bridge.testing.fake_handlers import FakeHandlers
 from bridge.testing.fakes import FakeBackend
 from tests.unit.core.spec_cases import FACTS, SETTINGS, config, inputs, sandbox
@@ -112,6 +112,22 @@ async def test_cdi_edits_that_the_runtime_cannot_do_are_refused(place: Place) ->
         with pytest.raises(Unsupported, match=rf"config.CDI_devices\[0\].name: handler 'fake' can't do the CDI edit {edit}"):
             await place.spec(cdi_devices=(f"v.com/c={name}",))
     assert (await place.spec(cdi_devices=("v.com/c=old",)))["linux"]["intelRdt"] == {"closID": "c"}
+
+
+async def test_what_a_kernel_of_its_own_cannot_do_is_refused(place: Place) -> None:
+    place.cdi("node", {"deviceNodes": [{"path": "/dev/null"}]})
+    place.hook("inside", "true", "startContainer", when={"annotations": {"^a$": "^b$"}})
+    assert (await place.spec(cdi_devices=("v.com/c=node",)))["linux"]["devices"]
+    assert "startContainer" in (await place.spec(annotations={"a": "b"}))["hooks"]
+    features = place.backend.features
+    missing = Feature(Support.UNSUPPORTED, "its kernel is its own")
+    lacking = dict.fromkeys((Ability.DEVICES, Ability.START_CONTAINER_HOOKS), missing)
+    place.backend.features = dataclasses.replace(features, abilities={**features.abilities, **lacking})
+    with pytest.raises(Unsupported, match=r"CDI_devices\[0\].name: .*deviceNodes \(its kernel is its own\)"):
+        await place.spec(cdi_devices=("v.com/c=node",))
+    with pytest.raises(Unsupported, match=r"inside.json: handler 'fake' can't run it in the container \(its kernel"):
+        await place.spec(annotations={"a": "b"})
+    assert "hooks" not in await place.spec()
 
 
 async def test_a_name_is_looked_for_again_before_it_is_refused(place: Place) -> None:
