@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import anyio
 import pytest
@@ -51,7 +53,14 @@ async def kubelet(node: DaemonNode, handler: str, leak_audit: LeakAudit) -> Asyn
 @pytest.fixture
 def own_node(crun_hierarchy: None) -> Iterator[DaemonNode]:
     """A server of the test's own, to be killed; what its pods used must be back when the test ends."""
-    with daemon_node() as made:
+    with audited_node() as made:
+        yield made
+
+
+@contextlib.contextmanager
+def audited_node(**options: Any) -> Iterator[DaemonNode]:
+    """A server with ``options`` (see daemon_node), to be killed; what its pods used must be back at the end."""
+    with daemon_node(**options) as made:
         anyio.run(warm, made)
         late = [made.root / "run" / "runtimes" / name for name in ("late", "probe-late.json")]
         scope = made.scope()

@@ -1,0 +1,88 @@
+"""Pods on a containerd shim through the whole daemon: server, monitor and shim are killed while containers write."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+
+import anyio
+import pytest
+from anyio.to_thread import run_sync
+
+from bridge._proto.runtime import v1 as pb
+from bridge.client import connect
+from tests.integration.daemon_fixtures import audited_node
+from tests.integration.daemon_node import DaemonNode, Kubelet, log_lines, processes
+from tests.integration.shim_host import SHIM
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(not SHIM or not shutil.which("runc"), reason="needs containerd-shim-runc-v2, runc"),
+]
+COUNTS = "i=0; while [ ! -e /flags/{0} ]; do i=$((i+1)); echo $i; sleep 0.01; done; echo last; exit {1}"
+READY = pb.PodSandboxState.SANDBOX_READY
+
+
+@pytest.fixture
+def node() -> Iterator[DaemonNode]:
+    with audited_node(handlers={"shim": ("shim", {"path": SHIM})}) as made:
+        yield made
+
+
+def counted(lines: list[str]) -> bool:
+    """Whether nothing is missing."""
+    return lines == [f"stdout F {number + 1}" for number in range(len(lines) - 1)] + ["stdout F last"]
+
+
+async def test_nothing_is_missed_whoever_is_killed(node: DaemonNode) -> None:
+    flags = node.root / "flags"
+    flags.mkdir()
+    mount = pb.Mount(container_path="/flags", host_path=str(flags))
+
+    async def writing(kubelet: Kubelet, pod: str, name: str, code: int) -> str:
+        return await kubelet.started(pod, COUNTS.format(name, code), name=name, mounts=[mount])
+
+    async with connect(node.socket) as cri:
+        kubelet = Kubelet(node, cri, "shim")
+        pod = await kubelet.run()
+        containers = {name: await writing(kubelet, pod, name, code) for name, code in (("meanwhile", 4), ("after", 5))}
+        logs = {name: node.logs / kubelet.configs[pod].metadata.name / f"{name}.log" for name in containers}  # type: ignore[union-attr]
+        for name in containers:
+            await kubelet.log(pod, name, until=lambda lines: len(lines) > 5)
+    await run_sync(node.kill)
+    await node.kill_monitor()
+    (flags / "meanwhile").touch()
+    await node.restart()
+    async with connect(node.socket) as cri:
+        again = Kubelet(node, cri, "shim")
+        again.configs = kubelet.configs
+        assert (await again.exited(containers["meanwhile"])).exit_code == 4, "the shim was there to see it"
+        assert (await again.pod_status(pod)).state is READY
+        assert await again.output(containers["after"], "echo exec") == "exec"
+        await node.kill_monitor()
+        (flags / "after").touch()
+        assert (await again.exited(containers["after"], timeout=40)).exit_code == 5
+        assert counted(log_lines(logs["after"])), log_lines(logs["after"])[-3:]
+        await again.clean()
+
+
+async def test_a_dead_shim_is_named_and_the_pod_goes_on(node: DaemonNode) -> None:
+    async with connect(node.socket) as cri:
+        kubelet = Kubelet(node, cri, "shim")
+        pod = await kubelet.run()
+        container = await kubelet.started(pod, "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done")
+        await kubelet.log(pod, until=lambda lines: len(lines) > 5)
+        (shim,) = processes(pod)
+        os.kill(shim, signal.SIGKILL)
+        died = await kubelet.exited(container)
+        assert (died.exit_code, died.reason) == (137, "ShimDied")
+        assert (await kubelet.pod_status(pod)).state is READY
+        another = await kubelet.started(pod, name="another")
+        assert await kubelet.output(another, "echo up") == "up"
+        assert processes(pod) not in ([], [shim])
+        with anyio.fail_after(60):
+            await kubelet.clean()
+        assert processes(pod) == []
