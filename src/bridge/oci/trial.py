@@ -15,12 +15,16 @@ from pathlib import Path
 import anyio
 from anyio import to_thread
 
+from bridge import log
+from bridge.errors import BridgeError
 from bridge.host import cgroups, namespaces
 from bridge.host.runtime_words import merge
 from bridge.host.trial_bundle import MAPPING, exit_program, make_bundle, trial_spec
 from bridge.host.user_namespaces import IdMaps, IdRange
 from bridge.oci.cli import OciCli
 from bridge.oci.dialect import Launch, Scope, flag
+
+_logger = log.get("oci.trial")
 
 
 async def trial(cli: OciCli, bundle: Path, *, seccomp: bool, timeout: float, user_namespace: bool = False) -> str:
@@ -72,9 +76,12 @@ async def _run(cli: OciCli, name: str, bundle: Path, timeout: float) -> None:
                 raise cli.failure("trial start", None, ("its container did not end",))
             await cli.delete(name)
     except BaseException:
-        await cli.delete(name, force=True)
-        if not cli.settings.systemd_cgroup:
-            await to_thread.run_sync(lambda: cgroups.remove(f"/{name}"))
+        try:  # what went wrong first is what is told
+            await cli.delete(name, force=True)
+            if not cli.settings.systemd_cgroup:
+                await to_thread.run_sync(lambda: cgroups.remove(f"/{name}"))
+        except BridgeError as exc:
+            _logger.warning("what is left of a failed trial of handler %s can't be removed: %s", cli.settings.handler, exc)
         raise
 
 
