@@ -87,6 +87,8 @@ class FakeMonitor(UnheldMonitor):
         console_socket: Path | None = None,
         timeout: float,
         on_failure: Sequence[str] = (),
+        before: Sequence[Sequence[str]] = (),
+        exit_argv: Sequence[str] = (),
     ) -> int:
         self.console = console_socket
         assert list(on_failure)[-3:] == ["delete", "--force", task_id]
@@ -140,7 +142,7 @@ class FakeMonitor(UnheldMonitor):
     async def resize(self, task_id: str, width: int, height: int) -> None:
         self.asked.append(f"resize {task_id} {width}x{height}")
 
-    async def adopt(self, task_id: str, pid: int, start_ticks: int) -> None:
+    async def adopt(self, task_id: str, pid: int, start_ticks: int, **waiter: Any) -> None:
         self.asked.append(f"adopt {task_id} {pid}")
 
     async def tasks(self, only: str = "") -> Sequence[TaskInfo]:
