@@ -170,9 +170,12 @@ async def test_a_trickle_is_no_progress() -> None:
         await anyio.sleep(0.02)
         return b"x"
 
-    with pytest.raises(TimeoutError):
+    async def hundred() -> None:
         for _ in range(100):
             assert await pace.wait(trickle) == b"x"
+
+    with pytest.raises(TimeoutError):
+        await hundred()
 
 
 async def test_silence_ends_and_a_flow_goes_on() -> None:
