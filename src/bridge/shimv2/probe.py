@@ -151,18 +151,31 @@ async def _run(runtime: ShimRuntime, name: str, bundle: Path) -> None:
         raise TimedOut(f"handler {settings.handler!r}: the trial container did not end within {settings.timeouts.probe:g} s") from exc
     finally:
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 3 * settings.timeouts.kill):
-            await _end(task, held, settings.timeouts.delete, created=created)
-            if not settings.systemd_cgroup:
-                await to_thread.run_sync(lambda: cgroups.remove(f"/{name}"))
+            await _end(runtime, task, held, bundle, created=created)
 
 
-async def _end(task: ShimTask, held: shim.Shim, timeout: float, *, created: bool) -> None:
+async def _end(runtime: ShimRuntime, task: ShimTask, held: shim.Shim, bundle: Path, *, created: bool) -> None:
+    """What can't be removed is told, and not taken for the shim's failure."""
+    settings = runtime.settings
     try:
         if created:
-            await task.delete(timeout=timeout)
+            await task.delete(timeout=settings.timeouts.delete)
+        await held.end()
+        if not created:  # it may be half-way, as one that took too long
+            await settings.binary.delete(task.id, bundle)
     except BridgeError as exc:
-        _logger.warning("the trial container can't be deleted: %s", exc)
-    await held.end()
+        _logger.info("the trial container can't be deleted: %s", exc)
+    if not settings.systemd_cgroup:
+        try:
+            await to_thread.run_sync(_remove_cgroup, f"/{task.id}", settings.timeouts.kill)
+        except (HostError, TimedOut) as exc:
+            _logger.warning("the trial's cgroup can't be removed: %s", exc)
+
+
+def _remove_cgroup(cgroup: str, timeout: float) -> None:
+    for directory in cgroups.layout().directories(cgroup):
+        cgroups.kill_all(directory, timeout=timeout)
+    cgroups.remove(cgroup)
 
 
 async def _namespaces(place: Path) -> Mapping[str, Path]:

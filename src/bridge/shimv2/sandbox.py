@@ -28,10 +28,11 @@ from bridge.shimv2 import execs, exits, shim
 from bridge.shimv2.container import ShimContainer
 from bridge.shimv2.runtime import ShimRuntime
 from bridge.shimv2.shim import Shim
-from bridge.shimv2.task import ShimTask, Status
+from bridge.shimv2.task import ShimTask, State, Status
 
 _VERSION = 1
 _DIRECTORY = "shim"
+_QUIET_LOOKS, _LOOK_SECONDS = 5, 0.05
 _GROUPS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 """Annotations by which a shim knows which containers share it."""
 
@@ -250,7 +251,7 @@ async def load_container(
 async def _from_shim(runtime: ShimRuntime, container: ShimContainer, held: Shim, spec: ContainerSpec, pid: int | None) -> ShimContainer:
     task = ShimTask(held, spec.id)
     try:
-        state = await task.state()
+        state = await (task.state() if pid is not None else _settled(task, runtime.settings.timeouts.create))
         if state.status is Status.CREATED:
             container.adopt(held, pid=None, ended=None)
             await container.take_back()
@@ -265,3 +266,17 @@ async def _from_shim(runtime: ShimRuntime, container: ShimContainer, held: Shim,
             raise
         container.adopt(held, pid=pid, ended=None)  # whoever waits for it learns how it ended
     return container
+
+
+async def _settled(task: ShimTask, timeout: float) -> State:
+    """Its state once a Create that a lost server asked for is over: until then a shim does not know it. Raises NotFound."""
+    deadline, quiet = anyio.current_time() + timeout, 0
+    while True:
+        try:
+            return await task.state()
+        except NotFound:
+            busy = await to_thread.run_sync(shim.is_named, task.id)
+            quiet = 0 if busy else quiet + 1
+            if quiet >= _QUIET_LOOKS or anyio.current_time() > deadline:
+                raise
+        await anyio.sleep(_LOOK_SECONDS)

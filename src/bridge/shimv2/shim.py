@@ -228,3 +228,14 @@ def end_process(binary: Path, ident: str) -> None:
             argv = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
             if os.path.basename(argv[0]) == wanted and name in argv:
                 os.kill(int(entry), signal.SIGKILL)
+
+
+def is_named(ident: str) -> bool:
+    """Whether a process has ``ident`` among its arguments, as an OCI runtime that a shim runs has. Blocks for milliseconds."""
+    name = ident.encode()
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                if name in Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0"):
+                    return True
+    return False
