@@ -23,7 +23,7 @@ server and monitor while containers run, and looks after each spec whether anyth
 configuration is changed and nothing stays. It needs root, and pytest: `pip install 'cri-bridge[conform]'`.
 
 ```sh
-sudo cri-bridge conform runc                                  # everything, 2 to 3 minutes; exit code 1 when it does not conform
+sudo cri-bridge conform runc                                  # everything, some 3 minutes; exit code 1 when it does not conform
 sudo cri-bridge conform runc --quick                          # the most telling third of it, half a minute
 sudo cri-bridge conform mine --config mine.toml               # a handler of that configuration
 sudo cri-bridge conform mine --only execs --skip 'exec-t*'    # specs or groups, by name or glob
@@ -42,6 +42,7 @@ How a spec ends:
 | limit | limit | it fails as the plugin's list of known limits says; one that passes all the same is a failure |
 | unsupported | n/s | the probe found that the runtime can't (the report has its evidence), and it can't; if it can, that is a failure |
 | impossible | – | it can't be tried on this host or server, for the reason in the report |
+| | (nothing) | it was not run |
 
 The report ends with what a pod costs, as a RuntimeClass that is ready to be applied: start time, and `overhead.podFixed` from the
 memory (PSS) of every process that exists because of a pod but its workload, and from their CPU time while the pod idles.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,12 +68,21 @@ def run(target: Target, *, only: Sequence[str], skip: Sequence[str], quick: bool
     ]
     words += [f"--conform-only={each}" for each in only] + [f"--conform-skip={each}" for each in skip]
     words += ["--conform-quick"] if quick else []
-    before = os.environ.get(_NO_OTHERS)
-    os.environ[_NO_OTHERS] = "1"
-    try:
+    with _alone():
         code = pytest.main(words, plugins=[session])
-    finally:
-        os.environ.pop(_NO_OTHERS) if before is None else os.environ.update({_NO_OTHERS: before})
     if session.report is None:
         raise HostError(session.fault or f"the suite could not be run (pytest ended with {code!r})")
-    return replace(session.report, fault=session.fault)
+    interrupted = "it was interrupted" if code == pytest.ExitCode.INTERRUPTED else ""
+    return replace(session.report, fault=session.fault or interrupted)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """No other pytest plugin has a say, and SIGTERM ends the run as SIGINT does: with the end of all that it has started."""
+    before, handler = os.environ.get(_NO_OTHERS), signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.environ[_NO_OTHERS] = "1"
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        os.environ.pop(_NO_OTHERS) if before is None else os.environ.update({_NO_OTHERS: before})
