@@ -33,11 +33,12 @@ from bridge.config import Config
 from bridge.core import cdi, cdi_spec, hooks
 from bridge.core.injections import Sources
 from bridge.core.services import Ports, Services, assemble
-from bridge.core.store import MIGRATIONS, Store
+from bridge.core.state_file import open_state
+from bridge.core.store import Store
 from bridge.daemon_reload import close_retired, close_unused, needing_restart, with_handlers_of
 from bridge.daemon_settings import Host
 from bridge.daemon_status import InForce, NodeDetails, announce, tell_plugins
-from bridge.errors import BridgeError, CorruptData, HostError
+from bridge.errors import BridgeError, HostError
 from bridge.handlers import HandlerRegistry, open_handlers
 from bridge.host import facts, files, selinux, stalls, staticroot, syscalls
 from bridge.host.cgroup_paths import CgroupDriver
@@ -149,7 +150,7 @@ async def running(config: Config) -> AsyncIterator[Daemon]:
         host = await _prepare(config, stack)
         sources = await stack.enter_async_context(_sources(config))  # outlives the tasks that watch them
         supervisor = await stack.enter_async_context(Supervisor())
-        database = await _database(config.server.state_dir / "state.db")
+        database = await open_state(config.server.state_dir, config.server.run_dir)
         stack.push_async_callback(database.close)
         images = await stack.enter_async_context(ImageStore.open(settings_of.images(config), supervisor))
         link = await stack.enter_async_context(MonitorLink.open(settings_of.link(config), supervisor))
@@ -175,7 +176,8 @@ async def _prepare(config: Config, stack: AsyncExitStack) -> Host:
     for directory in (config.server.state_dir, config.server.run_dir):
         await files.make_dir(directory, 0o711)
     await files.make_dir(config.server.run_dir / "runtimes", 0o700)
-    stack.push(await run_sync(_lock, config.server.state_dir / "lock"))
+    for directory in dict.fromkeys((config.server.state_dir, config.server.run_dir)):
+        stack.push(await run_sync(_lock, directory / "lock"))
     root = config.server.run_dir / "pause"
     binary = await staticroot.make(root, config.runtime.pause_binaries)
     boot_id = (await files.read_text(_BOOT_ID)).strip()
@@ -197,7 +199,7 @@ def _selinux(config: Config, mode: selinux.Mode, pause: PauseProcess | None) -> 
 
 
 def _lock(path: Path) -> IO[bytes]:
-    """Held until the process ends: two servers over one state would undo each other's work."""
+    """Held until the process ends: two servers over one state, or one run directory, would undo each other's work."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     handle = os.fdopen(descriptor, "r+b")
     try:
@@ -206,16 +208,6 @@ def _lock(path: Path) -> IO[bytes]:
         handle.close()
         raise HostError(f"another cri-bridge server uses {path.parent}") from exc
     return handle
-
-
-async def _database(path: Path) -> Database:
-    try:
-        return await Database.open(path, MIGRATIONS)
-    except CorruptData as exc:
-        aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
-        _logger.error("%s is damaged and set aside as %s; starting with an empty one: %s", path, aside.name, exc)
-        await run_sync(path.rename, aside)
-        return await Database.open(path, MIGRATIONS)
 
 
 @asynccontextmanager

@@ -203,6 +203,10 @@ class DaemonNode:
             os.close(pidfd)
         return pid
 
+    async def import_images(self) -> None:
+        """Have the server take the images that tests use."""
+        await _import(self)
+
     def write_images(self) -> Path:
         """An OCI layout with the images that tests use."""
         layer = busybox_layer(Path("/bin/busybox"))

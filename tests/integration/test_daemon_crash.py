@@ -1,6 +1,7 @@
 """The server is killed at any moment: whoever asks again gets what he asked for, and in the end nothing is left."""
 
 import random
+import shutil
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -217,7 +218,58 @@ async def test_what_happens_while_the_server_is_away(own_node: DaemonNode, handl
     flag.unlink()
 
 
+def lose(node: DaemonNode, how: str) -> None:
+    """The database of records becomes what ``how`` says."""
+    state = node.root / "state"
+    if how == "removed state directory":
+        shutil.rmtree(state)
+        return
+    for suffix in ("", "-wal", "-shm"):
+        (state / f"state.db{suffix}").unlink(missing_ok=True)
+    if how == "damaged":
+        (state / "state.db").write_bytes(b"this was a database" * 100)
+    elif how == "cut to nothing":
+        (state / "state.db").touch()
+
+
+@pytest.mark.parametrize("how", ["damaged", "deleted", "cut to nothing", "removed state directory"])
+async def test_a_lost_database_is_rebuilt_from_what_runs(own_node: DaemonNode, how: str) -> None:
+    """Pods and containers are adopted with all that was recorded of them, and give back what they had."""
+    node, pods, running = own_node, {}, {}
+    async with connect(node.socket) as cri:
+        for handler in ("runc", "crun"):
+            kubelet = Kubelet(node, cri, handler)
+            pod = await kubelet.run(f"kept-{handler}", options=namespaces(pid=pb.NamespaceMode.POD))
+            running[await kubelet.started(pod, labels={"kept": "yes"})] = handler
+            ended = await kubelet.started(pod, "exit 7", name="ended")
+            assert (await kubelet.exited(ended)).exit_code == 7
+            pods[pod] = await kubelet.pod_status(pod)
+    node.kill()
+    lose(node, how)
+    await node.restart()
+    async with connect(node.socket) as cri:
+        for container, handler in running.items():
+            kubelet = Kubelet(node, cri, handler)
+            status = await kubelet.status(container)
+            assert (status.state, status.labels) == (RUNNING, {"kept": "yes"})
+            assert await kubelet.output(container, "echo alive") == "alive" or how == "removed state directory"
+        for pod, before in pods.items():
+            assert await kubelet.pod_status(pod) == before
+        codes = [c.exit_code for c in [await kubelet.status(e.id) for e in (await cri.runtime.list_containers()).containers] if c.exit_code]
+        assert codes == [7, 7]
+        await kubelet.clean()
+    aside = [path.name for path in (node.root / "state").glob("state.db.corrupt-*")]
+    assert len(aside) == (how == "damaged")
+    if how == "removed state directory":  # images are gone with it, and can be had again
+        await node.import_images()
+        async with connect(node.socket) as cri:
+            kubelet = Kubelet(node, cri, "runc")
+            assert await kubelet.output(await kubelet.started(await kubelet.run()), "echo new") == "new"
+            await kubelet.clean()
+
+
 async def test_what_no_record_owns_is_removed(own_node: DaemonNode) -> None:
+    """With the copy of the records lost too: processes, directories, mounts, addresses and cgroups that are ours beyond doubt."""
     node = own_node
     mark = f"7001.{time.time_ns() % 10**9}"
     async with connect(node.socket) as cri:
@@ -228,18 +280,13 @@ async def test_what_no_record_owns_is_removed(own_node: DaemonNode) -> None:
         while len(processes(mark)) != 2:
             await anyio.sleep(0.02)
     node.kill()
-    (node.root / "state" / "state.db").write_bytes(b"this was a database" * 100)
-    for suffix in ("-wal", "-shm"):
-        (node.root / "state" / f"state.db{suffix}").unlink(missing_ok=True)
+    lose(node, "damaged")
+    (node.root / "run" / "state-copy.db").write_bytes(b"and this was its copy" * 100)
     await node.restart()
     async with connect(node.socket) as cri:
         assert (await cri.runtime.list_pod_sandbox()).items == []
     assert processes(mark) == []
-    # Who had which address and which cgroup was written in the lost database alone; CNI GC, since CNI 1.1, takes the addresses.
-    for lease in (node.root / "ipam" / node.name).glob("*[.:]*"):
-        if not lease.name.startswith("last_reserved"):
-            lease.unlink()
-    for pod in ("lost-runc", "lost-crun"):
+    for pod in ("lost-runc", "lost-crun"):  # the pods' own cgroups are a kubelet's: which of them we had made, only the records knew
         pod_cgroups.remove(pod_cgroups.of_pod(node.name, pod))
 
 

@@ -1,37 +1,46 @@
-"""What an earlier server made and no record owns: processes, directories, mounts, root filesystems. All of it is removed.
+"""What an earlier server made and no record owns: processes, cgroups, addresses, directories, mounts, root filesystems. All is removed.
 
 Nothing like it is left by a crash, as each record is journaled before its effects; but a record may have become unreadable, or
-the database may have been lost. Each kind is listed first and compared with the records afterwards, so that what is being made
-meanwhile is never taken for an orphan.
+the database and its copy may have been lost. Only what this server's own directories name is touched: other runtimes, and other
+servers of this kind, have directories of their own. Each kind is listed first and compared with the records afterwards, so that
+what is being made meanwhile is never taken for an orphan.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from anyio.to_thread import run_sync
 
 from bridge import log
-from bridge.core import erase
+from bridge.core import erase, remains
+from bridge.core.detach import Detacher, to_record
 from bridge.core.settings import CoreSettings
+from bridge.core.spec_inputs import SpecSettings
 from bridge.core.store import Store
 from bridge.errors import BridgeError
+from bridge.host import cgroups, namespaces
 from bridge.ports.handlers import Handlers
 from bridge.ports.images import Images
+from bridge.ports.network import Network, PodNetworkRequest
 
 _logger = log.get("core.orphans")
 
 
 @dataclass(frozen=True, slots=True)
 class Orphans:
-    """Run ``remove`` once, after recovery. Nothing that fails here is fatal: it is logged and tried at the next start."""
+    """Run ``remove`` after recovery, or whenever asked. Nothing that fails here is fatal: it is logged and tried at the next start."""
 
     store: Store
     handlers: Handlers
     images: Images
+    network: Network
+    detacher: Detacher
     settings: CoreSettings
+    spec_settings: SpecSettings
 
     async def remove(self) -> None:
         """Processes first, then what they had mounted, then what they had written."""
@@ -56,11 +65,27 @@ class Orphans:
             _logger.error("what no record owns can't be removed from handler %s: %s", handler, exc)
 
     async def _directory(self, sandbox: str) -> None:
+        directory = self.settings.sandbox_dir(sandbox)
         try:
-            await erase.directory(self.settings.sandbox_dir(sandbox))
+            await run_sync(_end_cgroups, await run_sync(remains.cgroups, directory, self.spec_settings))
+            await self._network(sandbox, directory)
+            await namespaces.remove(directory / "ns")
+            await erase.directory(directory)
             _logger.warning("removed the directory of pod %s: no record owns it", sandbox)
         except BridgeError as exc:
             _logger.error("the directory of pod %s, which no record owns, can't be removed: %s", sandbox, exc)
+
+    async def _network(self, sandbox: str, directory: Path) -> None:
+        """CNI DEL by the network of today, as nothing tells of the one that the pod was attached to; it knows the pod by its id."""
+        pin = await run_sync(remains.netns, directory)
+        if pin is None or not remains.is_id(sandbox):
+            return
+        try:
+            attachment = self.network.plan(PodNetworkRequest(sandbox_id=sandbox, name="", namespace="", uid="", netns=pin))
+        except BridgeError as exc:
+            _logger.warning("the addresses of pod %s, which no record owns, may be lost: %s", sandbox, exc)
+            return
+        await self.detacher.detach(sandbox, to_record(attachment))
 
     async def _rootfs(self, container: str) -> None:
         try:
@@ -68,6 +93,14 @@ class Orphans:
             _logger.warning("removed the root filesystem of container %s: no record owns it", container)
         except BridgeError as exc:
             _logger.error("the root filesystem of container %s, which no record owns, can't be removed: %s", container, exc)
+
+
+def _end_cgroups(found: Sequence[str]) -> None:
+    """End everyone in these cgroups and remove them, in every hierarchy; absent is success."""
+    for cgroup in found:
+        for directory in cgroups.layout().directories(cgroup):
+            cgroups.kill_all(directory)
+        cgroups.remove(cgroup)
 
 
 def _names(directory: Path) -> list[str]:

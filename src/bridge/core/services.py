@@ -116,7 +116,7 @@ def assemble(
     recovery = Recovery(
         daemon=daemon,
         handlers=ports.handlers,
-        orphans=Orphans(store, ports.handlers, ports.images, settings),
+        orphans=Orphans(store, ports.handlers, ports.images, ports.network, detacher, settings, spec_settings),
         network=ports.network,
         detacher=detacher,
         sandboxes=sandboxes,

@@ -25,6 +25,7 @@ from typing import Any, Generic, Self, TypeVar
 import anyio.to_thread
 
 from bridge.errors import AlreadyExists, BridgeError, ConfigError, CorruptData, HostError, InUse, Unavailable
+from bridge.host.database_copy import DatabaseCopy
 
 T = TypeVar("T")
 
@@ -123,8 +124,9 @@ def _run_batch(connection: sqlite3.Connection, jobs: Sequence[_Job[Any]]) -> Non
 class Database:
     """One SQLite file. Open it with ``await Database.open(...)``; use as an async context manager or call ``close``."""
 
-    def __init__(self, path: Path, writer: sqlite3.Connection, reader: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, writer: sqlite3.Connection, reader: sqlite3.Connection, copy: DatabaseCopy | None = None) -> None:
         self.path = path
+        self._copy = copy
         self._writer = writer
         self._reader = reader
         self._reading = threading.Lock()
@@ -134,16 +136,17 @@ class Database:
         self._thread.start()
 
     @classmethod
-    async def open(cls, path: Path, migrations: Sequence[str]) -> Self:
+    async def open(cls, path: Path, migrations: Sequence[str], copy: Path | None = None) -> Self:
         """Open or make ``path`` (mode 0600) and bring it to the newest of ``migrations``.
 
         Each migration is an SQL script and runs in its own transaction with the new ``user_version``; the list only ever
-        grows at its end. Raises ConfigError for a file of a newer version, CorruptData for a damaged one, HostError.
+        grows at its end. ``copy`` is where a second file with the same content is kept (see bridge.host.database_copy); ``fn`` of each
+        write is then called twice. Raises ConfigError for a file of a newer version, CorruptData for a damaged one, HostError.
         """
-        return await anyio.to_thread.run_sync(functools.partial(cls._open, path, migrations))
+        return await anyio.to_thread.run_sync(functools.partial(cls._open, path, migrations, copy))
 
     @classmethod
-    def _open(cls, path: Path, migrations: Sequence[str]) -> Self:
+    def _open(cls, path: Path, migrations: Sequence[str], copy: Path | None) -> Self:
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except OSError as exc:
@@ -157,7 +160,7 @@ class Database:
                 writer.close()
                 raise
             reader.execute("PRAGMA query_only=ON")
-        return cls(path, writer, reader)
+        return cls(path, writer, reader, None if copy is None else DatabaseCopy(copy))
 
     async def __aenter__(self) -> Self:
         return self
@@ -216,6 +219,7 @@ class Database:
 
     def _serve(self) -> None:
         last = False
+        self._repeat(())
         while not last:
             jobs: list[_Job[Any]] = []
             item = self._queue.get()
@@ -228,7 +232,14 @@ class Database:
             if jobs:
                 _run_batch(self._writer, jobs)
                 _publish(jobs)
+                self._repeat([job.fn for job in jobs if job.error is None])
+        if self._copy is not None:
+            self._copy.close()
         self._writer.close()
+
+    def _repeat(self, work: Sequence[Callable[[sqlite3.Connection], object]]) -> None:
+        if self._copy is not None:
+            self._copy.repeat(self._writer, work)
 
 
 def _sync(log: Path) -> None:
