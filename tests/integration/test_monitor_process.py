@@ -12,8 +12,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from bridge.errors import HostError, InUse, InvalidRequest, MonitorGone
+from bridge.errors import HostError, InUse, InvalidRequest, MonitorGone, Unavailable
 from bridge.monitor.client import MonitorClient
+from bridge.monitor.place import Place
 from bridge.monitor.starting import spawn
 from bridge.monitor.tasks import start_ticks
 from tests.integration.monitor_node import Node, gone, node, until
@@ -62,10 +63,44 @@ async def test_kill_9_of_the_server_leaves_containers_running_and_a_new_one_gets
 
 
 async def test_one_monitor_a_socket(node: Node) -> None:
-    with pytest.raises(HostError, match="another monitor serves"):
+    with pytest.raises(InUse, match="another monitor serves"):
         await spawn(node.socket, log_file=node.log)
     async with node.connect() as client:
         assert await client.tasks() == []
+
+
+@pytest.mark.parametrize("lost", [["monitor.sock"], ["monitor.sock.lock"], ["monitor.sock", "monitor.sock.lock"]])
+async def test_what_is_deleted_of_its_place_is_made_anew(node: Node, lost: list[str]) -> None:
+    """Nobody who is connected notices, and whoever comes finds the same monitor with what it holds."""
+    async with node.connect() as client:
+        await node.run(client, "c", "sleep 1000")
+        before = {path.name: path.stat().st_ino for path in (node.root / name for name in lost)}
+        for name in lost:
+            (node.root / name).rename(node.root / f"{name}.aside")  # so that its inode is not given to the new one
+        await until(lambda: all((node.root / name).exists() and (node.root / name).stat().st_ino != before[name] for name in lost))
+        async with node.connect(timeout=10) as other:
+            assert other.pid == client.pid
+            assert [task.id for task in await other.tasks()] == ["c"]
+        with pytest.raises(InUse, match="another monitor serves"):
+            await spawn(node.socket, log_file=node.log)
+        await client.kill("c", 9)
+        assert (await client.wait("c")).signal == 9
+
+
+async def test_a_place_that_another_took_is_left_to_it(tmp_path: Path) -> None:
+    place = Place.take(tmp_path / "m.sock")
+    for name in ("m.sock", "m.sock.lock"):
+        (tmp_path / name).unlink()
+    other = Place.take(tmp_path / "m.sock")
+    assert not place.is_held()
+    with pytest.raises(Unavailable, match="another monitor serves"):
+        place.take_again()
+    place.leave()
+    place.listener.close()
+    assert other.is_held()
+    other.leave()
+    other.listener.close()
+    assert not (tmp_path / "m.sock").exists()
 
 
 async def test_a_stale_socket_is_no_obstacle(tmp_path: Path) -> None:

@@ -92,18 +92,25 @@ class MonitorLink:
             client = await stack.enter_async_context(MonitorClient.connect(socket, timeout=_QUICK, on_event=self._keeper.on_event))
         except MonitorGone:
             _logger.info("no monitor at %s: starting one", socket)
-            await starting.spawn(
-                socket,
-                log_file=self._settings.log_file,
-                log_level=self._settings.log_level,
-                cgroups=self._settings.cgroups,
-                timeout=self._settings.start_timeout,
-            )
+            await self._start()
             client = await stack.enter_async_context(MonitorClient.connect(socket, on_event=self._keeper.on_event))
         await self._share(client)
         self._client = client
         _logger.info("monitor %d holds the containers", client.pid)
         return client
+
+    async def _start(self) -> None:
+        settings = self._settings
+        try:
+            await starting.spawn(
+                settings.socket,
+                log_file=settings.log_file,
+                log_level=settings.log_level,
+                cgroups=settings.cgroups,
+                timeout=settings.start_timeout,
+            )
+        except InUse as exc:  # a monitor that is there makes a deleted socket anew within a second
+            _logger.warning("%s: waiting for it", exc)
 
     async def _share(self, client: MonitorClient) -> None:
         """Give a new monitor what its predecessor held, and have this one share what it holds."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import errno
-import fcntl
+import dataclasses
 import gc
 import os
 import signal
@@ -25,6 +24,7 @@ from bridge import log
 from bridge.errors import BridgeError, HostError, Unavailable
 from bridge.host import syscalls
 from bridge.monitor import renewal
+from bridge.monitor.place import TAKEN, Place
 from bridge.monitor.reaper import Reaper
 from bridge.monitor.renewal import Standing
 from bridge.monitor.service import Service
@@ -33,6 +33,7 @@ OOM_SCORE_ADJ = -999
 """What the monitor asks for: killing it would cost every container its logs. Containers get theirs from their spec."""
 
 _ACCEPTS = 16
+_LOOK_SECONDS = 1.0
 _ACCEPT_PAUSE = 1.0
 _CREDENTIALS = struct.Struct("3i")
 
@@ -40,17 +41,17 @@ _logger = log.get("monitor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the monitor until it is shut down; the exit code is 1 when it can't start."""
+    """Run the monitor until it is shut down; the exit code is 1 when it can't start, TAKEN when another one serves its socket."""
     options = _options(argv)
     if options.resume is not None:
         return _resume(options)
     try:
         _prepare_process(options)
         log_fd = _open_log(options.log_file)
-        lock, listener = listen(options.socket)
+        place = Place.take(options.socket)
     except BridgeError as exc:
         sys.stderr.write(f"cri-bridge monitor: {exc}\n")
-        return 1
+        return TAKEN if isinstance(exc, Unavailable) else 1
     if options.detach and os.fork():
         os._exit(0)  # the socket listens already: whoever waits for this process can connect now
     try:
@@ -60,11 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.setup(options.log_level)
         _join_cgroups(options.cgroup)
         _lower_oom_score()
-        here = Standing(lock, listener.fileno(), time.time_ns(), syscalls.raise_nofile())  # five a container
-        asyncio.run(_serve(listener, here, {}))
+        here = Standing(place.lock, place.listener.fileno(), time.time_ns(), syscalls.raise_nofile())  # five a container
+        asyncio.run(_serve(place, here, {}))
     finally:
-        options.socket.unlink(missing_ok=True)
-        os.close(lock)
+        place.leave()
     return 0
 
 
@@ -75,11 +75,11 @@ def _resume(options: argparse.Namespace) -> int:
     log.setup(options.log_level)
     state = renewal.read(options.resume)
     here, listener = renewal.standing(state)
+    place = Place(options.socket, here.lock, listener)
     try:
-        asyncio.run(_serve(listener, here, state))
+        asyncio.run(_serve(place, here, state))
     finally:
-        options.socket.unlink(missing_ok=True)
-        os.close(here.lock)
+        place.leave()
     return 0
 
 
@@ -106,29 +106,6 @@ def _prepare_process(options: argparse.Namespace) -> None:
     os.chdir("/")
     for name in [name for name in os.environ if name.startswith("PYTHON")]:
         del os.environ[name]
-
-
-def listen(path: Path) -> tuple[int, socket.socket]:
-    """Become the only monitor at ``path``: the lock's descriptor and the listening socket. Raises Unavailable, HostError."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise HostError(f"can't lock {path}: {exc.strerror}", errno=exc.errno) from exc
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
-        listener.bind(str(path))
-        path.chmod(0o600)
-        listener.listen(64)
-    except OSError as exc:
-        listener.close()
-        os.close(lock)
-        if exc.errno == errno.EWOULDBLOCK:
-            raise Unavailable(f"another monitor serves {path}") from exc
-        raise HostError(f"can't listen on {path}: {exc}", errno=exc.errno) from exc
-    return lock, listener
 
 
 def _open_log(log_file: Path | None) -> int:
@@ -167,7 +144,7 @@ def _lower_oom_score() -> None:
         _logger.warning("can't lower oom_score_adj to %d: %s", OOM_SCORE_ADJ, exc.strerror)
 
 
-async def _serve(listener: socket.socket, here: Standing, state: Mapping[str, Any]) -> None:
+async def _serve(place: Place, here: Standing, state: Mapping[str, Any]) -> None:
     loop = asyncio.get_running_loop()
     syscalls.set_child_subreaper()
     reaper = Reaper()
@@ -179,9 +156,9 @@ async def _serve(listener: socket.socket, here: Standing, state: Mapping[str, An
         reaper.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _on_terminate, service, stopped)
-        accept = Acceptor(listener, service)
+        accept = Acceptor(place, service, here)
         accept.start()
-        _logger.info("monitor %d serves %s", os.getpid(), listener.getsockname())
+        _logger.info("monitor %d serves %s", os.getpid(), place.path)
         gc.collect()
         gc.freeze()  # what lives from here on is small: keep collections short
         await stopped.wait()
@@ -200,31 +177,50 @@ def _on_terminate(service: Service, stopped: asyncio.Event) -> None:
 
 
 class Acceptor:
-    """Accepts clients that are root or this process's user."""
+    """Accepts clients that are root or this process's user, and sees to it that they find the socket."""
 
-    def __init__(self, listener: socket.socket, service: Service) -> None:
-        self._listener = listener
+    def __init__(self, place: Place, service: Service, here: Standing) -> None:
+        self._place = place
         self._service = service
+        self._here = here
         self._loop = asyncio.get_running_loop()
+        self._look = self._loop.call_later(_LOOK_SECONDS, self._look_after)
 
     def start(self) -> None:
         """Begin, or go on after a pause."""
-        self._loop.add_reader(self._listener.fileno(), self._readable)
+        self._loop.add_reader(self._place.listener.fileno(), self._readable)
 
     def stop(self) -> None:
         """Accept nobody any more."""
-        self._loop.remove_reader(self._listener.fileno())
-        self._listener.close()
+        self._look.cancel()
+        self._loop.remove_reader(self._place.listener.fileno())
+        self._place.listener.close()
+
+    def _look_after(self) -> None:
+        self._look = self._loop.call_later(_LOOK_SECONDS, self._look_after)
+        if self._place.is_held():
+            return
+        before = self._place.listener.fileno()
+        try:
+            self._place.take_again()
+        except BridgeError as exc:
+            _logger.error("the socket was deleted, and can't be made anew: %s", exc)
+            return
+        self._loop.remove_reader(before)
+        self.start()
+        self._here = dataclasses.replace(self._here, lock=self._place.lock, listener=self._place.listener.fileno())
+        self._service.stands(self._here)
+        _logger.warning("the socket %s was deleted: it was made anew", self._place.path)
 
     def _readable(self) -> None:
         for _ in range(_ACCEPTS):
             try:
-                sock, _ = self._listener.accept()
+                sock, _ = self._place.listener.accept()
             except BlockingIOError:
                 return
             except OSError as exc:  # out of descriptors: the level-triggered event would spin
                 _logger.error("can't accept a client: %s", exc.strerror)
-                self._loop.remove_reader(self._listener.fileno())
+                self._loop.remove_reader(self._place.listener.fileno())
                 self._loop.call_later(_ACCEPT_PAUSE, self.start)
                 return
             _, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))

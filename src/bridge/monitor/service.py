@@ -54,6 +54,10 @@ class Service:
         self._holder = Holder(self.tasks)
         self._operations |= self._holder.operations | self._sharer.operations
 
+    def stands(self, here: Standing) -> None:
+        """Its lock and its socket are others from now on."""
+        self._here = here
+
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on with what the monitor held that this one was before its renewal."""
         renewal.resume(state, self.tasks, self._holder)

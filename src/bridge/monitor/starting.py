@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import bridge
-from bridge.errors import HostError
+from bridge.errors import HostError, InUse
 from bridge.host import process
 from bridge.monitor.client import MonitorClient
+from bridge.monitor.place import TAKEN
 
 _LAST_LINES = 5
 
@@ -21,8 +22,8 @@ async def spawn(
     """Start a monitor that serves ``socket``, and return when it can be connected to.
 
     It runs detached: no child of this process, in a session of its own, in / and in the directories ``cgroups``, its log
-    appended to ``log_file`` (None: dropped). Raises HostError with its own words when it can't start, also when another one already
-    serves that socket; TimedOut.
+    appended to ``log_file`` (None: dropped). Raises InUse when another one serves that socket, though perhaps the socket itself was
+    deleted; HostError with its own words when it can't start; TimedOut.
     """
     argv = [*_program(socket, log_level), "--detach", "--log-file", str(log_file or os.devnull)]
     for directory in cgroups:
@@ -30,7 +31,8 @@ async def spawn(
     done = await process.run(argv, env={**os.environ, **_environment()}, timeout=timeout)
     if done.returncode:
         said = " ".join(done.stderr.decode(errors="replace").split("\n")[-_LAST_LINES - 1 :]).strip()
-        raise HostError(f"the monitor did not start (exit code {done.returncode}): {said or 'it said nothing'}")
+        refusal = InUse if done.returncode == TAKEN else HostError
+        raise refusal(f"the monitor did not start (exit code {done.returncode}): {said or 'it said nothing'}")
 
 
 async def renew(client: MonitorClient, socket: Path, *, log_level: str = "info", timeout: float = 10.0) -> None:
