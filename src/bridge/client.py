@@ -199,6 +199,7 @@ class AdminService(Service):
     handlers = Unary("Handlers", admin.HandlersRequest, admin.HandlersResponse)
     preview_spec = Unary("PreviewSpec", admin.PreviewSpecRequest, admin.PreviewSpecResponse)
     collect_garbage = Unary("CollectGarbage", admin.CollectGarbageRequest, admin.CollectGarbageResponse)
+    remove_orphans = Unary("RemoveOrphans", admin.RemoveOrphansRequest, admin.RemoveOrphansResponse)
     list_images = Unary("ListImages", admin.ListImagesRequest, admin.ListImagesResponse)
     inspect_image = Unary("InspectImage", admin.InspectImageRequest, admin.InspectImageResponse)
     pull_image = Streaming("PullImage", admin.PullImageRequest, admin.PullImageResponse)

@@ -223,16 +223,14 @@ def lose(node: DaemonNode, how: str) -> None:
     state = node.root / "state"
     if how == "removed state directory":
         shutil.rmtree(state)
+        (node.root / "run" / "monitor.sock").unlink()  # and by the way the monitor's socket: the monitor is found all the same
         return
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in ("-wal", "-shm"):
         (state / f"state.db{suffix}").unlink(missing_ok=True)
-    if how == "damaged":
-        (state / "state.db").write_bytes(b"this was a database" * 100)
-    elif how == "cut to nothing":
-        (state / "state.db").touch()
+    (state / "state.db").write_bytes(b"this was a database" * 100)
 
 
-@pytest.mark.parametrize("how", ["damaged", "deleted", "cut to nothing", "removed state directory"])
+@pytest.mark.parametrize("how", ["damaged", "removed state directory"])
 async def test_a_lost_database_is_rebuilt_from_what_runs(own_node: DaemonNode, how: str) -> None:
     """Pods and containers are adopted with all that was recorded of them, and give back what they had."""
     node, pods, running = own_node, {}, {}
@@ -244,9 +242,11 @@ async def test_a_lost_database_is_rebuilt_from_what_runs(own_node: DaemonNode, h
             ended = await kubelet.started(pod, "exit 7", name="ended")
             assert (await kubelet.exited(ended)).exit_code == 7
             pods[pod] = await kubelet.pod_status(pod)
+    monitor = node.monitor
     node.kill()
     lose(node, how)
     await node.restart()
+    assert node.monitor == monitor
     async with connect(node.socket) as cri:
         for container, handler in running.items():
             kubelet = Kubelet(node, cri, handler)

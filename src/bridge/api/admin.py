@@ -16,7 +16,7 @@ from bridge.ports.handlers import HandlerState
 
 
 class AdminRpcs(ImageAdminRpcs):
-    """Trace, Handlers, PreviewSpec, CollectGarbage, and the RPCs about images."""
+    """Trace, Handlers, PreviewSpec, CollectGarbage, RemoveOrphans, and the RPCs about images."""
 
     def __init__(self, core: Services, images: ImageStore, adjust: Adjust) -> None:
         super().__init__(images)
@@ -52,6 +52,11 @@ class AdminRpcs(ImageAdminRpcs):
         before = self._images.image_usage().used_bytes
         layers = await self._images.gc()
         return v1.CollectGarbageResponse(layers=layers, freed_bytes=max(0, before - self._images.image_usage().used_bytes))
+
+    async def remove_orphans(self, message: v1.RemoveOrphansRequest) -> v1.RemoveOrphansResponse:
+        """Remove what no record owns, now."""
+        del message
+        return v1.RemoveOrphansResponse(removed=list(await self._core.recovery.orphans.remove()))
 
 
 def _handler(state: HandlerState, default: str) -> v1.Handler:

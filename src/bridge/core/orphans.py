@@ -9,7 +9,7 @@ what is being made meanwhile is never taken for an orphan.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,38 +42,48 @@ class Orphans:
     settings: CoreSettings
     spec_settings: SpecSettings
 
-    async def remove(self) -> None:
-        """Processes first, then what they had mounted, then what they had written."""
+    async def remove(self) -> Sequence[str]:
+        """Processes first, then what they had mounted, then what they had written. Returns in words what was removed."""
+        removed = []
         for state in self.handlers.states():
             if state.features is not None:
-                await self._processes(state.name)
+                removed += await self._processes(state.name)
         for name in await run_sync(_names, self.settings.run_dir / "sandboxes"):
             if name not in self.store.sandboxes:
-                await self._directory(name)
+                removed += await self._tried(f"the directory of pod {name}", lambda: self._directory(name))  # noqa: B023
         for container in self.images.containers():
             if container not in self.store.containers:
-                await self._rootfs(container)
+                removed += await self._tried(f"the root filesystem of container {container}", lambda: self._rootfs(container))  # noqa: B023
+        return removed
 
     def _known(self, ident: str) -> bool:
         return ident in self.store.sandboxes or ident in self.store.containers
 
-    async def _processes(self, handler: str) -> None:
+    async def _processes(self, handler: str) -> list[str]:
         try:
-            for ident in await self.handlers.backend(handler).remove_strangers(self._known):
-                _logger.warning("removed %s from handler %s: no record owns it", ident, handler)
+            found = await self.handlers.backend(handler).remove_strangers(self._known)
         except BridgeError as exc:
             _logger.error("what no record owns can't be removed from handler %s: %s", handler, exc)
+            return []
+        for ident in found:
+            _logger.warning("removed %s from handler %s: no record owns it", ident, handler)
+        return [f"{ident} from handler {handler}" for ident in found]
+
+    async def _tried(self, what: str, work: Callable[[], Awaitable[None]]) -> list[str]:
+        try:
+            await work()
+        except BridgeError as exc:
+            _logger.error("%s, which no record owns, can't be removed: %s", what, exc)
+            return []
+        _logger.warning("removed %s: no record owns it", what)
+        return [what]
 
     async def _directory(self, sandbox: str) -> None:
         directory = self.settings.sandbox_dir(sandbox)
-        try:
-            await run_sync(_end_cgroups, await run_sync(remains.cgroups, directory, self.spec_settings))
-            await self._network(sandbox, directory)
-            await namespaces.remove(directory / "ns")
-            await erase.directory(directory)
-            _logger.warning("removed the directory of pod %s: no record owns it", sandbox)
-        except BridgeError as exc:
-            _logger.error("the directory of pod %s, which no record owns, can't be removed: %s", sandbox, exc)
+        await run_sync(_end_cgroups, await run_sync(remains.cgroups, directory, self.spec_settings))
+        await self._network(sandbox, directory)
+        await namespaces.remove(directory / "ns")
+        await erase.directory(directory)
 
     async def _network(self, sandbox: str, directory: Path) -> None:
         """CNI DEL by the network of today, as nothing tells of the one that the pod was attached to; it knows the pod by its id."""
@@ -88,11 +98,7 @@ class Orphans:
         await self.detacher.detach(sandbox, to_record(attachment))
 
     async def _rootfs(self, container: str) -> None:
-        try:
-            await self.images.remove_rootfs(container, self.settings.bundle("orphans", container) / "rootfs")
-            _logger.warning("removed the root filesystem of container %s: no record owns it", container)
-        except BridgeError as exc:
-            _logger.error("the root filesystem of container %s, which no record owns, can't be removed: %s", container, exc)
+        await self.images.remove_rootfs(container, self.settings.bundle("orphans", container) / "rootfs")
 
 
 def _end_cgroups(found: Sequence[str]) -> None:

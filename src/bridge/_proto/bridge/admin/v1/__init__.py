@@ -33,6 +33,8 @@ __all__ = (
     "PruneImagesResponse",
     "PullImageRequest",
     "PullImageResponse",
+    "RemoveOrphansRequest",
+    "RemoveOrphansResponse",
     "RepairedImage",
     "Span",
     "SpecStep",
@@ -635,6 +637,33 @@ default_message_pool.register_message("bridge.admin.v1", "PullImageResponse", Pu
 
 
 @dataclass(eq=False, repr=False)
+class RemoveOrphansRequest(betterproto2.Message):
+    """
+    Asks for the removal of what no record owns.
+    """
+
+    pass
+
+
+default_message_pool.register_message("bridge.admin.v1", "RemoveOrphansRequest", RemoveOrphansRequest)
+
+
+@dataclass(eq=False, repr=False)
+class RemoveOrphansResponse(betterproto2.Message):
+    """
+    It was tried; what could not be removed is in the log.
+    """
+
+    removed: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    What was removed, in words.
+    """
+
+
+default_message_pool.register_message("bridge.admin.v1", "RemoveOrphansResponse", RemoveOrphansResponse)
+
+
+@dataclass(eq=False, repr=False)
 class RepairedImage(betterproto2.Message):
     """
     The outcome of a repair.
@@ -880,6 +909,13 @@ class AdminBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
+    async def remove_orphans(self, message: "RemoveOrphansRequest") -> "RemoveOrphansResponse":
+        """
+        Remove at once what an earlier server made and no record owns, as is done at each start.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def list_images(self, message: "ListImagesRequest") -> "ListImagesResponse":
         """
         The images of the store, with what uses them.
@@ -968,6 +1004,12 @@ class AdminBase(betterproto2_grpclib.ServiceBase):
         request = await stream.recv_message()
         assert request is not None
         response = await self.collect_garbage(request)
+        await stream.send_message(response)
+
+    async def __rpc_remove_orphans(self, stream: "grpclib.server.Stream[RemoveOrphansRequest, RemoveOrphansResponse]") -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.remove_orphans(request)
         await stream.send_message(response)
 
     async def __rpc_list_images(self, stream: "grpclib.server.Stream[ListImagesRequest, ListImagesResponse]") -> None:
@@ -1061,6 +1103,12 @@ class AdminBase(betterproto2_grpclib.ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 CollectGarbageRequest,
                 CollectGarbageResponse,
+            ),
+            "/bridge.admin.v1.Admin/RemoveOrphans": grpclib.const.Handler(
+                self.__rpc_remove_orphans,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                RemoveOrphansRequest,
+                RemoveOrphansResponse,
             ),
             "/bridge.admin.v1.Admin/ListImages": grpclib.const.Handler(
                 self.__rpc_list_images,
