@@ -129,8 +129,14 @@ async def test_removal_is_the_servers(own_node: DaemonNode) -> None:
     node.stop()
     stranger = node.root / "run" / "sandboxes" / secrets.token_hex(32)
     stranger.mkdir()
+    loose = [node.root / "run" / "runtimes" / "gone" / secrets.token_hex(32), node.root / "run" / "tty" / secrets.token_hex(16)]
+    loose[0].mkdir(parents=True)
+    loose[1].touch()
+    assert len((await told(node, "doctor", "--leaks", code=1))["found"]) == 3
     assert "the server removes" in await refused(node, "doctor", "--leaks", "--remove")
     assert stranger.exists()
     assert "--remove goes with --leaks" in await refused(node, "doctor", "--remove")
     await node.restart()
-    assert not stranger.exists(), "a start removes it"
+    assert not any(path.exists() for path in (stranger, *loose)), "a start removes it"
+    assert await told(node, "doctor", "--leaks") == {"leaks": 0, "found": []}
+    loose[0].parent.rmdir()

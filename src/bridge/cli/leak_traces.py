@@ -72,8 +72,9 @@ def _pods(directory: Path) -> Iterator[Trace]:
 def _runtimes(directory: Path) -> Iterator[Trace]:
     for handler in _names(directory):
         for name in _names(directory / handler):
-            if remains.is_id(name):
-                yield Trace("runtime state", str(directory / handler / name), name, f"handler {handler}")
+            ident = name.removesuffix(".json")
+            if remains.is_id(ident):
+                yield Trace("runtime state", str(directory / handler / name), ident, f"handler {handler}")
 
 
 def _loose(run_dir: Path) -> Iterator[Trace]:

@@ -21,13 +21,15 @@ from bridge.core.detach import Detacher, to_record
 from bridge.core.settings import CoreSettings
 from bridge.core.spec_inputs import SpecSettings
 from bridge.core.store import Store
-from bridge.errors import BridgeError
-from bridge.host import cgroups, namespaces
+from bridge.errors import BridgeError, HostError
+from bridge.host import cgroups, files, namespaces
 from bridge.ports.handlers import Handlers
 from bridge.ports.images import Images
 from bridge.ports.network import Network, PodNetworkRequest
 
 _logger = log.get("core.orphans")
+_SHORT = 32
+"""Digits of a container's id in the name of its terminal's socket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,22 @@ class Orphans:
         for name in await run_sync(_names, self.settings.run_dir / "sandboxes"):
             if name not in self.store.sandboxes:
                 removed += await self._tried(f"the directory of pod {name}", lambda: self._directory(name))  # noqa: B023
+        for path in await run_sync(self._loose):
+            removed += await self._tried(str(path), lambda: _remove(path))  # noqa: B023
         for container in self.images.containers():
             if container not in self.store.containers:
                 removed += await self._tried(f"the root filesystem of container {container}", lambda: self._rootfs(container))  # noqa: B023
         return removed
+
+    def _loose(self) -> list[Path]:
+        """Sockets of terminals, and what runtimes keep for handlers that are configured no more, with ids that nobody has. Blocks."""
+        run, configured = self.settings.run_dir, {state.name for state in self.handlers.states()}
+        found = [run / "tty" / name for name in _names(run / "tty")]
+        for handler in _names(run / "runtimes"):
+            if handler not in configured:
+                found += [run / "runtimes" / handler / name for name in _names(run / "runtimes" / handler) if remains.is_id(name)]
+        known = {ident[:_SHORT] for ident in (*self.store.sandboxes, *self.store.containers)}
+        return [path for path in found if path.name[:_SHORT] not in known]
 
     def _known(self, ident: str) -> bool:
         return ident in self.store.sandboxes or ident in self.store.containers
@@ -101,6 +115,16 @@ class Orphans:
         await self.images.remove_rootfs(container, self.settings.bundle("orphans", container) / "rootfs")
 
 
+async def _remove(path: Path) -> None:
+    if await run_sync(path.is_dir):
+        await files.remove_tree(path)
+        return
+    try:
+        await run_sync(lambda: path.unlink(missing_ok=True))
+    except OSError as exc:
+        raise HostError(f"can't remove {path}: {exc.strerror}", errno=exc.errno) from exc
+
+
 def _end_cgroups(found: Sequence[str]) -> None:
     """End everyone in these cgroups and remove them, in every hierarchy; absent is success."""
     for cgroup in found:
@@ -112,5 +136,5 @@ def _end_cgroups(found: Sequence[str]) -> None:
 def _names(directory: Path) -> list[str]:
     try:
         return os.listdir(directory)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
