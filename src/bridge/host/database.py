@@ -160,7 +160,10 @@ class Database:
                 writer.close()
                 raise
             reader.execute("PRAGMA query_only=ON")
-        return cls(path, writer, reader, None if copy is None else DatabaseCopy(copy))
+        made = None if copy is None else DatabaseCopy(copy)
+        if made is not None:
+            made.repeat(writer, ())
+        return cls(path, writer, reader, made)
 
     async def __aenter__(self) -> Self:
         return self
@@ -219,7 +222,6 @@ class Database:
 
     def _serve(self) -> None:
         last = False
-        self._repeat(())
         while not last:
             jobs: list[_Job[Any]] = []
             item = self._queue.get()
@@ -232,14 +234,11 @@ class Database:
             if jobs:
                 _run_batch(self._writer, jobs)
                 _publish(jobs)
-                self._repeat([job.fn for job in jobs if job.error is None])
+                if self._copy is not None:
+                    self._copy.repeat(self._writer, [job.fn for job in jobs if job.error is None])
         if self._copy is not None:
             self._copy.close()
         self._writer.close()
-
-    def _repeat(self, work: Sequence[Callable[[sqlite3.Connection], object]]) -> None:
-        if self._copy is not None:
-            self._copy.repeat(self._writer, work)
 
 
 def _sync(log: Path) -> None:

@@ -62,6 +62,7 @@ class DatabaseCopy:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         for pragma in ("journal_mode=WAL", "synchronous=OFF", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
+        connection.executescript("BEGIN IMMEDIATE; COMMIT")  # its files are there from now on
         self._connection = connection
 
     def _give_up(self) -> None:
