@@ -58,7 +58,7 @@ class Runtime(Table):
     start_timeout: Seconds = 60.0
     """Deadline of the runtime for starting a container. Why: above any healthy time, below the kubelet's 2 min."""
     kill_timeout: Seconds = 30.0
-    """How long SIGKILL may take to end a container before the stop fails, to be tried again.
+    """How long SIGKILL may take to end a container, and the runtime to delete it, before the call fails, to be tried again.
     Why: a process in uninterruptible sleep must not hold its pod for ever."""
     volume_timeout: Seconds = 10.0
     """How long a look at a volume's path on the host may take. Why: the path may lie on a dead network mount."""

@@ -205,7 +205,8 @@ def link(config: Config) -> LinkSettings:
 def timeouts(config: Config) -> RuntimeTimeouts:
     """Deadlines of every handler that has none of its own."""
     runtime = config.runtime
-    return RuntimeTimeouts(create=runtime.create_timeout, start=runtime.start_timeout, kill=runtime.kill_timeout)
+    end = runtime.kill_timeout
+    return RuntimeTimeouts(create=runtime.create_timeout, start=runtime.start_timeout, kill=end, delete=end)
 
 
 def handlers(config: Config) -> list[HandlerSettings]:

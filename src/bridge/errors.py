@@ -7,6 +7,8 @@ classes to gRPC codes; nothing else knows about gRPC.
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from collections.abc import Sequence
 
 
@@ -96,7 +98,7 @@ class RuntimeFailed(BridgeError):
         start_code: int = 128,
         status: str = "",
     ) -> None:
-        status = status or ("timed out" if exit_code is None else f"exit code {exit_code}")
+        status = status or _end_of(exit_code)
         said = "; ".join(line.strip() for line in log_tail if line.strip()) or "it said nothing"
         super().__init__(f"handler {handler!r}: {verb} failed ({status}): {said}" + (f" [{hint}]" if hint else ""))
         self.handler = handler
@@ -104,6 +106,16 @@ class RuntimeFailed(BridgeError):
         self.exit_code = exit_code
         self.log_tail = tuple(log_tail)
         self.start_code = start_code
+
+
+def _end_of(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "timed out"
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    with contextlib.suppress(ValueError):  # a real-time signal has no name
+        return f"killed by {signal.Signals(-exit_code).name}"
+    return f"killed by signal {-exit_code}"
 
 
 class PluginFailed(BridgeError):

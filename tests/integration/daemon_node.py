@@ -52,8 +52,8 @@ def environment() -> dict[str, str]:
 class DaemonNode:
     """Everything below ``root``; ``name`` marks the bridge and the cgroups that are its own. Made by ``daemon_node``.
 
-    ``handlers`` names runc-like binaries, or a plugin and its options. ``runtime`` are further lines of that section of its
-    configuration. ``prepare`` writes files below the root and returns more such lines, and some for each handler.
+    ``handlers`` names runc-like binaries, or a plugin and its options. ``runtime`` and ``network`` are further lines of those sections
+    of its configuration. ``prepare`` writes files below the root and returns more such lines, and some for each handler.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class DaemonNode:
         handlers: Mapping[str, str | tuple[str, Mapping[str, Any]]] | None = None,
         cni_bin: Path = CNI_BIN,
         runtime: Sequence[str] = (),
+        network: Sequence[str] = (),
         prepare: Callable[[Path], tuple[str, str]] | None = None,
         patience: float = 5.0,
     ) -> None:
@@ -73,13 +74,14 @@ class DaemonNode:
         self.handlers = handlers or {"runc": "runc", "crun": "crun"}
         self.cni_bin = cni_bin
         self.runtime = runtime
+        self.network = network
         self.patience = patience
         self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         octet = secrets.randbelow(250) + 2
         self.subnets = [f"10.249.{octet}.0/24", f"fd00:cb:{octet}::/64"]
         for name in ("run", "state", "cni", "ipam", "logs", "layout"):
-            (root / name).mkdir()
+            (root / name).mkdir(exist_ok=True)
         if cni:
             self.write_cni()
         self.config_file.write_text(self._config())
@@ -121,7 +123,12 @@ class DaemonNode:
             "[network]",
             f"conf_dir = {toml_value(self.root / 'cni')}",
         ]
-        lines += [f"bin_dirs = {toml_value([self.cni_bin])}", "[runtime]", f"default_handler = {toml_value(next(iter(self.handlers)))}"]
+        lines += [
+            f"bin_dirs = {toml_value([self.cni_bin])}",
+            *self.network,
+            "[runtime]",
+            f"default_handler = {toml_value(next(iter(self.handlers)))}",
+        ]
         lines += [*self.runtime, self._lines[0]]
         for name, chosen in self.handlers.items():
             plugin, options = ("runc", {"path": chosen}) if isinstance(chosen, str) else chosen

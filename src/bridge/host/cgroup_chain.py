@@ -27,7 +27,8 @@ def remove(cgroup: str, top: str) -> bool:
 
     Whether ``top`` is gone too. Absent is success. Raises HostError, TimedOut when processes are left in ``cgroup``.
     """
-    cgroups.remove(cgroup)
+    if not remove_empty(cgroup):  # needs no descriptor: there may be none left
+        cgroups.remove(cgroup)
     parents = [part for part in PurePosixPath(cgroup).parents if part.is_relative_to(top)]
     return all(remove_empty(str(part)) for part in parents)
 

@@ -17,7 +17,7 @@ import anyio.to_thread
 
 from bridge import log
 from bridge.aio import Rollback
-from bridge.errors import AlreadyExists, InvalidRequest, NotFound
+from bridge.errors import AlreadyExists, CorruptData, HostError, InvalidRequest, NotFound
 from bridge.host import mounts
 from bridge.images import damage, disk, ownership
 from bridge.images.catalogue import Catalogue
@@ -38,6 +38,7 @@ class Snapshots:
         self._catalogue = catalogue
         self._layers = layers
         self._usage: dict[str, FsUsage] = {}
+        self._owed: set[str] = set()
 
     async def mount(self, container: str, image: str, target: Path, *, label: str = "", user_namespace: Path | None = None) -> Rootfs:
         """Make the container's writable layer on ``image``, or find it again, and mount it at the existing directory ``target``.
@@ -91,10 +92,20 @@ class Snapshots:
             return
         discard = functools.partial(self._directories.discard_now, self._directories.snapshots / container)
         grave = await mounts.unmount_and(target, discard)
-        await self._catalogue.drop_snapshot(container)
         self._usage.pop(container, None)
-        if grave is not None:
+        if grave is not None:  # first of all: on a full disk this is what makes room
             self._layers.bury([grave])
+        await self._forget(container)
+
+    async def _forget(self, container: str) -> None:
+        """Drop the row. A disk that won't take that is no reason to refuse the removal: it is tried again, and at the next start."""
+        try:
+            await self._catalogue.drop_snapshot(container)
+        except (HostError, CorruptData) as exc:
+            _logger.error("%s: the writable layer is gone, and stays in the index until the disk takes that: %s", container[:13], exc)
+            self._owed.add(container)
+        else:
+            self._owed.discard(container)
 
     def usage(self, container: str) -> FsUsage | None:
         """What the container's writable layer took when it was last measured."""
@@ -114,7 +125,9 @@ class Snapshots:
         """Walk the writable layers one after the other, ``pause`` seconds between two rounds."""
         limiter = anyio.CapacityLimiter(1)
         while True:
-            for container in tuple(self._catalogue.snapshots):
+            for container in tuple(self._owed):
+                await self._forget(container)
+            for container in self._catalogue.snapshots.keys() - self._owed:
                 upper = self._directories.snapshots / container / _UPPER
                 try:
                     size, inodes = await anyio.to_thread.run_sync(disk.tree_usage, upper, limiter=limiter)

@@ -102,9 +102,11 @@ class OciCli:
         state = self.dialect.state_path(self.settings.root, container_id)
         try:
             await self._delete(container_id, force=force)
-        except RuntimeFailed:
+        except RuntimeFailed as exc:
             if not await self.knows(container_id):
                 return
+            if exc.exit_code is None:  # it hangs, and would again
+                raise
             if state is not None:
                 await mounts.unmount_tree(state)
             await self._delete(container_id, force=force)
