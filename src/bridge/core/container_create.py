@@ -7,7 +7,6 @@ keeps its logic in a module of its own and adds one line here.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from bridge.core import (
     selinux,
     spec,
     spec_devices,
+    stamps,
     stop_signal,
     trace,
     volumes,
@@ -144,7 +144,7 @@ class ContainerCreator:
             image_id=image.id,
             image_ref=image.repo_digests[0] if image.repo_digests else image.id,
             state=ContainerState.CREATING,
-            created_at=time.time_ns(),
+            created_at=stamps.of_container(self.store, sandbox),
             boot_id=self.settings.boot_id,
             log_path=log_path(sandbox, config),
             stop_signal=stop_signal.of_container(config, image),

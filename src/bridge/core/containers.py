@@ -7,7 +7,6 @@ later, more impatient caller can bring forward; no lock is held while anything i
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import anyio
 
 from bridge import log
 from bridge.aio import SingleFlight, run_all
-from bridge.core import trace, volumes
+from bridge.core import stamps, trace, volumes
 from bridge.core.container_create import ContainerCreator, erase_bundle, erase_rootfs
 from bridge.core.container_stop import Stopper
 from bridge.core.entities import Container, ContainerState, Sandbox, SandboxState
@@ -146,11 +145,12 @@ class ContainerService:
             await self._start_failed(ident, entry, exc)
             raise
         with trace.span("commit"):
-            await self._store.apply_container(ident, "started", pid=pid, started_at=time.time_ns(), backend=dict(entry.handle.record))
+            now = stamps.of_start(self._store, ident)
+            await self._store.apply_container(ident, "started", pid=pid, started_at=now, backend=dict(entry.handle.record))
         return pid
 
     async def _start_failed(self, ident: str, entry: LiveContainer, exc: BridgeError) -> None:
-        (code, reason), now = start_failure(exc), time.time_ns()
+        (code, reason), now = start_failure(exc), stamps.of_start(self._store, ident)
         left = await self._store.apply_container(ident, "start-failed", exit_code=code, reason=reason, message=str(exc), finished_at=now)
         entry.exited.set()
         self._supervisor.spawn(f"release {ident}", lambda: self._release(ident, entry))
@@ -200,7 +200,7 @@ class ContainerService:
     async def record_exit(self, ident: str, status: ExitStatus) -> None:
         """Put an exit into the store, with the reason a kubelet expects."""
         # A container may end before its runtime does, and so before the time that counts as its start.
-        at = max(status.at_ns or time.time_ns(), self._store.container(ident).started_at)
+        at = max(status.at_ns or stamps.after(()), self._store.container(ident).started_at)
         await self._store.apply_container(ident, "exited", exit_code=status.code, reason=exit_reason(status), finished_at=at, pid=0)
         _logger.info("container %s exited: code %d%s", ident[:13], status.code, ", out of memory" if status.oom_killed else "")
 

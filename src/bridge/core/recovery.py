@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ import anyio
 
 from bridge import log
 from bridge.aio import describe, run_all
-from bridge.core import spec
+from bridge.core import spec, stamps
 from bridge.core.container_io import container_io
 from bridge.core.containers import ContainerService
 from bridge.core.detach import Detacher, from_record
@@ -174,7 +173,7 @@ class Recovery:
             if pid is None:
                 await self._mark_exited(container, "the server ended while it was being started")
             else:
-                now = time.time_ns()
+                now = stamps.of_start(self.daemon.store, container.id)
                 await self.daemon.store.apply_container(container.id, "started", pid=pid, started_at=now, backend=dict(handle.record))
         running = self.daemon.store.containers[container.id].state is ContainerState.RUNNING
         self.containers.adopt(container.id, handle, process, running=running)
@@ -194,7 +193,7 @@ class Recovery:
             await self.containers.discard(container.id)
 
     async def _mark_exited(self, container: Container, why: str) -> None:
-        status = ExitStatus(LOST_CODE, at_ns=time.time_ns(), reason="ContainerLost")
+        status = ExitStatus(LOST_CODE, at_ns=stamps.after([container.started_at or container.created_at]), reason="ContainerLost")
         if container.state in (ContainerState.RUNNING, ContainerState.STARTING):
             _logger.warning("container %s counts as exited: %s", container.id[:13], why)
             await self.containers.record_exit(container.id, status)

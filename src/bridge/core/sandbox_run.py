@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from anyio.to_thread import run_sync
 
 from bridge import log
 from bridge.aio import Rollback
-from bridge.core import limits, pod_limits, pod_namespaces, podfiles, selinux, spec, spec_resources, trace
+from bridge.core import limits, pod_limits, pod_namespaces, podfiles, selinux, spec, spec_resources, stamps, trace
 from bridge.core.confinement import Confiner, check_profiles
 from bridge.core.detach import Detacher, to_record
 from bridge.core.entities import Sandbox, SandboxState
@@ -81,7 +80,7 @@ class SandboxRunner:
             handler=handler,
             runtime_handler=runtime_handler,
             state=SandboxState.CREATING,
-            created_at=time.time_ns(),
+            created_at=stamps.of_sandbox(self.store, config.metadata.uid),
             boot_id=self.settings.boot_id,
             cgroup_parent=config.cgroup_parent or self.settings.default_cgroup_parent,
             overhead=config.overhead,
