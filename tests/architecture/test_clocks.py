@@ -34,8 +34,9 @@ def _reads_wall(node: ast.AST) -> bool:
 def computed(source: str) -> Iterator[int]:
     """Lines that add, subtract, compare or take the least of what the wall clock says."""
     for node in ast.walk(ast.parse(source)):
-        compares = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("min", "max")
-        if (compares or isinstance(node, ast.BinOp | ast.Compare | ast.AugAssign)) and _reads_wall(node):
+        if not isinstance(node, ast.BinOp | ast.Compare | ast.AugAssign | ast.Call) or not _reads_wall(node):
+            continue
+        if not isinstance(node, ast.Call) or (isinstance(node.func, ast.Name) and node.func.id in ("min", "max")):
             yield node.lineno
 
 
