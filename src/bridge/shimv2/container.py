@@ -276,7 +276,10 @@ class ShimContainer:
             if not self._owns_pid_namespace and directory is not None:
                 # Its children outlive it, and runtimes only kill them where the PID namespace is the host's.
                 await to_thread.run_sync(signal_all, directory, signals.SIGKILL, self._runtime.settings.timeouts.kill)
-            await exits.free(self._runtime, self._shim, self.id, self._spec.bundle)
+            if self._pid is None:
+                await exits.free_unfinished(self._runtime, self._shim, self.id, self._spec.bundle, self._cgroup)
+            else:
+                await exits.free(self._runtime, self._shim, self.id, self._spec.bundle)
             self._freed = True
             await self._pod.done_with(self.id, self._shim)
 

@@ -17,9 +17,9 @@ from bridge.aio import Supervisor
 from bridge.errors import BridgeError, HostError, NotFound, RuntimeFailed, ShimGone, TimedOut, Unavailable
 from bridge.host import cgroups
 from bridge.ports.host import Monitor
-from bridge.ports.runtime import ExitStatus
+from bridge.ports.runtime import ExitStatus, SandboxKind
 from bridge.shimv2.runtime import SHIM_DIED, ShimRuntime, kill_directory, oom_kills
-from bridge.shimv2.shim import Shim
+from bridge.shimv2.shim import Shim, end_runtime
 from bridge.shimv2.task import ShimTask
 
 LOST_CODE = 255
@@ -93,20 +93,42 @@ async def bury(runtime: ShimRuntime, shim: Shim, ident: str, bundle: Path, cgrou
     return replace(status, signal=None, oom_killed=oom, at_ns=status.at_ns or time.time_ns(), reason=SHIM_DIED)
 
 
-async def free(runtime: ShimRuntime, shim: Shim, ident: str, bundle: Path) -> None:
-    """Have the shim forget a container that has ended, or never ``ran``. Absent is success. Raises RuntimeFailed, TimedOut."""
-    timeout = runtime.settings.timeouts.delete
+async def free(runtime: ShimRuntime, shim: Shim, ident: str, bundle: Path) -> bool:
+    """Have the shim forget a container that has ended, or never ran; whether it knew it. Raises RuntimeFailed, TimedOut, ShimGone."""
     try:
-        await ShimTask(shim, ident).delete(timeout=timeout)
+        await ShimTask(shim, ident).delete(timeout=runtime.settings.timeouts.delete)
     except NotFound:
-        return
+        return False
     except ShimGone:
         if await shim.is_alive():
             raise
-        try:
-            await clean_up(runtime, ident, bundle)
-        except BridgeError as exc:  # mostly: it was cleaned up after already. A dead shim must not keep a pod (cri-o#9994)
-            _logger.warning("container %s: its dead shim can't be cleaned up after: %s", ident[:13], exc)
+        await _try_clean_up(runtime, ident, bundle)
+        return False
+    return True
+
+
+async def free_unfinished(runtime: ShimRuntime, shim: Shim, ident: str, bundle: Path, cgroup: str | None) -> None:
+    """``free`` of a container whose Create may have been cut off.
+
+    A shim ends the runtime that it runs for a call when the caller's connection breaks or the call takes too long, and then knows
+    nothing of the container, of which the runtime leaves whatever it had made: its state, a cgroup, a process in that.
+    A guest's is its agent's, which the verb "delete" beside a living shim could take the whole machine for.
+    Raises RuntimeFailed, TimedOut, HostError, ShimGone.
+    """
+    if await free(runtime, shim, ident, bundle):
+        return
+    settings = runtime.settings
+    await to_thread.run_sync(end_runtime, settings.binary.path, ident, bundle)
+    await to_thread.run_sync(_end_cgroup, cgroup, settings.timeouts.kill)
+    if settings.kind is not SandboxKind.VM:
+        await _try_clean_up(runtime, ident, bundle)
+
+
+async def _try_clean_up(runtime: ShimRuntime, ident: str, bundle: Path) -> None:
+    try:
+        await clean_up(runtime, ident, bundle)
+    except BridgeError as exc:  # mostly: it was cleaned up after already. A dead shim must not keep a pod (cri-o#9994)
+        _logger.warning("container %s can't be cleaned up after: %s", ident[:13], exc)
 
 
 async def clean_up(runtime: ShimRuntime, ident: str, bundle: Path) -> ExitStatus:

@@ -251,7 +251,7 @@ async def load_container(
 async def _from_shim(runtime: ShimRuntime, container: ShimContainer, held: Shim, spec: ContainerSpec, pid: int | None) -> ShimContainer:
     task = ShimTask(held, spec.id)
     try:
-        state = await (task.state() if pid is not None else _settled(task, runtime.settings.timeouts.create))
+        state = await (task.state() if pid is not None else _settled(runtime, task, spec.bundle))
         if state.status is Status.CREATED:
             container.adopt(held, pid=None, ended=None)
             await container.take_back()
@@ -259,8 +259,9 @@ async def _from_shim(runtime: ShimRuntime, container: ShimContainer, held: Shim,
         container.adopt(held, pid=pid or state.pid, ended=None)
         await execs.end_orphans(runtime, task, spec.bundle, container.cgroup)
     except NotFound:
-        if pid is not None:
-            container.adopt(held, pid=pid, ended=None)
+        container.adopt(held, pid=pid, ended=None)
+        if pid is None:
+            await _undo_unfinished(container, held)
     except ShimGone:
         if await held.is_alive():
             raise
@@ -268,14 +269,23 @@ async def _from_shim(runtime: ShimRuntime, container: ShimContainer, held: Shim,
     return container
 
 
-async def _settled(task: ShimTask, timeout: float) -> State:
+async def _undo_unfinished(container: ShimContainer, held: Shim) -> None:
+    """Remove what a Create left that was cut off when the server was lost; what withstands, when the container is removed."""
+    try:
+        await container.take_back()
+    except BridgeError as exc:
+        _logger.error("container %s: its start, which was cut off, can't be undone: %s", container.id[:13], exc)
+        container.adopt(held, pid=None, ended=None)
+
+
+async def _settled(runtime: ShimRuntime, task: ShimTask, bundle: Path) -> State:
     """Its state once a Create that a lost server asked for is over: until then a shim does not know it. Raises NotFound."""
-    deadline, quiet = anyio.current_time() + timeout, 0
+    binary, deadline, quiet = runtime.settings.binary.path, anyio.current_time() + runtime.settings.timeouts.create, 0
     while True:
         try:
             return await task.state()
         except NotFound:
-            busy = await to_thread.run_sync(shim.is_named, task.id)
+            busy = await to_thread.run_sync(shim.runtime_pids, binary, task.id, bundle)
             quiet = 0 if busy else quiet + 1
             if quiet >= _QUIET_LOOKS or anyio.current_time() > deadline:
                 raise

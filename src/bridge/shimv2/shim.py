@@ -230,12 +230,23 @@ def end_process(binary: Path, ident: str) -> None:
                 os.kill(int(entry), signal.SIGKILL)
 
 
-def is_named(ident: str) -> bool:
-    """Whether a process has ``ident`` among its arguments, as an OCI runtime that a shim runs has. Blocks for milliseconds."""
-    name = ident.encode()
+def runtime_pids(binary: Path, ident: str, bundle: Path) -> list[int]:
+    """What a shim, of this ``binary``, runs for task ``ident``: an OCI runtime with the task and its bundle among its arguments.
+
+    A shim itself names its task too, and so may an operator's command, but not with a path of the bundle. Blocks for milliseconds.
+    """
+    shim, name, place, found = os.fsencode(binary.name), ident.encode(), os.fsencode(bundle), []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
-                if name in Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0"):
-                    return True
-    return False
+                argv = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+                if name in argv and any(word.startswith(place) for word in argv) and os.path.basename(argv[0]) != shim:
+                    found.append(int(entry))
+    return found
+
+
+def end_runtime(binary: Path, ident: str, bundle: Path) -> None:
+    """SIGKILL them. Blocks for milliseconds."""
+    for pid in runtime_pids(binary, ident, bundle):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

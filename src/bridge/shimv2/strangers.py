@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import anyio
 from anyio import to_thread
@@ -38,16 +39,20 @@ async def remove(runtime: ShimRuntime, known: Callable[[str], bool]) -> Sequence
 async def _remove(runtime: ShimRuntime, ident: str, mark: Mapping[str, str]) -> None:
     bundle, shim_bundle = Path(mark["bundle"]), Path(mark["shim"])
     held = await shim.load(runtime, ident if bundle == shim_bundle else mark["sandbox"], shim_bundle)
-    if held is not None and await held.is_alive():
+    oci = await to_thread.run_sync(_container, bundle)
+    if held is not None and (oci is not None or await held.is_alive()):
         task = ShimTask(held, ident)
         try:
             await task.kill(_KILL, everyone=True)
             with anyio.move_on_after(runtime.settings.timeouts.kill):
                 await task.wait()
-        except BridgeError as exc:  # it has ended, or is no container but a shim
+        except BridgeError as exc:  # it or its shim has ended, or it is no container but a shim
             _logger.debug("%s: %s", ident[:13], exc)
-        await exits.free(runtime, held, ident, bundle)
-    elif await to_thread.run_sync(_is_container, bundle):
+        if oci is None:
+            await exits.free(runtime, held, ident, bundle)
+        else:
+            await exits.free_unfinished(runtime, held, ident, bundle, runtime.cgroup(oci))
+    elif oci is not None:
         await exits.clean_up(runtime, ident, bundle)
     if bundle == shim_bundle:
         if held is not None:
@@ -59,9 +64,10 @@ async def _remove(runtime: ShimRuntime, ident: str, mark: Mapping[str, str]) -> 
     await runtime.unmark(ident)
 
 
-def _is_container(bundle: Path) -> bool:
-    """Whether there is something to run in a bundle; that of a pod's shim may be for the shim alone."""
+def _container(bundle: Path) -> Mapping[str, Any] | None:
+    """The spec of what is to run in a bundle; None where nothing is, as that of a pod's shim may be for the shim alone."""
     try:
-        return "process" in json.loads((bundle / "config.json").read_text())
+        oci: Mapping[str, Any] = json.loads((bundle / "config.json").read_text())
     except (OSError, ValueError):
-        return False
+        return None
+    return oci if "process" in oci else None
