@@ -126,6 +126,11 @@ async def test_check_and_wipe_with_the_server_and_without(own_node: DaemonNode) 
 
 async def test_removal_is_the_servers(own_node: DaemonNode) -> None:
     node = own_node
+    second = node.root / "second.toml"
+    second.write_text(node.config_file.read_text().replace(str(node.root / "state"), str(node.root / "second")))
+    argv = [sys.executable, "-m", "bridge", "--config", str(second), "serve"]
+    done = await run_sync(lambda: subprocess.run(argv, capture_output=True, env=environment(), timeout=60, check=False))
+    assert (done.returncode, f"another cri-bridge server uses {node.root / 'run'}" in done.stderr.decode()) == (1, True), done
     node.stop()
     stranger = node.root / "run" / "sandboxes" / secrets.token_hex(32)
     stranger.mkdir()

@@ -185,6 +185,7 @@ class Acceptor:
         self._here = here
         self._loop = asyncio.get_running_loop()
         self._look = self._loop.call_later(_LOOK_SECONDS, self._look_after)
+        self._said = ""
 
     def start(self) -> None:
         """Begin, or go on after a pause."""
@@ -204,8 +205,11 @@ class Acceptor:
         try:
             self._place.take_again()
         except BridgeError as exc:
-            _logger.error("the socket was deleted, and can't be made anew: %s", exc)
+            if str(exc) != self._said:
+                self._said = str(exc)
+                _logger.error("the socket was deleted, and can't be made anew: %s", exc)
             return
+        self._said = ""
         self._loop.remove_reader(before)
         self.start()
         self._here = dataclasses.replace(self._here, lock=self._place.lock, listener=self._place.listener.fileno())
