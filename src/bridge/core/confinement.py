@@ -15,7 +15,7 @@ from anyio.to_thread import run_sync
 
 from bridge import log
 from bridge.core import apparmor
-from bridge.core.model import ProfileType, SecurityProfile
+from bridge.core.model import ContainerSecurity, ProfileType, SandboxSecurity, SecurityProfile
 from bridge.core.spec_inputs import Confinement, SpecSettings
 from bridge.errors import BridgeError, HostError, InvalidRequest, Unsupported
 from bridge.host import apparmor as host_apparmor
@@ -28,12 +28,15 @@ _CONTEXT = "config.linux.security_context"
 _MAX_PROFILE = 4 << 20
 
 
-def check_profiles(seccomp: SecurityProfile | None, apparmor: SecurityProfile | None, features: RuntimeFeatures) -> None:
-    """Refuse a profile of the node's that the handler would not enforce. Raises Unsupported naming the field."""
-    for name, profile, ability in (("seccomp", seccomp, Ability.SECCOMP), ("apparmor", apparmor, Ability.APPARMOR)):
+def check_profiles(security: SandboxSecurity | ContainerSecurity, features: RuntimeFeatures) -> None:
+    """Refuse a profile of the node's that the handler would not enforce; none counts for who is privileged. Raises Unsupported."""
+    if security.privileged:
+        return
+    for name, profile, ability in (("seccomp", security.seccomp, Ability.SECCOMP), ("apparmor", security.apparmor, Ability.APPARMOR)):
         why = features.lacks(ability)
         if profile is not None and profile.profile_type is ProfileType.LOCALHOST and why is not None:
-            raise Unsupported(f"{_CONTEXT}.{name}: this handler can't enforce {profile.localhost_ref!r} ({why})")
+            asked = profile.localhost_ref.removeprefix("localhost/")
+            raise Unsupported(f"{_CONTEXT}.{name}: profile {asked!r} can't be enforced by this handler ({why})")
 
 
 class Confiner:

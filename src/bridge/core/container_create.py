@@ -201,7 +201,7 @@ def check(config: ContainerConfig, sandbox: Sandbox) -> None:
 
 def check_abilities(config: ContainerConfig, features: RuntimeFeatures) -> None:
     """Refuse what the handler can't do and no part of the spec would tell of. Raises Unsupported naming the field."""
-    check_profiles(config.security.seccomp, config.security.apparmor, features)
+    check_profiles(config.security, features)
     if config.devices and (why := features.lacks(Ability.DEVICES)) is not None:
         raise Unsupported(f"config.devices: this handler can't do it ({why})")
     if config.tty and (why := features.lacks(Ability.TTY)) is not None:

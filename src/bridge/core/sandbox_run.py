@@ -56,7 +56,7 @@ class SandboxRunner:
     async def run(self, ident: str, config: PodConfig, handler: str, runtime_handler: str, backend: RuntimeBackend) -> Sandbox:
         """Make the sandbox; on any failure or cancellation nothing of it is left. Returns it in state ready."""
         check(config, backend, self.images.id_mapping_fault)
-        check_profiles(config.security.seccomp, config.security.apparmor, backend.features)
+        check_profiles(config.security, backend.features)
         check_limits(config, self.facts, self.spec_settings)
         async with Rollback(f"run pod {ident[:12]}", step_timeout=self.settings.undo_timeout) as undo:
             undo.push("forget the record", lambda: self.store.remove(ident))
