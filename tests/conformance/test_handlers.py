@@ -17,7 +17,6 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 BY_HAND = {
     ("kata-stand-in", "kills-at-the-start"): "a machine whose start the server's death interrupts holds its recovery up for kill_timeout",
-    ("shim", "kills-at-the-start"): "a start that the server's death interrupts at one moment leaves runc's state of the container behind",
 }
 """Faults that docs/conformance.md tells of: they depend on the moment, so here they would fail now and then."""
 

@@ -85,6 +85,7 @@ async def test_signals_terminals_and_stdin(host: ShimHost) -> None:
         terminal = await sandbox.create_container(spec)
         await terminal.start()
         await terminal.resize(99, 33)
+        await logged(host, spec, 1)
         mine, theirs = socket.socketpair()
         async with anyio.create_task_group() as group:
             group.start_soon(_attach, terminal, theirs)
