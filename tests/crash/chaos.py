@@ -12,7 +12,6 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 import anyio
@@ -22,7 +21,7 @@ from grpclib.const import Status
 from bridge._proto.runtime import v1 as pb
 from bridge.client import CriError, connect
 from bridge.testing.failpoints import INJECTED, Control
-from tests.integration.daemon_node import DaemonNode, Kubelet, log_lines
+from tests.integration.daemon_node import DaemonNode, Kubelet
 
 T = TypeVar("T")
 Steps = Mapping[str, Callable[[], Awaitable[None]]]
@@ -271,9 +270,3 @@ class Chaos:
         if fault != "kill-monitor":
             self.control.disarm()
             await self.node.restart()
-
-
-def whole(log: Path) -> bool:
-    """Whether a log of the containers' script has its numbers in order, none twice."""
-    numbers = [int(line.split()[2]) for line in log_lines(log) if line.split()[1] == "F"]
-    return numbers == sorted(set(numbers))

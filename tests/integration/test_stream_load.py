@@ -5,7 +5,6 @@ The handlers are those of the fixture ``handler``; nothing here looks at which i
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable
@@ -41,11 +40,6 @@ async def exec_url(kubelet: Kubelet, container: str, *argv: str, tty: bool = Fal
 
 async def forward_url(kubelet: Kubelet, pod: str) -> str:
     return (await kubelet.cri.runtime.port_forward(pb.PortForwardRequest(pod_sandbox_id=pod, port=[7]))).url
-
-
-def threads(pid: int) -> set[str]:
-    """Kernel tasks of a process."""
-    return set(os.listdir(f"/proc/{pid}/task"))
 
 
 async def test_two_hundred_terminals_at_once(kubelet: Kubelet, node: DaemonNode) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,13 +76,3 @@ def _pss(directory: Path) -> int:
         match = _PSS.search((directory / "smaps_rollup").read_bytes())
         return int(match[1]) * 1024 if match else 0
     return 0
-
-
-def by_command(scope: Scope, proc: Path = Path("/proc")) -> Mapping[str, int]:
-    """PSS in bytes by the first word of the command line, of the same processes: to see what costs."""
-    sums: dict[str, int] = {}
-    for process in _processes(proc):
-        if process.pid in scope.pids or process.mentions(scope):
-            name = process.command.split(b"\0")[0].decode(errors="replace").rpartition("/")[2]
-            sums[name] = sums.get(name, 0) + _pss(proc / str(process.pid))
-    return sums
