@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from bridge._proto.runtime import v1
-from bridge.api import convert, convert_config, convert_parts, encoding, info
-from bridge.api.pieces import Pieces, messages, revision
+from bridge.api import chunks, convert, convert_config, convert_parts, encoding, info
+from bridge.api.pieces import Pieces, revision
 from bridge.core.services import Services
 
 
@@ -47,12 +47,11 @@ class ContainerRpcs(v1.RuntimeServiceBase):
         """From memory, encoded pieces joined."""
         return encoding.ready(v1.ListContainersResponse, self._listed_containers(message.filter))
 
-    async def stream_containers(self, message: v1.StreamContainersRequest) -> AsyncIterator[v1.StreamContainersResponse]:
+    def stream_containers(self, message: v1.StreamContainersRequest) -> AsyncIterator[v1.StreamContainersResponse]:
         """The list in several messages: what there was when the call came."""
-        for pieces in messages(self._listed_containers(message.filter)):
-            yield encoding.ready(v1.StreamContainersResponse, pieces)
+        return chunks.stream(v1.StreamContainersResponse, self._listed_containers(message.filter))
 
-    def _listed_containers(self, condition: v1.ContainerFilter | None) -> list[bytes]:
+    def _listed_containers(self, condition: v1.ContainerFilter | None) -> Iterator[bytes]:
         wanted = convert.container_filter(condition)
         found = self._core.containers.list(wanted.id, wanted.sandbox_id, wanted.states, wanted.labels)
         return self._container_pieces.of(found, len(self._core.store.containers))

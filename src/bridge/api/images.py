@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from bridge._proto.runtime import v1
-from bridge.api import convert, encoding, info
-from bridge.api.pieces import Pieces, messages
+from bridge.api import chunks, convert, encoding, info
+from bridge.api.pieces import Pieces
 from bridge.ports.handlers import Handlers
 from bridge.ports.images import Images
 
@@ -24,12 +24,11 @@ class ImageRpcs(v1.ImageServiceBase):
         """From memory, encoded pieces joined; the filter names one image."""
         return encoding.ready(v1.ListImagesResponse, self._listed(message.filter))
 
-    async def stream_images(self, message: v1.StreamImagesRequest) -> AsyncIterator[v1.StreamImagesResponse]:
+    def stream_images(self, message: v1.StreamImagesRequest) -> AsyncIterator[v1.StreamImagesResponse]:
         """The list in several messages: what there was when the call came."""
-        for pieces in messages(self._listed(message.filter)):
-            yield encoding.ready(v1.StreamImagesResponse, pieces)
+        return chunks.stream(v1.StreamImagesResponse, self._listed(message.filter))
 
-    def _listed(self, condition: v1.ImageFilter | None) -> list[bytes]:
+    def _listed(self, condition: v1.ImageFilter | None) -> Iterator[bytes]:
         wanted = condition.image.image if condition and condition.image else ""
         everything = self._images.list()
         found = everything if not wanted else [image for image in [self._images.find(wanted)] if image]

@@ -9,9 +9,6 @@ from betterproto2 import Message
 
 from bridge.api import encoding
 
-_MESSAGE = 1 << 20
-"""Bytes after which a streamed list begins its next message: far below the limit of any client, far above what a call costs."""
-
 
 class _Identified(Protocol):
     @property
@@ -31,20 +28,6 @@ def revision(entity: _Versioned) -> int:
     return entity.revision
 
 
-def messages(pieces: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """The pieces of a list, spread over several messages of a stream."""
-    gathered: list[bytes] = []
-    size = 0
-    for piece in pieces:
-        gathered.append(piece)
-        size += len(piece)
-        if size >= _MESSAGE:
-            yield gathered
-            gathered, size = [], 0
-    if gathered:
-        yield gathered
-
-
 class Pieces(Generic[E]):
     """Encodings of list items as field 1 of a list response, by id and version. Dropped with the objects they stand for."""
 
@@ -53,12 +36,11 @@ class Pieces(Generic[E]):
         self._version = version
         self._kept: dict[str, tuple[object, bytes]] = {}
 
-    def of(self, entities: Iterable[E], alive: int) -> list[bytes]:
-        """One piece an entity; ``alive`` is how many objects exist, past which old pieces are swept."""
-        found = [self._piece(entity) for entity in entities]
+    def of(self, entities: Iterable[E], alive: int) -> Iterator[bytes]:
+        """One piece an entity, encoded when it is asked for; ``alive`` is how many objects exist, past which old pieces are swept."""
         if len(self._kept) > 2 * alive + 64:
             self._kept.clear()
-        return found
+        return map(self._piece, entities)
 
     def _piece(self, entity: E) -> bytes:
         kept, version = self._kept.get(entity.id), self._version(entity)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from bridge._proto.runtime import v1
-from bridge.api import convert, convert_config, convert_parts, encoding, info
-from bridge.api.pieces import Pieces, messages, revision
+from bridge.api import chunks, convert, convert_config, convert_parts, encoding, info
+from bridge.api.pieces import Pieces, revision
 from bridge.core.services import Services
 
 
@@ -49,12 +49,11 @@ class SandboxRpcs(v1.RuntimeServiceBase):
         """From memory, encoded pieces joined."""
         return encoding.ready(v1.ListPodSandboxResponse, self._listed_sandboxes(message.filter))
 
-    async def stream_pod_sandboxes(self, message: v1.StreamPodSandboxesRequest) -> AsyncIterator[v1.StreamPodSandboxesResponse]:
+    def stream_pod_sandboxes(self, message: v1.StreamPodSandboxesRequest) -> AsyncIterator[v1.StreamPodSandboxesResponse]:
         """The list in several messages: what there was when the call came."""
-        for pieces in messages(self._listed_sandboxes(message.filter)):
-            yield encoding.ready(v1.StreamPodSandboxesResponse, pieces)
+        return chunks.stream(v1.StreamPodSandboxesResponse, self._listed_sandboxes(message.filter))
 
-    def _listed_sandboxes(self, condition: v1.PodSandboxFilter | None) -> list[bytes]:
+    def _listed_sandboxes(self, condition: v1.PodSandboxFilter | None) -> Iterator[bytes]:
         wanted = convert.sandbox_filter(condition)
         found = self._core.sandboxes.list(wanted.id, wanted.ready, wanted.labels)
         return self._sandbox_pieces.of(found, len(self._core.store.sandboxes))
