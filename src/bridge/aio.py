@@ -8,7 +8,7 @@ nothing of pods.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -171,9 +171,15 @@ class Rollback:
         self._timeout = step_timeout
         self._steps: list[tuple[str, Callable[[], Awaitable[object]], float]] = []
         self._committed = False
+        self._failures: list[str] = []
 
     async def __aenter__(self) -> Self:
         return self
+
+    @property
+    def failures(self) -> Sequence[str]:
+        """The undo steps that failed so far, each with its reason: what a step that runs last has to know."""
+        return self._failures
 
     def push(self, name: str, undo: Callable[[], Awaitable[object]], *, timeout: float | None = None) -> None:
         """Register ``undo``; ``timeout`` in seconds bounds it (default: the rollback's ``step_timeout``)."""
@@ -192,8 +198,10 @@ class Rollback:
                 try:
                     await undo()
                 except Exception as error:  # noqa: BLE001 - every step must run
+                    self._failures.append(f"{name}: {error}")
                     _logger.error("%s: undo step %r failed: %s", self._name, name, error)
             if scope.cancelled_caught:
+                self._failures.append(f"{name}: it did not end within {timeout:g} s")
                 _logger.error("%s: undo step %r did not end within %g s", self._name, name, timeout)
 
 

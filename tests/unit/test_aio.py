@@ -352,8 +352,10 @@ async def test_a_step_that_hangs_is_left_and_the_next_runs(quiet: pytest.LogCapt
     steps = Steps()
     async with Rollback("make") as undo:
         undo.push("a", steps.step("a"))
+        undo.push("b", steps.step("b", error=OSError("device busy")))
         undo.push("hangs", anyio.sleep_forever, timeout=0.01)
-    assert steps.ran == ["a"]
+    assert steps.ran == ["b", "a"]
+    assert undo.failures == ["hangs: it did not end within 0.01 s", "b: device busy"], "for the step that runs last to know"
     assert "undo step 'hangs' did not end within 0.01 s" in quiet.text
 
 

@@ -54,9 +54,9 @@ class AdminRpcs(ImageAdminRpcs):
         return v1.CollectGarbageResponse(layers=layers, freed_bytes=max(0, before - self._images.image_usage().used_bytes))
 
     async def remove_orphans(self, message: v1.RemoveOrphansRequest) -> v1.RemoveOrphansResponse:
-        """Remove what no record owns, now."""
+        """Remove what no record owns, and what is left of what was to go, now."""
         del message
-        return v1.RemoveOrphansResponse(removed=list(await self._core.recovery.orphans.remove()))
+        return v1.RemoveOrphansResponse(removed=list(await self._core.remove_remains()))
 
 
 def _handler(state: HandlerState, default: str) -> v1.Handler:

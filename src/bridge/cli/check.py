@@ -125,6 +125,9 @@ def _content(recorded: Recorded) -> Iterator[Finding]:
         yield Finding("records", f"record {ident[:13]}", State.MISSING, f"{why}; the next start sets it aside")
     for ident, kind, why in recorded.set_aside:
         yield Finding("records", f"record {ident[:13]}", State.ADVICE, f"was set aside from {kind}: {why}")
+    for ident, why in recorded.unremoved.items():
+        mend = "a running server tries again; cri-bridge doctor --leaks --remove does it at once"
+        yield Finding("records", f"remains {ident[:13]}", State.ADVICE, f"{recorded.about(ident)} could not be removed: {why}", mend)
     boot = _BOOT_ID.read_text().strip()
     old = [pod for pod in recorded.sandboxes.values() if pod.boot_id != boot and pod.namespaces]
     if old:

@@ -75,7 +75,7 @@ def audit(config: Config) -> Sequence[Leak]:
         still = {(trace.kind, trace.path) for trace in _look(config)}
         leaks = [leak for leak in leaks if (leak.kind, leak.path) in still]
     debts = [_debt(ident, recorded) for ident in recorded.detachments]
-    return [*leaks, *debts]
+    return [*leaks, *debts, *(_unremoved(ident, why, recorded) for ident, why in recorded.unremoved.items())]
 
 
 def judge(traces: Sequence[Trace], recorded: Recorded) -> list[Leak]:
@@ -100,6 +100,12 @@ def _debt(ident: str, recorded: Recorded) -> Leak:
     network = str(recorded.detachments[ident].get("network", ""))
     why = "its CNI DEL failed; a running server tries it again and again"
     return Leak("network attachment", network, ident, recorded.about(ident) or "a pod that was removed", why, certain=True)
+
+
+def _unremoved(ident: str, why: str, recorded: Recorded) -> Leak:
+    kind = "container" if ident in recorded.containers else "pod"
+    why = f"its removal failed: {why}; a running server tries it again and again"
+    return Leak(kind, "what is left of it", ident, recorded.about(ident), why, certain=True)
 
 
 def _look(config: Config) -> Sequence[Trace]:

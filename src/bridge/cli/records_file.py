@@ -37,6 +37,11 @@ class Recorded:
         """Ids of which there is a record, readable or not, or a debt."""
         return frozenset((*self.sandboxes, *self.containers, *self.detachments, *self.unreadable))
 
+    @property
+    def unremoved(self) -> Mapping[str, str]:
+        """Ids of what was to be removed and is not yet, with the reason."""
+        return {one.id: one.unremoved for one in (*self.sandboxes.values(), *self.containers.values()) if one.unremoved}
+
     def about(self, ident: str) -> str:
         """What a person calls the object ``ident``; "" when there is no record of it."""
         container = self.containers.get(ident)

@@ -34,6 +34,7 @@ from bridge.core.container_io import container_io, log_path
 from bridge.core.entities import Container, ContainerState, Sandbox
 from bridge.core.erase import directory as erase_directory
 from bridge.core.injections import Injections
+from bridge.core.leftovers import Leftovers
 from bridge.core.live import Live, LiveContainer
 from bridge.core.making import Making
 from bridge.core.model import ContainerConfig, NamespaceMode
@@ -54,6 +55,7 @@ class ContainerCreator:
 
     store: Store
     live: Live
+    leftovers: Leftovers
     handlers: Handlers
     images: Images
     lookups: Lookups
@@ -87,14 +89,22 @@ class ContainerCreator:
             with trace.span("backend"):
                 handle = await self._backend(making, oci)
             limited = limits.of_spec(oci)
+            self.live.containers[ident] = LiveContainer(handle, oci["process"])
             record = dict(handle.record)
             container = await self.store.apply_container(ident, "created", user=who.user, backend=record, resources=limited)
-            self.live.containers[ident] = LiveContainer(handle, oci["process"])
             undo.commit()
         return container
 
+    async def _forget(self, ident: str, undo: Rollback) -> None:
+        """The last step: a record whose things are all gone goes too, any other is kept for as long as they are there."""
+        if undo.failures:
+            await self.leftovers.keep(ident, "; ".join(undo.failures))
+            return
+        self.live.containers.pop(ident, None)
+        await self.store.remove(ident)
+
     async def _journal(self, ident: str, sandbox: Sandbox, config: ContainerConfig, image: Image, undo: Rollback) -> Making:
-        undo.push("forget the record", lambda: self.store.remove(ident))
+        undo.push("forget the record", lambda: self._forget(ident, undo))
         container = self._record(ident, sandbox, config, image)
         await self.store.add(container)
         bundle = self.settings.bundle(sandbox.id, ident)

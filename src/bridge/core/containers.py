@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
 
 from bridge import log
-from bridge.aio import SingleFlight, run_all
+from bridge.aio import SingleFlight
 from bridge.core import stamps, trace, volumes
-from bridge.core.container_create import ContainerCreator, erase_bundle, erase_rootfs
+from bridge.core.container_create import ContainerCreator
+from bridge.core.container_remove import Remover
 from bridge.core.container_stop import Stopper
 from bridge.core.entities import Container, ContainerState, Sandbox, SandboxState
 from bridge.core.live import LiveContainer
@@ -41,8 +43,9 @@ class ContainerService:
     def __init__(self, daemon: Surroundings, images: Images, creator: ContainerCreator) -> None:
         self._store, self._live, self._settings = daemon.store, daemon.live, daemon.settings
         self._traces, self._supervisor, self._creating, self._starting = daemon.traces, daemon.supervisor, daemon.creating, daemon.starting
-        self._images = images
+        self._leftovers = daemon.leftovers
         self._creator = creator
+        self._remover = Remover(daemon, images)
         self._stopper = Stopper(daemon.store, daemon.live, daemon.settings, daemon.supervisor)
         self.creations: SingleFlight[str, Container] = SingleFlight(daemon.supervisor, "create container")
         self.starts: SingleFlight[str, None] = SingleFlight(daemon.supervisor, "start container")
@@ -63,7 +66,9 @@ class ContainerService:
         holder = self._store.named(key)
         if holder is not None and self._store.containers[holder].state in _HALF:
             # This flight is the only one of its key, so that one's undo or removal failed. It must not hold the name.
-            await self.discard(holder)
+            await self._leftovers.keep(holder, "its creation or removal was cut off")
+            with suppress(BridgeError):  # which is kept with it
+                await self.discard(holder)
         elif holder is not None:
             earlier = self._store.containers[holder]
             if earlier.state is ContainerState.CREATED and earlier.config == config:
@@ -262,34 +267,10 @@ class ContainerService:
         with log.context(pod=container.sandbox_id[:13], container=ident[:13]):
             with trace.recording(self._traces, container.sandbox_id, f"RemoveContainer {container.config.metadata.name}"):
                 await self.end(ident, 0.0)
-                await self._take_away(self._store.containers[ident])
+                await self._remover.take_away(self._store.containers[ident])
                 self._live.containers.pop(ident, None)
                 await self._store.remove(ident)
             _logger.info("container removed")
-
-    async def _take_away(self, container: Container) -> None:
-        entry = self._live.containers.get(container.id)
-        removing = functools.partial(self._store.apply_container, container.id, "removing")
-        deleting = functools.partial(self._delete, entry)
-        rootfs = functools.partial(erase_rootfs, self._settings, self._images, container)
-        bundle = functools.partial(erase_bundle, self._settings, container)
-        if container.state is ContainerState.EXITED and entry is not None and entry.released.is_set():
-            # Each step is independent by now, and until its end the record of an exited container owns what a crash would leave.
-            await run_all((removing, deleting, rootfs, bundle))
-            return
-        for step in (removing, deleting, rootfs, bundle):
-            await step()
-
-    async def _delete(self, entry: LiveContainer | None) -> None:
-        if entry is not None:
-            with trace.span("backend delete"):
-                await self._await_release(entry)
-                await entry.handle.delete()
-
-    async def _await_release(self, entry: LiveContainer) -> None:
-        if entry.exited.is_set():
-            with anyio.move_on_after(self._settings.kill_timeout):
-                await entry.released.wait()
 
     async def reopen_log(self, ident: str) -> None:
         """After the kubelet rotated the log. Raises IllegalTransition when the container is not running."""

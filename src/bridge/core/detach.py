@@ -7,7 +7,7 @@ pod's own removal goes on meanwhile (cri-o#4084: a broken plugin made pods undel
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -47,8 +47,12 @@ class Detacher:
             await self._network.delete(from_record(record))
         except BridgeError as exc:
             _logger.warning("CNI DEL of pod %s failed, will be retried: %s", sandbox_id, exc)
-            await self._store.owe_detachment(sandbox_id, record)
-            self.schedule(sandbox_id)
+            await self.owe(sandbox_id, record)
+
+    async def owe(self, sandbox_id: str, record: Mapping[str, Any]) -> None:
+        """Write the DEL down and leave it to the background. Raises HostError when the disk takes nothing."""
+        await self._store.owe_detachment(sandbox_id, record)
+        self.schedule(sandbox_id)
 
     def schedule(self, sandbox_id: str) -> None:
         """Retry an owed DEL in the background until it succeeds."""
@@ -56,12 +60,24 @@ class Detacher:
 
     async def _retry(self, sandbox_id: str) -> None:
         pause = _FIRST_PAUSE
-        while (record := self._store.detachments.get(sandbox_id)) is not None:
+        while sandbox_id in self._store.detachments:
             await anyio.sleep(pause)
             pause = min(pause * math.e, _LONGEST_PAUSE)
-            try:
-                await self._network.delete(from_record(record))
-            except BridgeError as exc:
-                _logger.warning("CNI DEL of pod %s failed again, next try in %.0f s: %s", sandbox_id, pause, describe(exc))
-                continue
+            if not await self._paid(sandbox_id):
+                _logger.warning("the next DEL of pod %s is in %.0f s", sandbox_id, pause)
+
+    async def settle(self) -> Sequence[str]:
+        """Try every owed DEL once, now. Returns in words what is off its network by that."""
+        return [f"network attachment of pod {ident}" for ident in tuple(self._store.detachments) if await self._paid(ident)]
+
+    async def _paid(self, sandbox_id: str) -> bool:
+        record = self._store.detachments.get(sandbox_id)
+        if record is None:
+            return True
+        try:
+            await self._network.delete(from_record(record))
             await self._store.settle_detachment(sandbox_id)
+        except BridgeError as exc:
+            _logger.warning("CNI DEL of pod %s failed again: %s", sandbox_id, describe(exc))
+            return False
+        return True

@@ -51,6 +51,7 @@ class Sandbox:
     paths; ``cgroup_owned`` is the topmost part of ``cgroup_parent`` that we made and remove again, "" when it was there.
     ``overhead`` and ``resources`` are the pod's, as last updated. ``selinux_process`` and ``selinux_mount`` are its labels,
     "" where SELinux is not used. ``opening`` is how its handler was opened (bridge.ports.handlers), None in records of version 0.1.
+    ``unremoved`` is why it is still here though it was to be removed, "" for everyone else; such a record holds no name (core/leftovers).
     """
 
     id: str
@@ -74,10 +75,13 @@ class Sandbox:
     hostname: str = ""
     opening: Mapping[str, Any] | None = None
     revision: int = 0
+    unremoved: str = ""
 
     @property
     def name_key(self) -> str:
         """What must be unique among live sandboxes."""
+        if self.unremoved:
+            return self.id
         meta = self.config.metadata
         return f"{meta.name}_{meta.namespace}_{meta.uid}_{meta.attempt}"
 
@@ -88,6 +92,7 @@ class Container:
 
     ``mount_images`` holds the image id for each of config.mounts, "" for a mount of the host; it is empty when no mount is an image.
     ``resources`` are the limits in force, after clamps and updates; None in records of releases that did not keep them.
+    ``unremoved`` is as of a sandbox.
     """
 
     id: str
@@ -111,8 +116,11 @@ class Container:
     resources: Resources | None = None
     revision: int = 0
     mount_images: tuple[str, ...] = ()
+    unremoved: str = ""
 
     @property
     def name_key(self) -> str:
         """What must be unique among live containers of one sandbox."""
+        if self.unremoved:
+            return self.id
         return f"{self.sandbox_id}_{self.config.metadata.name}_{self.config.metadata.attempt}"

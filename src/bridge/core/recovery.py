@@ -44,6 +44,7 @@ _logger = log.get("core.recovery")
 LOST_CODE = 255
 """Exit code of a container whose real one nobody could learn."""
 _PARALLEL = 16
+_HALF = (SandboxState.CREATING, SandboxState.REMOVING)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,18 +87,25 @@ class Recovery:
                 try:
                     await self._sandbox(sandbox)
                     live.unreachable.pop(sandbox.id, None)
-                except Unavailable as exc:
-                    _logger.error("pod can't be reached, its records stay as they are: %s", exc)
-                    live.unreachable[sandbox.id] = exc.message
-                    self.daemon.supervisor.spawn(f"reach pod {sandbox.id}", lambda: self._again(sandbox.id, limiter))
-                except BridgeError as exc:
-                    _logger.error("pod can't be recovered and counts as stopped: %s", exc)
-                    await self._count_as_dead(sandbox, str(exc))
-                except Exception as exc:
-                    _logger.exception("pod can't be recovered and counts as stopped")
-                    await self._count_as_dead(sandbox, describe(exc))
+                except Exception as exc:  # noqa: BLE001 - one pod's fault must not be the others'
+                    await self._failed(sandbox, exc, limiter)
                 finally:
                     live.recovering.pop(sandbox.id).set()
+
+    async def _failed(self, sandbox: Sandbox, exc: Exception, limiter: anyio.CapacityLimiter) -> None:
+        if not isinstance(exc, BridgeError):
+            _logger.error("recovering the pod raised what no code should", exc_info=exc)
+        why = exc.message if isinstance(exc, BridgeError) else describe(exc)
+        current = self.daemon.store.sandboxes.get(sandbox.id)
+        if current is not None and current.state in _HALF:  # its name is free from now on, also while its backend is away
+            await self.daemon.leftovers.keep(sandbox.id, why)
+        elif isinstance(exc, Unavailable):
+            _logger.error("pod can't be reached, its records stay as they are: %s", why)
+            self.daemon.live.unreachable[sandbox.id] = why
+            self.daemon.supervisor.spawn(f"reach pod {sandbox.id}", lambda: self._again(sandbox.id, limiter))
+        else:
+            _logger.error("pod can't be recovered and counts as stopped: %s", why)
+            await self._count_as_dead(sandbox, why)
 
     async def _again(self, sandbox_id: str, limiter: anyio.CapacityLimiter) -> None:
         """Recover a pod whose handler was disabled or whose monitor was away, with its containers perhaps running all the while."""
@@ -106,7 +114,8 @@ class Recovery:
         await self._one(self.daemon.store.sandboxes[sandbox_id], limiter)
 
     async def _sandbox(self, sandbox: Sandbox) -> None:
-        if sandbox.state in (SandboxState.CREATING, SandboxState.REMOVING):
+        if sandbox.state in _HALF:
+            _logger.info("undoing the pod's interrupted %s", "creation" if sandbox.state is SandboxState.CREATING else "removal")
             await self._finish_removal(sandbox)
         elif sandbox.boot_id != self.daemon.settings.boot_id:
             await self._after_reboot(sandbox)
@@ -114,14 +123,24 @@ class Recovery:
             await self._adopt(sandbox)
 
     async def _finish_removal(self, sandbox: Sandbox) -> None:
-        _logger.info("undoing the pod's interrupted %s", "creation" if sandbox.state is SandboxState.CREATING else "removal")
-        if sandbox.boot_id == self.daemon.settings.boot_id:
+        if sandbox.boot_id == self.daemon.settings.boot_id and sandbox.id not in self.daemon.live.sandboxes:
             await self._adopt_for_removal(sandbox)
         if sandbox.attachment is not None:
             await self.detacher.detach(sandbox.id, sandbox.attachment)
-        if sandbox.state is SandboxState.CREATING:
+        if sandbox.state is SandboxState.CREATING or sandbox.attachment is not None:
             await self.daemon.store.apply_sandbox(sandbox.id, "removing", attachment=None)
         await self.sandboxes.discard(sandbox.id)
+
+    async def finish(self, ident: str) -> None:
+        """One more try at removing all that is left of a pod or container (core/leftovers); gone is success. Raises BridgeError."""
+        sandbox, container = self.daemon.store.sandboxes.get(ident), self.daemon.store.containers.get(ident)
+        if sandbox is not None:
+            await self._finish_removal(sandbox)
+        elif container is not None:
+            handle = self.daemon.live.sandboxes.get(container.sandbox_id)
+            if handle is not None and ident not in self.daemon.live.containers:
+                await self._adopt_container(container, handle)
+            await self.containers.discard(ident)
 
     async def _adopt_for_removal(self, sandbox: Sandbox) -> None:
         try:
@@ -186,11 +205,12 @@ class Recovery:
         return ContainerSpec(container.id, container.sandbox_id, bundle, oci, container_io(container, sandbox))
 
     async def _undo_half_made(self, container: Container) -> None:
-        if self.daemon.store.containers.get(container.id) is container and container.state in (
-            ContainerState.CREATING,
-            ContainerState.REMOVING,
-        ):
-            await self.containers.discard(container.id)
+        half = container.state in (ContainerState.CREATING, ContainerState.REMOVING)
+        if half and self.daemon.store.containers.get(container.id) is container:
+            try:
+                await self.containers.discard(container.id)
+            except BridgeError as exc:  # what one container left must not cost the others their pod
+                await self.daemon.leftovers.keep(container.id, exc.message)
 
     async def _mark_exited(self, container: Container, why: str) -> None:
         status = ExitStatus(LOST_CODE, at_ns=stamps.after([container.started_at or container.created_at]), reason="ContainerLost")

@@ -21,6 +21,7 @@ from bridge.core.confinement import Confiner, check_profiles
 from bridge.core.detach import Detacher, to_record
 from bridge.core.entities import Sandbox, SandboxState
 from bridge.core.hostports import HostPorts, mappings
+from bridge.core.leftovers import Leftovers
 from bridge.core.live import Live
 from bridge.core.model import NamespaceMode, PodConfig
 from bridge.core.settings import CoreSettings
@@ -43,6 +44,7 @@ class SandboxRunner:
 
     store: Store
     live: Live
+    leftovers: Leftovers
     network: Network
     images: Images
     detacher: Detacher
@@ -59,19 +61,26 @@ class SandboxRunner:
         check_profiles(config.security, backend.features)
         check_limits(config, self.facts, self.spec_settings)
         async with Rollback(f"run pod {ident[:12]}", step_timeout=self.settings.undo_timeout) as undo:
-            undo.push("forget the record", lambda: self.store.remove(ident))
+            undo.push("forget the record", lambda: self._forget(ident, undo))
             with self.host_ports.claimed(ident, config), trace.span("journal"):
                 sandbox = await self._journal(self._record(ident, config, handler, runtime_handler), backend)
             sandbox = await self._cgroup(sandbox, undo)
             sandbox = await self._namespaces(sandbox, backend, undo)
             sandbox = await self._network(sandbox, undo)
             await self._files(sandbox, undo)
-            handle = await self._backend(sandbox, backend, undo)
+            handle = self.live.sandboxes[ident] = await self._backend(sandbox, backend, undo)
             with trace.span("commit"):
                 sandbox = await self.store.apply_sandbox(ident, "created", backend=dict(handle.record), pid=handle.pid or 0)
-            self.live.sandboxes[ident] = handle
             undo.commit()
         return sandbox
+
+    async def _forget(self, ident: str, undo: Rollback) -> None:
+        """The last step: a record whose things are all gone goes too, any other is kept for as long as they are there."""
+        if undo.failures:
+            await self.leftovers.keep(ident, "; ".join(undo.failures))
+            return
+        self.live.sandboxes.pop(ident, None)
+        await self.store.remove(ident)
 
     def _record(self, ident: str, config: PodConfig, handler: str, runtime_handler: str) -> Sandbox:
         return Sandbox(
@@ -146,7 +155,7 @@ class SandboxRunner:
         record = to_record(attachment)
         with trace.span("journal"):
             await self.store.apply_sandbox(sandbox.id, "journal", namespaces=sandbox.namespaces, attachment=record)
-        undo.push("cni del", lambda: self.detacher.detach(sandbox.id, record))
+        undo.push("cni del", lambda: self._detach(sandbox.id, record))
         with trace.span("cni add"):
             result = await self.network.add(attachment)
         record.update(to_record(result.attachment))
@@ -155,6 +164,10 @@ class SandboxRunner:
             await namespaces.set_interface_sysctls(pins, sandbox.config.sysctls)
         # The addresses are committed with "created": until then the journaled attachment is enough for a DEL.
         return await self.store.apply_sandbox(sandbox.id, "journal", ips=tuple(result.ips), attachment=dict(record))
+
+    async def _detach(self, ident: str, record: Mapping[str, Any]) -> None:
+        await self.detacher.detach(ident, record)
+        await self.store.apply_sandbox(ident, "journal", attachment=None)
 
     async def _files(self, sandbox: Sandbox, undo: Rollback) -> None:
         with trace.span("pod files"):

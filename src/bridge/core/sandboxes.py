@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from contextlib import suppress
 
 from anyio.to_thread import run_sync
 
@@ -39,6 +40,7 @@ class SandboxService:
     ) -> None:
         self._store, self._live, self._settings = daemon.store, daemon.live, daemon.settings
         self._traces, self._supervisor, self._creating = daemon.traces, daemon.supervisor, daemon.creating
+        self._leftovers = daemon.leftovers
         self._handlers = handlers
         self._containers = containers
         self._runner = runner
@@ -66,7 +68,9 @@ class SandboxService:
             holder = self._store.named(key)
         if holder is not None and self._store.sandboxes[holder].state in _HALF:
             # This flight is the only one of its key, so that one's undo or removal failed. It must not hold the name.
-            await self.discard(holder)
+            await self._leftovers.keep(holder, "its creation or removal was cut off")
+            with suppress(BridgeError):  # which is kept with it
+                await self.discard(holder)
         elif holder is not None:
             return self._earlier(self._store.sandboxes[holder], config, runtime_handler)
         ident = new_id()
@@ -181,18 +185,25 @@ class SandboxService:
             return
         with log.context(pod=ident[:13]), trace.recording(self._traces, ident, "RemovePodSandbox"):
             sandbox = await self._store.apply_sandbox(ident, "removing")
-            for container in self._store.members(ident):
-                await self._containers.discard(container.id)
-            handle = self._live.sandboxes.get(ident)
-            if handle is not None:
-                with trace.span("backend delete"):
-                    await handle.delete()
-            await self.erase(sandbox)
+            try:
+                await self._take_away(sandbox)
+            except BridgeError as exc:
+                await self._leftovers.keep(ident, exc.message)
+                raise
             self._live.sandboxes.pop(ident, None)
             await self._store.remove(ident)
             self._live.stopping.discard(ident)
             self._traces.forget(ident)
             _logger.info("pod removed")
+
+    async def _take_away(self, sandbox: Sandbox) -> None:
+        for container in self._store.members(sandbox.id):
+            await self._containers.discard(container.id)
+        handle = self._live.sandboxes.get(sandbox.id)
+        if handle is not None:
+            with trace.span("backend delete"):
+                await handle.delete()
+        await self.erase(sandbox)
 
     async def erase(self, sandbox: Sandbox) -> None:
         """Everything outside the backend that a sandbox may have: mounts, directory, cgroup. Idempotent."""

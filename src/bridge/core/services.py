@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import anyio
@@ -16,6 +16,7 @@ from bridge.core.detach import Detacher
 from bridge.core.execs import ExecService
 from bridge.core.hostports import HostPorts
 from bridge.core.injections import Injections, Sources
+from bridge.core.leftovers import Leftovers
 from bridge.core.live import Live
 from bridge.core.orphans import Orphans
 from bridge.core.preview import Previewer
@@ -74,7 +75,13 @@ class Services:
             "starting": starting.working,
             "waiting_to_start": starting.waiting,
             "tasks": len(anyio.get_running_tasks()),
+            "unremoved": len(self.daemon.leftovers),
         }
+
+    async def remove_remains(self) -> Sequence[str]:
+        """Remove now what is left of failed creations and removals, and what no record owns. Returns in words what is gone."""
+        gone = [*await self.daemon.leftovers.settle(), *await self.recovery.detacher.settle()]
+        return [*gone, *await self.recovery.orphans.remove()]
 
     async def settle(self) -> None:
         """Wait until no flight is in the air (the caller sets the deadline)."""
@@ -91,6 +98,13 @@ class Services:
             flights.cancel_all()
 
 
+def _surroundings(store: Store, settings: CoreSettings, supervisor: Supervisor, detacher: Detacher) -> Surroundings:
+    # From the first request on: nothing is done to a pod of an earlier server before recovery has looked at it.
+    live = Live(recovering={ident: anyio.Event() for ident in store.sandboxes})
+    creating, starting = Turns(settings.concurrent_creates), Turns(settings.concurrent_creates)
+    return Surroundings(store, live, settings, Traces(), supervisor, creating, starting, Leftovers(store, detacher))
+
+
 def assemble(
     store: Store,
     ports: Ports,
@@ -101,17 +115,16 @@ def assemble(
     sources: Sources | None = None,
 ) -> Services:
     """Build core over a loaded store. ``sources`` are the watched directories of CDI specs and hooks, None for none."""
-    # From the first request on: nothing is done to a pod of an earlier server before recovery has looked at it.
-    live, traces = Live(recovering={ident: anyio.Event() for ident in store.sandboxes}), Traces()
-    daemon = Surroundings(store, live, settings, traces, supervisor, Turns(settings.concurrent_creates), Turns(settings.concurrent_creates))
     detacher = Detacher(store, ports.network, supervisor)
+    daemon = _surroundings(store, settings, supervisor, detacher)
+    live, traces, leftovers = daemon.live, daemon.traces, daemon.leftovers
     lookups, confiner = Lookups(supervisor), Confiner(facts, spec_settings)
     injections = Injections(ports.handlers, sources or Sources.none())
-    creator = ContainerCreator(store, live, ports.handlers, ports.images, lookups, settings, facts, spec_settings, injections, confiner)
+    host_ports, net, images, handlers = HostPorts(store), ports.network, ports.images, ports.handlers
+    creator = ContainerCreator(store, live, leftovers, handlers, images, lookups, settings, facts, spec_settings, injections, confiner)
     previewer = Previewer(ports.handlers, ports.images, settings, facts, spec_settings, injections, confiner, lookups)
     containers = ContainerService(daemon, ports.images, creator)
-    host_ports, net, images, handlers = HostPorts(store), ports.network, ports.images, ports.handlers
-    runner = SandboxRunner(store, live, net, images, detacher, settings, facts, spec_settings, host_ports, handlers, confiner)
+    runner = SandboxRunner(store, live, leftovers, net, images, detacher, settings, facts, spec_settings, host_ports, handlers, confiner)
     sandboxes = SandboxService(daemon, ports.handlers, containers, runner, detacher)
     recovery = Recovery(
         daemon=daemon,
@@ -129,6 +142,7 @@ def assemble(
     streams = StreamService(store=store, live=live, handlers=ports.handlers, settings=settings)
     execs = ExecService(streams=streams, settings=settings)
     supervisor.spawn("late writes", store.late.keep)
+    supervisor.spawn("leftovers", lambda: leftovers.tend(recovery.finish))
     return Services(
         store, live, sandboxes, containers, execs, streams, resources, stats, recovery, traces, ports, lookups, previewer, daemon
     )

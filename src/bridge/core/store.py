@@ -188,8 +188,11 @@ class Store:
     async def _commit(self, event: str, before: Entity, after: Entity) -> None:
         body = records.dumps(after)
         table = "sandboxes" if isinstance(after, Sandbox) else "containers"
-        statement = f"UPDATE {table} SET body = ? WHERE id = ?"  # noqa: S608
+        # Only what is to go for good changes its name; else the name's index would be written anew by each change.
+        statement = f"UPDATE {table} SET body = ?{', name_key = id' if after.unremoved else ''} WHERE id = ?"  # noqa: S608
         await self.late.commit(after.id, lambda db: db.execute(statement, (body, after.id)), fact=event in lifecycle.FACTS)
+        if after.name_key != before.name_key:
+            self._names.pop(before.name_key, None)
         self._publish(after)
         self.changes.publish(Change(event, before, after))
 

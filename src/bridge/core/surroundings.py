@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bridge.aio import Supervisor
+from bridge.core.leftovers import Leftovers
 from bridge.core.live import Live
 from bridge.core.settings import CoreSettings
 from bridge.core.store import Store
@@ -23,3 +24,4 @@ class Surroundings:
     supervisor: Supervisor
     creating: Turns
     starting: Turns
+    leftovers: Leftovers

@@ -26,15 +26,19 @@ IMAGE = Image(
 
 
 class Faults:
-    """Calls that are to fail, once each."""
+    """Calls that are to fail: once each, those of ``broken`` every time, and those of ``hung`` never end."""
 
     def __init__(self) -> None:
         self.fail_on: set[str] = set()
+        self.broken: set[str] = set()
+        self.hung: set[str] = set()
 
     async def passing(self, call: str, error: Exception) -> None:
         """Wait a turn of the loop, as a real call would; then fail if asked to."""
         await anyio.lowlevel.checkpoint()
-        if call in self.fail_on:
+        if call in self.hung:
+            await anyio.sleep_forever()
+        if call in self.fail_on or call in self.broken:
             self.fail_on.discard(call)
             raise error
 

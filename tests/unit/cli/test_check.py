@@ -10,6 +10,9 @@ import pytest
 from bridge.cli import check, image_index
 from bridge.cli.findings import Finding, State
 from bridge.config import Config
+from bridge.core.entities import Sandbox, SandboxState
+from bridge.core.model import PodConfig, PodMetadata
+from bridge.core.records import dumps
 from bridge.core.store import MIGRATIONS
 from bridge.host.database_copy import restore
 from bridge.images import schema
@@ -67,6 +70,14 @@ def test_records_that_can_not_be_read_and_that_were_set_aside(root: Path) -> Non
     found = records(root)
     assert found["record new"].state is State.MISSING
     assert found["record old"].detail == "was set aside from containers: so"
+
+
+def test_what_could_not_be_removed_is_named(root: Path) -> None:
+    config = PodConfig(PodMetadata("web", "uid", "shop"))
+    body = dumps(Sandbox("a" * 64, config, "runc", "", SandboxState.REMOVING, 1, "boot", unremoved="umount: busy"))
+    execute(root, f"INSERT INTO sandboxes VALUES ('{'a' * 64}', 'k', '{body}')")
+    found = records(root)[f"remains {'a' * 13}"]
+    assert (found.state, found.detail) == (State.ADVICE, "pod shop/web could not be removed: umount: busy")
 
 
 def test_a_newer_format_and_a_missing_copy(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sqlite3
 from pathlib import Path
@@ -128,6 +129,18 @@ def test_records_are_read_without_a_server(tmp_path: Path) -> None:
     assert (found.about(POD), found.about(OTHER)) == ("pod shop/web", "")
     assert (list(found.unreadable), found.set_aside, found.faults) == ([LOST], [("x", "containers", "unreadable")], [])
     assert (tmp_path / "state.db").read_bytes() == before
+
+
+def test_what_could_not_be_removed_is_told(tmp_path: Path) -> None:
+    left = dataclasses.replace(container(CONTAINER, POD), state=ContainerState.REMOVING, unremoved="umount: busy")
+    whole = Recorded(Path("state.db"), {POD: dataclasses.replace(sandbox(POD), unremoved="DEL hangs")}, {CONTAINER: left})
+    assert whole.unremoved == {POD: "DEL hangs", CONTAINER: "umount: busy"}
+    found = [leaks._unremoved(ident, why, whole) for ident, why in whole.unremoved.items()]
+    assert [(leak.kind, leak.about, leak.certain) for leak in found] == [
+        ("pod", "pod shop/web", True),
+        ("container", "container app of pod shop/web", True),
+    ]
+    assert "umount: busy" in found[1].why
 
 
 def test_the_copy_tells_of_a_database_that_is_gone(tmp_path: Path) -> None:

@@ -63,6 +63,22 @@ async def test_names_are_unique_while_they_live(store: Store) -> None:
     await store.add(sandbox("bb2"))
 
 
+async def test_what_is_only_to_go_holds_no_name(database: Database, store: Store) -> None:
+    await store.add(sandbox())
+    await store.add(container())
+    await store.apply_container("cc1", "removing", unremoved="busy")
+    await store.apply_sandbox("aa1", "removing", unremoved="busy")
+    await store.apply_sandbox("aa1", "removing", unremoved="still busy")
+    await store.add(sandbox("bb2"))
+    await store.add(container("cc2"))
+    again = Store(database)
+    await again.load()
+    assert again.sandboxes == store.sandboxes
+    assert (again.named(sandbox().name_key), again.named(container().name_key)) == ("bb2", "cc2")
+    await again.remove("cc1")
+    assert again.named(container().name_key) == "cc2"
+
+
 async def test_readers_never_see_what_is_not_committed(database: Database, store: Store) -> None:
     await store.add(sandbox())
 
