@@ -40,7 +40,8 @@ class Recorded:
     @property
     def unremoved(self) -> Mapping[str, str]:
         """Ids of what was to be removed and is not yet, with the reason."""
-        return {one.id: one.unremoved for one in (*self.sandboxes.values(), *self.containers.values()) if one.unremoved}
+        pods = {pod.id: pod.unremoved for pod in self.sandboxes.values() if pod.unremoved}
+        return pods | {each.id: each.unremoved for each in self.containers.values() if each.unremoved}
 
     def about(self, ident: str) -> str:
         """What a person calls the object ``ident``; "" when there is no record of it."""
