@@ -11,6 +11,9 @@ from bridge.core import records
 from bridge.core.entities import ContainerState, SandboxState
 from bridge.core.sandbox_run import new_id
 from bridge.core.services import Services
+from bridge.errors import IllegalTransition, TimedOut
+from bridge.ports.runtime import ContainerSpec, Record
+from bridge.testing.fakes import FakeContainer, FakeSandbox
 from tests.component.conftest import World, container, pod
 
 pytestmark = pytest.mark.root
@@ -136,4 +139,24 @@ async def test_labels_and_annotations_survive_byte_for_byte(world: World) -> Non
         for config in (core.sandboxes.find(sandbox.id).config, core.containers.find(made.id).config):
             assert (config.labels, config.annotations) == (odd, odd)
         await core.sandboxes.remove(sandbox.id)
+    assert world.leftovers() == []
+
+
+async def test_what_ended_in_a_pod_that_could_not_be_recovered_is_told_as_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world.started() as core:
+        sandbox, ident = await running_pod(core)
+
+    async def too_late(self: FakeSandbox, spec: ContainerSpec, record: Record) -> FakeContainer:
+        raise TimedOut("it did not end within 20 s of SIGKILL")
+
+    async with world.started() as core:
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeSandbox, "load_container", too_late)
+            await core.recovery.run()
+        assert core.containers.find(ident).state is ContainerState.EXITED
+        with pytest.raises(IllegalTransition, match="is exited: 'starting' is not possible now"):
+            await core.containers.start(ident)
+        await core.sandboxes.remove(sandbox)
+    world.backend.containers.clear()
+    world.images.mounted.clear()
     assert world.leftovers() == []

@@ -15,12 +15,6 @@ pytest_plugins = ["bridge.testing.conformance.plugin"]
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 
-BY_HAND = {
-    ("kata-stand-in", "kills-at-the-start"): "a machine whose start the server's death interrupts holds its recovery up for kill_timeout",
-}
-"""Faults that docs/conformance.md tells of: they depend on the moment, so here they would fail now and then."""
-
-
 @pytest.fixture(scope="session", params=HANDLERS)
 def conformance_target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Target:
     tried = HANDLERS[request.param]
@@ -30,7 +24,5 @@ def conformance_target(request: pytest.FixtureRequest, tmp_path_factory: pytest.
 
 
 @pytest.mark.parametrize("conformance_spec", select(quick=True), ids=str)
-def test_conforms(conformance_suite: Conformance, conformance_spec: Spec, conformance_target: Target, pytestconfig: pytest.Config) -> None:
-    if (conformance_target.name, conformance_spec.name) in BY_HAND:
-        pytest.skip(BY_HAND[conformance_target.name, conformance_spec.name])
+def test_conforms(conformance_suite: Conformance, conformance_spec: Spec, pytestconfig: pytest.Config) -> None:
     run_spec(conformance_suite, conformance_spec, pytestconfig)

@@ -16,7 +16,7 @@ import anyio
 
 from bridge import log
 from bridge.aio import SingleFlight
-from bridge.core import stamps, trace, volumes
+from bridge.core import lifecycle, stamps, trace, volumes
 from bridge.core.container_create import ContainerCreator
 from bridge.core.container_remove import Remover
 from bridge.core.container_stop import Stopper
@@ -128,8 +128,8 @@ class ContainerService:
 
     async def _start(self, ident: str) -> None:
         container = self._store.container(ident)
-        entry = self._live.container(ident)
-        name = container.config.metadata.name
+        lifecycle.require(container, "starting")  # one that has ended since may have no backend any more
+        entry, name = self._live.container(ident), container.config.metadata.name
         with log.context(pod=container.sandbox_id[:13], container=ident[:13]):
             with trace.recording(self._traces, container.sandbox_id, f"StartContainer {name}"):
                 async with self._starting.taken(container.sandbox_id), entry.changing:

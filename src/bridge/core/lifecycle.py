@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from bridge.core.entities import ContainerState, SandboxState
+from bridge.core.entities import Container, ContainerState, SandboxState
 from bridge.errors import IllegalTransition
 
 _S = SandboxState
@@ -69,3 +69,8 @@ def follow(table: Mapping[tuple[State, str], State], what: str, state: State, ev
         allowed = sorted(name for (source, name) in table if source is state)
         raise IllegalTransition(f"{what} is {state}: {event!r} is not possible now (possible: {', '.join(allowed)})")
     return following
+
+
+def require(container: Container, event: str) -> None:
+    """Raises IllegalTransition, as ``follow``, when ``event`` is not possible for ``container`` now; nothing changes."""
+    follow(CONTAINER, f"container {container.id}", container.state, event)

@@ -254,7 +254,7 @@ class ShimContainer:
     async def _end(self) -> None:
         """Kill it and wait for its exit."""
         timeout = self._runtime.settings.timeouts.kill
-        if self._exit is not None:
+        if self._exit is not None or (self._pid is None and await exits.never_runs(self._runtime, self._task)):
             return
         await self.kill(signals.SIGKILL)
         with anyio.move_on_after(timeout) as scope:

@@ -20,7 +20,7 @@ from bridge.ports.host import Monitor
 from bridge.ports.runtime import ExitStatus, SandboxKind
 from bridge.shimv2.runtime import SHIM_DIED, ShimRuntime, kill_directory, oom_kills
 from bridge.shimv2.shim import Shim, end_runtime
-from bridge.shimv2.task import ShimTask
+from bridge.shimv2.task import ShimTask, Status
 
 LOST_CODE = 255
 CONTAINER_LOST = "ContainerLost"
@@ -91,6 +91,16 @@ async def bury(runtime: ShimRuntime, shim: Shim, ident: str, bundle: Path, cgrou
         _logger.error("container %s: its dead shim can't be cleaned up after: %s", ident[:13], exc)
     await to_thread.run_sync(_end_cgroup, cgroup, runtime.settings.timeouts.kill)
     return replace(status, signal=None, oom_killed=oom, at_ns=status.at_ns or time.time_ns(), reason=SHIM_DIED)
+
+
+async def never_runs(runtime: ShimRuntime, task: ShimTask | None) -> bool:
+    """Whether it was created in a guest and never started: it has no exit that a Wait could tell, and Delete is all that it takes."""
+    if task is None or runtime.settings.kind is not SandboxKind.VM:
+        return False
+    try:  # a Start that is under way in a guest's shim is over before that says anything else
+        return (await task.state()).status is Status.CREATED
+    except (NotFound, ShimGone):
+        return False
 
 
 async def free(runtime: ShimRuntime, shim: Shim, ident: str, bundle: Path) -> bool:

@@ -33,7 +33,8 @@ from bridge.shimv2.task import ShimTask, State, Status
 _VERSION = 1
 _DIRECTORY = "shim"
 _QUIET_LOOKS, _LOOK_SECONDS = 5, 0.05
-_GROUPS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
+SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
+_GROUPS = ("io.containerd.runc.v2.group", SANDBOX_ID)
 """Annotations by which a shim knows which containers share it."""
 
 _logger = log.get("shimv2.sandbox")
@@ -69,7 +70,7 @@ class ShimSandbox:
     async def start_main(self) -> None:
         """Start the sandbox's own container. Raises RuntimeFailed, ShimGone; then nothing is left."""
         spec = main_spec(self._spec)
-        adjusted = self._runtime.context.adjust_spec(_grouped(spec.oci, self.id), self._facts(), {"id": self.id})
+        adjusted = self._runtime.context.adjust_spec(grouped(spec.oci, self.id), self._facts(), {"id": self.id})
         async with Rollback(f"start the sandbox of {self.id[:13]}") as undo:
             undo.push("end the shim", self._end_shim)
             self.main = await ShimContainer.create(self._runtime, self, replace(spec, oci=adjusted), quiet=True)
@@ -84,7 +85,7 @@ class ShimSandbox:
             oci = with_pid_namespace(oci, SANDBOX_PID_NAMESPACE, f"/proc/{self.pid}/ns/pid")
         elif self.pid is None and with_pid_namespace(oci, SANDBOX_PID_NAMESPACE, "") is not oci:
             raise IllegalTransition(f"sandbox {self.id} has no process whose PID namespace could be shared")
-        return await ShimContainer.create(self._runtime, self, replace(spec, oci=_grouped(oci, self.id)))
+        return await ShimContainer.create(self._runtime, self, replace(spec, oci=grouped(oci, self.id)))
 
     def _facts(self) -> dict[str, Any]:
         spec = self._spec
@@ -118,7 +119,7 @@ class ShimSandbox:
     async def _write_bundle(self) -> None:
         """A config.json for a shim that serves a pod without a container of its own: it tells who shares the shim."""
         if self.main is None:
-            stub = _grouped({"ociVersion": "1.0.2", "annotations": dict(_names(self._spec))}, self.id)
+            stub = grouped({"ociVersion": "1.0.2", "annotations": dict(_names(self._spec))}, self.id)
             await to_thread.run_sync(_make_bundle, self._bundle, stub)
 
     async def done_with(self, ident: str, held: Shim) -> None:
@@ -189,7 +190,7 @@ def _names(spec: SandboxSpec) -> Mapping[str, str]:
     }
 
 
-def _grouped(oci: Mapping[str, Any], sandbox_id: str) -> Mapping[str, Any]:
+def grouped(oci: Mapping[str, Any], sandbox_id: str) -> Mapping[str, Any]:
     """``oci`` with the group of its pod, whatever the pod's own annotations say."""
     return {**oci, "annotations": {**(oci.get("annotations") or {}), **dict.fromkeys(_GROUPS, sandbox_id)}}
 
@@ -254,7 +255,7 @@ async def _from_shim(runtime: ShimRuntime, container: ShimContainer, held: Shim,
         state = await (task.state() if pid is not None else _settled(runtime, task, spec.bundle))
         if state.status is Status.CREATED:
             container.adopt(held, pid=None, ended=None)
-            await container.take_back()
+            await _undo_unfinished(container, held)
             return container
         container.adopt(held, pid=pid or state.pid, ended=None)
         await execs.end_orphans(runtime, task, spec.bundle, container.cgroup)
