@@ -1,12 +1,14 @@
 """The handlers that the suite is run on, as a node's configuration has them: for the tests, and for scripts/conformance.
 
-``python -m tests.conformance.handlers FILE`` writes that configuration and prints the names of those that can be had here.
+``python -m tests.conformance.handlers FILE [CONFIG...]`` writes that configuration, and prints the names of those that can be had here
+and of those that the other configurations name.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,10 +53,15 @@ HANDLERS: Mapping[str, Tried] = {
 }
 
 
-def main(path: Path) -> None:
+def further(path: Path) -> list[str]:
+    """The handlers that a configuration names."""
+    return [name for name in tomllib.loads(path.read_text()).get("runtime", {}).get("handlers", {}) if name not in HANDLERS]
+
+
+def main(path: Path, *others: Path) -> None:
     path.write_text("\n".join(tried.toml(name, path.parent) for name, tried in HANDLERS.items()))
-    print(*(name for name, tried in HANDLERS.items() if tried.available))
+    print(*(name for name, tried in HANDLERS.items() if tried.available), *(name for other in others for name in further(other)))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))
