@@ -30,6 +30,7 @@ __all__ = [
     "Runtime",
     "Security",
     "Server",
+    "Stats",
     "Streaming",
     "Table",
     "Unit",
@@ -117,6 +118,18 @@ class Streaming(Table):
         return self
 
 
+class Stats(Table):
+    """Statistics and metrics of pods and containers."""
+
+    period: Seconds = 10.0
+    """How old a number may be that a list tells. While somebody asks, everything is read that often; a question about one container
+    or one pod reads it at once. Why: a kubelet asks every 10 s, and its other runtimes' numbers are as old."""
+    idle_timeout: Seconds = 60.0
+    """How long reading goes on once nobody asks for lists. Why: a kubelet asks more often, and a node without one rests."""
+    concurrency: Count = 8
+    """Backends asked at once for what only they can tell (gVisor, virtual machines). Why: each question may cost a process."""
+
+
 class Config(Table):
     """The whole configuration, valid and with every path absolute."""
 
@@ -127,6 +140,7 @@ class Config(Table):
     images: Images = Field(default_factory=Images)
     security: Security = Field(default_factory=Security)
     streaming: Streaming = Field(default_factory=Streaming)
+    stats: Stats = Field(default_factory=Stats)
 
     @model_validator(mode="after")
     def _place_paths(self) -> Self:

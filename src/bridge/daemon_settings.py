@@ -11,6 +11,7 @@ from typing import Any
 from bridge import config_images
 from bridge.config import Config
 from bridge.core.model import DeviceRequest, ProfileType
+from bridge.core.pace import SamplerSettings
 from bridge.core.settings import CoreSettings
 from bridge.core.spec import HostFacts, SpecSettings
 from bridge.errors import ConfigError
@@ -83,6 +84,7 @@ def core(config: Config, host: Host) -> CoreSettings:
         relabel_timeout=config.security.selinux_relabel_timeout,
         additional_devices=tuple(_device(text) for text in runtime.additional_devices),
         device_ownership=runtime.device_ownership_from_security_context,
+        sampler=SamplerSettings(period=config.stats.period, idle=config.stats.idle_timeout, at_once=config.stats.concurrency),
     )
 
 

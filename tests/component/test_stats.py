@@ -86,10 +86,14 @@ async def test_a_pod_has_its_containers_its_network_and_no_cgroup_of_others(core
     sandbox = core.store.container(ident).sandbox_id
     usage = await core.stats.sandbox(sandbox)
     assert [one.container.id for one in usage.containers] == [ident]
-    assert usage.cgroup is None  # it named none
+    assert usage.cgroup is not None  # it named none: what its containers use
+    assert usage.cgroup.memory is not None
+    assert usage.containers[0].cgroup is not None
+    assert usage.containers[0].cgroup.memory is not None
+    assert usage.cgroup.memory.usage == usage.containers[0].cgroup.memory.usage
     assert usage.network is not None  # a real namespace, with a loopback only
     assert usage.network.interfaces == ()
     await core.sandboxes.stop(sandbox)
     stopped = await core.stats.sandbox(sandbox)
     assert stopped.network is None
-    assert stopped.containers[0].cgroup is None
+    assert (stopped.cgroup, stopped.containers[0].cgroup) == (None, None)

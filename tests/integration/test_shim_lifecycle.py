@@ -152,6 +152,7 @@ async def test_limits_statistics_and_memory_that_runs_out(host: ShimHost) -> Non
         assert used is not None
         assert used.memory is not None
         assert used.memory.limit == 32 << 20
+        assert used.memory.working_set is not None
         assert 0 < used.memory.working_set < 32 << 20
         assert used.cpu_ns
         assert used.processes == 1

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from bridge._proto.runtime import v1 as pb
 from bridge.api import convert
 from bridge.core.entities import Sandbox
 from bridge.core.stats import ContainerUsage, PodUsage
-from bridge.host.cgroup_stats import CgroupStats, Memory, Pressure, Pressures
+from bridge.host.cgroup_stats import CgroupStats, Pressure, Pressures
 from bridge.host.net_stats import Interface, NetworkStats
 
 _DEFAULT_INTERFACE = "eth0"
@@ -42,15 +40,13 @@ def container_stats(usage: ContainerUsage) -> pb.ContainerStats:
 
 
 def pod_sandbox_stats(usage: PodUsage) -> pb.PodSandboxStats:
-    """One pod with its containers. A pod without a cgroup of its own uses what its containers use together."""
-    look, rate = usage.cgroup, usage.nano_cores
-    if look is None:
-        look, rate = _together(usage.containers)
+    """One pod with its containers."""
+    look = usage.cgroup
     linux = pb.LinuxPodSandboxStats(
-        cpu=_cpu(look, rate) if look else None,
+        cpu=_cpu(look, usage.nano_cores) if look else None,
         memory=_memory(look) if look else None,
         network=_network(usage.network) if usage.network else None,
-        process=pb.ProcessUsage(timestamp=look.at_ns, process_count=_value(look.processes)) if look else None,
+        process=_processes(look) if look else None,
         containers=[container_stats(one) for one in usage.containers],
         io=_io(look) if look else None,
     )
@@ -67,29 +63,9 @@ def _attributes(sandbox: Sandbox) -> pb.PodSandboxAttributes:
     )
 
 
-def _together(containers: Sequence[ContainerUsage]) -> tuple[CgroupStats | None, int | None]:
-    looks = [one.cgroup for one in containers if one.cgroup is not None]
-    if not looks:
-        return None, None
-    memories = [look.memory for look in looks if look.memory is not None]
-    memory = Memory(
-        usage=sum(one.usage for one in memories),
-        working_set=sum(one.working_set for one in memories),
-        rss=sum(one.rss for one in memories),
-        page_faults=sum(one.page_faults for one in memories),
-        major_page_faults=sum(one.major_page_faults for one in memories),
-    )
-    rates = [one.nano_cores for one in containers if one.nano_cores is not None]
-    look = CgroupStats(
-        at_ns=min(look.at_ns for look in looks),
-        cpu_ns=sum(look.cpu_ns or 0 for look in looks),
-        memory=memory,
-        processes=sum(look.processes or 0 for look in looks),
-    )
-    return look, sum(rates) if rates else None
-
-
-def _cpu(look: CgroupStats, rate: int | None) -> pb.CpuUsage:
+def _cpu(look: CgroupStats, rate: int | None) -> pb.CpuUsage | None:
+    if look.cpu_ns is None and look.cpu_pressure is None:
+        return None
     return pb.CpuUsage(
         timestamp=look.at_ns,
         usage_core_nano_seconds=_value(look.cpu_ns),
@@ -114,6 +90,10 @@ def _memory(look: CgroupStats) -> pb.MemoryUsage | None:
     )
 
 
+def _processes(look: CgroupStats) -> pb.ProcessUsage | None:
+    return None if look.processes is None else pb.ProcessUsage(timestamp=look.at_ns, process_count=_value(look.processes))
+
+
 def _swap(look: CgroupStats) -> pb.SwapUsage | None:
     swap = look.swap
     if swap is None:
@@ -130,7 +110,9 @@ def _pressures(value: Pressures | None) -> pb.PsiStats | None:
     return None if value is None else pb.PsiStats(full=_pressure(value.full), some=_pressure(value.some))
 
 
-def _pressure(value: Pressure) -> pb.PsiData:
+def _pressure(value: Pressure | None) -> pb.PsiData | None:
+    if value is None:
+        return None
     return pb.PsiData(total=value.total_ns, avg_10=value.avg10, avg_60=value.avg60, avg_300=value.avg300)
 
 

@@ -110,7 +110,7 @@ class ResourceService:
         if limit <= 0 or cgroup is None:
             return
         memory = (await run_sync(cgroup_stats.read, cgroup)).memory
-        if memory is not None and memory.working_set > limit:
+        if memory is not None and memory.working_set is not None and memory.working_set > limit:
             raise InUse(f"{_UPDATE}.memory_limit_in_bytes: {limit} is less than the {memory.working_set} bytes that the container uses")
 
     async def update_sandbox(self, ident: str, overhead: Resources | None, resources: Resources | None) -> None:

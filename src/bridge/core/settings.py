@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bridge.core.model import DeviceRequest
+from bridge.core.pace import SamplerSettings
 from bridge.host.selinux import Contexts
 
 
@@ -22,6 +23,7 @@ class CoreSettings:
     ``selinux`` is None where no labels are given; ``selinux_categories`` is the number of categories that pods' pairs are drawn
     from, ``relabel_timeout`` bounds the labelling of one volume.
     ``additional_devices`` are every container's; with ``device_ownership`` devices that it asks for belong to its user.
+    ``sampler`` is the rhythm of statistics.
     """
 
     run_dir: Path
@@ -44,6 +46,7 @@ class CoreSettings:
     relabel_timeout: float = 600.0
     additional_devices: tuple[DeviceRequest, ...] = ()
     device_ownership: bool = False
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
 
     def sandbox_dir(self, sandbox_id: str) -> Path:
         """State of one sandbox: hostname, hosts, resolv.conf, shm, namespace pins."""

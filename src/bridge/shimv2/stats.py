@@ -92,7 +92,7 @@ def from_v2(found: v2.Metrics, at_ns: int) -> CgroupStats:
 def _pressures(psi: v2.PsiStats | None) -> Pressures | None:
     if psi is None or psi.some is None:
         return None
-    return Pressures(_pressure(psi.some), _pressure(psi.full) if psi.full is not None else Pressure(0.0, 0.0, 0.0, 0))
+    return Pressures(_pressure(psi.some), _pressure(psi.full) if psi.full is not None else None)
 
 
 def _pressure(data: v2.PsiData) -> Pressure:

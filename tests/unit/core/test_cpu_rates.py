@@ -11,6 +11,18 @@ def test_the_first_look_is_compared_with_the_beginning() -> None:
     assert CpuRates().observe("a", 10 * SECOND, SECOND, began_ns=10 * SECOND) is None
 
 
+def test_what_began_this_moment_has_no_rate_until_a_second_has_passed() -> None:
+    rates = CpuRates()
+    assert rates.observe("a", 10 * SECOND + 5, 5, began_ns=10 * SECOND) is None
+    assert rates.observe("a", 12 * SECOND, SECOND, began_ns=10 * SECOND) == SECOND // 2
+
+
+def test_what_one_did_since_it_began_long_ago_says_nothing_of_now() -> None:
+    rates = CpuRates()
+    assert rates.observe("a", 1000 * SECOND, 500 * SECOND, began_ns=10 * SECOND) is None
+    assert rates.observe("a", 1002 * SECOND, 500 * SECOND, began_ns=10 * SECOND) == 0
+
+
 def test_two_looks() -> None:
     rates = CpuRates()
     rates.observe("a", 10 * SECOND, 0)

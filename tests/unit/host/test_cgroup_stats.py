@@ -9,7 +9,7 @@ import pytest
 from bridge.errors import HostError
 from bridge.host import cgroup_stats
 from bridge.host.cgroup_paths import CgroupLayout, CgroupMount
-from bridge.host.cgroup_stats import Memory, Pressure, Pressures, Swap, flat, pressure
+from bridge.host.cgroup_stats import Memory, Pressure, Pressures, Swap, keyed, pressure
 
 PSI = "some avg10=1.50 avg60=0.25 avg300=0.05 total=1234\nfull avg10=0.10 avg60=0.00 avg300=0.00 total=7\n"
 V1 = {
@@ -67,6 +67,7 @@ def test_v2(tmp_path: Path) -> None:
 @pytest.mark.parametrize("v2", [False, True])
 def test_no_limit_and_no_swap_accounting(tmp_path: Path, v2: bool) -> None:
     files = {name: text for name, text in (V2 if v2 else V1).items() if "sw" not in name}
+    files["memory/p/memory.stat"] = V1["memory/p/memory.stat"].replace("total_swap 2048\n", "")
     files["p/memory.max" if v2 else "memory/p/memory.limit_in_bytes"] = "max\n" if v2 else "9223372036854771712\n"
     found = cgroup_stats.read("/p", on=recorded(tmp_path, files, v2=v2))
     assert found.memory is not None
@@ -93,10 +94,21 @@ def test_a_file_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
 
 
 def test_pressure_of_older_kernels_has_no_full_line_for_cpu() -> None:
-    found = pressure("some avg10=0.00 avg60=0.00 avg300=0.00 total=9\n")
-    assert found == Pressures(Pressure(0.0, 0.0, 0.0, 9000), Pressure(0.0, 0.0, 0.0, 0))
-    assert pressure("") is None
+    found = pressure(b"some avg10=0.00 avg60=0.00 avg300=0.00 total=9\n")
+    assert found == Pressures(Pressure(0.0, 0.0, 0.0, 9000), None)
+    assert pressure(b"") is None
 
 
-def test_flat_files_with_lines_of_other_kinds() -> None:
-    assert flat("a 1\nb max\nc\n\nd -1\n") == {"a": 1}
+def test_lines_of_a_keyed_file() -> None:
+    text = b"anon 1\nfile 2\ninactive_anon 3\nb max\nlast 4"
+    assert [keyed(text, name) for name in (b"anon", b"file", b"last")] == [1, 2, 4]
+    assert [keyed(text, name) for name in (b"inactive", b"b", b"absent", b"non")] == [None] * 4
+    assert keyed(b"", b"anon") is None
+
+
+@pytest.mark.parametrize("v2", [False, True])
+def test_lines_that_a_kernel_does_not_have_are_unknown_not_zero(tmp_path: Path, v2: bool) -> None:
+    name = "p/memory.stat" if v2 else "memory/p/memory.stat"
+    found = cgroup_stats.read("/p", on=recorded(tmp_path, {**(V2 if v2 else V1), name: "other 1\n"}, v2=v2))
+    assert found.memory == Memory(10485760, limit=67108864)
+    assert found.memory.available is None

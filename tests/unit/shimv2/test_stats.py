@@ -52,7 +52,7 @@ def test_version_2() -> None:
     assert found.swap is not None
     assert (found.swap.usage, found.swap.limit) == (9, 10)
     assert found.cpu_pressure is not None
-    assert (found.cpu_pressure.some.avg10, found.cpu_pressure.some.total_ns, found.cpu_pressure.full.total_ns) == (1.5, 4000, 0)
+    assert (found.cpu_pressure.some.avg10, found.cpu_pressure.some.total_ns, found.cpu_pressure.full) == (1.5, 4000, None)
     assert found.memory_pressure is None
 
 

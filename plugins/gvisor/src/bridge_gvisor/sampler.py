@@ -93,9 +93,12 @@ class Sampler:
 
 
 def parse(data: Mapping[str, Any], at_ns: int) -> CgroupStats:
-    """``events --stats``: CPU time in ns, memory in bytes (perhaps an even share of the sandbox's), processes."""
+    """``events --stats``: CPU time in ns, memory in bytes (perhaps an even share of the sandbox's), processes.
+
+    It does not say how much of the memory could be reclaimed: the working set is all of it.
+    """
     usage = _number(data, "memory", "usage", "usage")
-    memory = None if usage is None else Memory(usage=usage, working_set=usage, rss=usage, page_faults=0, major_page_faults=0)
+    memory = None if usage is None else Memory(usage=usage, working_set=usage)
     return CgroupStats(at_ns, cpu_ns=_number(data, "cpu", "usage", "total"), memory=memory, processes=_number(data, "pids", "current"))
 
 

@@ -171,13 +171,13 @@ def parse_stats(text: bytes) -> CgroupStats | None:
         limit = int(memory["usage"].get("limit", 0))
         return CgroupStats(
             at_ns=time.time_ns(),
-            cpu_ns=int(data["cpu"]["usage"].get("total", 0)),
+            cpu_ns=_number(data["cpu"]["usage"], "total"),
             memory=Memory(
                 usage=usage,
-                working_set=max(0, usage - int(raw.get("total_inactive_file", raw.get("inactive_file", 0)))),
-                rss=int(raw.get("total_rss", raw.get("anon", 0))),
-                page_faults=int(raw.get("pgfault", 0)),
-                major_page_faults=int(raw.get("pgmajfault", 0)),
+                working_set=max(0, usage - (_number(raw, "total_inactive_file", "inactive_file") or 0)),
+                rss=_number(raw, "total_rss", "anon"),
+                page_faults=_number(raw, "pgfault"),
+                major_page_faults=_number(raw, "pgmajfault"),
                 limit=limit if 0 < limit < 1 << 62 else None,
             ),
             processes=int((data.get("pids") or {}).get("current", 0)) or None,
@@ -185,3 +185,8 @@ def parse_stats(text: bytes) -> CgroupStats | None:
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         _logger.warning("the statistics of kata-runtime are not as documented: %s", exc)
         return None
+
+
+def _number(table: Mapping[str, Any], *names: str) -> int | None:
+    """The first of ``names`` that is there."""
+    return next((int(table[name]) for name in names if name in table), None)

@@ -23,15 +23,15 @@ async def metrics(cgroup: str, netns: Path) -> Any:
 
 
 def _v1(found: cgroup_stats.CgroupStats, interfaces: tuple[net_stats.Interface, ...]) -> Message:
-    memory = found.memory or cgroup_stats.Memory(0, 0, 0, 0, 0)
+    memory = found.memory or cgroup_stats.Memory(0, 0)
     return v1.Metrics(
         pids=v1.PidsStat(current=found.processes or 0),
         cpu=v1.CpuStat(usage=v1.CpuUsage(total=found.cpu_ns or 0)),
         memory=v1.MemoryStat(
-            total_rss=memory.rss,
-            total_inactive_file=memory.usage - memory.working_set,
-            total_pg_fault=memory.page_faults,
-            total_pg_maj_fault=memory.major_page_faults,
+            total_rss=memory.rss or 0,
+            total_inactive_file=memory.usage - (memory.working_set or 0),
+            total_pg_fault=memory.page_faults or 0,
+            total_pg_maj_fault=memory.major_page_faults or 0,
             usage=v1.MemoryEntry(usage=memory.usage, limit=memory.limit or 0),
         ),
         network=[
@@ -44,15 +44,15 @@ def _v1(found: cgroup_stats.CgroupStats, interfaces: tuple[net_stats.Interface, 
 
 
 def _v2(found: cgroup_stats.CgroupStats) -> Message:
-    memory = found.memory or cgroup_stats.Memory(0, 0, 0, 0, 0)
+    memory = found.memory or cgroup_stats.Memory(0, 0)
     return v2.Metrics(
         pids=v2.PidsStat(current=found.processes or 0),
         cpu=v2.CpuStat(usage_usec=(found.cpu_ns or 0) // 1000),
         memory=v2.MemoryStat(
-            anon=memory.rss,
-            inactive_file=memory.usage - memory.working_set,
-            pgfault=memory.page_faults,
-            pgmajfault=memory.major_page_faults,
+            anon=memory.rss or 0,
+            inactive_file=memory.usage - (memory.working_set or 0),
+            pgfault=memory.page_faults or 0,
+            pgmajfault=memory.major_page_faults or 0,
             usage=memory.usage,
             usage_limit=memory.limit or 0,
         ),

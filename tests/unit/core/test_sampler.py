@@ -1,0 +1,213 @@
+"""What the sampler reads and what it answers from memory, over a tree of files and fake backends."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import pytest
+
+from bridge.core import sampler as module
+from bridge.core.pace import SamplerSettings
+from bridge.core.sampler import Sampler, Target
+from bridge.errors import HostError
+from bridge.host.cgroup_details import CgroupDetails
+from bridge.host.cgroup_paths import CgroupLayout, CgroupMount
+from bridge.host.cgroup_reader import CgroupReader
+from bridge.host.cgroup_stats import CgroupStats
+from bridge.ports.runtime import ContainerHandle
+
+
+class Reader(CgroupReader):
+    """Counts the looks."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(on=CgroupLayout({"": CgroupMount(root)}))
+        self.looks: list[str] = []
+
+    def read(self, cgroup: str, *, detailed: bool = False, keep_open: bool = True) -> tuple[CgroupStats, CgroupDetails | None]:
+        self.looks.append(cgroup)
+        return super().read(cgroup, detailed=detailed, keep_open=keep_open)
+
+
+class Backend:
+    """A container that only its backend knows; ``told`` is what it says, or raises. Answers when ``open``."""
+
+    def __init__(self, told: CgroupStats | Exception | None) -> None:
+        self.told = told
+        self.asked = 0
+        self.now = self.most = 0
+        self.open = anyio.Event()
+        self.open.set()
+
+    async def stats(self) -> CgroupStats | None:
+        self.asked += 1
+        await self.open.wait()
+        if isinstance(self.told, Exception):
+            raise self.told
+        return self.told
+
+    def target(self, ident: str) -> Target:
+        return Target(ident, backend=cast("ContainerHandle", self))
+
+
+class World:
+    """A node of files."""
+
+    def __init__(self, root: Path, **settings: Any) -> None:
+        self.root = root
+        self.reader = Reader(root)
+        self.targets: list[Target] = []
+        self.sampler = Sampler(lambda: self.targets, SamplerSettings(**{"period": 1000.0, "idle": 1000.0, **settings}), self.reader)
+
+    def add(self, name: str, cpu: int = 5) -> Target:
+        (self.root / name).mkdir(exist_ok=True)
+        (self.root / name / "cpu.stat").write_text(f"usage_usec {cpu}\n")
+        target = Target(name, f"/{name}")
+        if target not in self.targets:
+            self.targets.append(target)
+        return target
+
+    async def cpu(self, *targets: Target, **how: bool) -> list[int | None]:
+        found = await self.sampler.samples(targets or self.targets, **how)
+        return [None if (look := found[ident].cgroup) is None else look.cpu_ns for ident in found]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def test_a_list_answers_from_what_was_read_and_one_that_is_named_is_read_now(world: World) -> None:
+    one, _ = world.add("one"), world.add("two")
+    assert await world.cpu() == [5000, 5000]
+    world.add("one", 6)
+    assert await world.cpu() == [5000, 5000]
+    assert world.reader.looks == ["/one", "/two"]
+    assert await world.cpu(one, fresh=True) == [6000]
+    assert await world.cpu() == [6000, 5000]
+    assert world.reader.looks == ["/one", "/two", "/one"]
+    world.add("three")
+    assert await world.cpu() == [6000, 5000, 5000], "what began since is read at once"
+    await world.sampler._close()
+
+
+async def test_what_is_older_than_a_period_is_read_again(tmp_path: Path) -> None:
+    world = World(tmp_path, period=0.0)
+    target = world.add("one")
+    await world.sampler._read([target], 0.0, detailed=False)
+    await anyio.sleep(0)
+    world.add("one", 6)
+    assert (await world.sampler.samples([target], fresh=False)) == {} or await world.cpu() == [6000]
+    assert world.reader.looks.count("/one") > 1
+    await world.sampler._close()
+
+
+async def test_many_questions_at_once_are_one_look(world: World) -> None:
+    world.add("one")
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(world.cpu)
+    assert world.reader.looks == ["/one"]
+    await world.sampler._close()
+
+
+async def test_details_are_read_for_who_asks_for_them(world: World) -> None:
+    target = world.add("one")
+    assert (await world.sampler.samples([target]))["one"].details is None
+    assert (await world.sampler.samples([target], detailed=True))["one"].details is not None
+    assert (await world.sampler.samples([target]))["one"].details is not None
+    assert len(world.reader.looks) == 2
+    await world.sampler._close()
+
+
+async def test_a_round_forgets_what_ended_and_closes_its_files(world: World) -> None:
+    world.add("one")
+    world.add("two")
+    await world.sampler._files_round()
+    assert world.sampler.open_files == 2
+    del world.targets[0]
+    await world.sampler._files_round()
+    assert (world.sampler.open_files, list(world.sampler._samples)) == (1, ["two"])
+    await world.sampler._close()
+
+
+async def test_the_loop_closes_its_files_when_it_ends(world: World) -> None:
+    world.add("one")
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.sampler.run)
+        await world.cpu()
+        assert world.sampler.open_files == 1
+        group.cancel_scope.cancel()
+    assert world.sampler.open_files == 0
+
+
+async def test_questions_about_single_ones_leave_nothing_behind(world: World) -> None:
+    target = world.add("one")
+    await world.cpu(target, fresh=True)
+    assert world.sampler.open_files == 0
+    world.targets.clear()
+    other = world.add("two")
+    await world.cpu(other, fresh=True)
+    assert list(world.sampler._samples) == ["two"]
+
+
+async def test_one_whose_cgroup_is_gone_has_nothing_and_is_not_looked_for_by_each_list(world: World) -> None:
+    gone = Target("gone", "/gone")
+    for _ in range(3):
+        assert await world.cpu(gone) == [None]
+    assert world.reader.looks == ["/gone"]
+
+
+async def test_a_rate_needs_a_beginning_or_two_looks(world: World) -> None:
+    old = world.add("one")
+    assert (await world.sampler.samples([old], fresh=True))["one"].nano_cores is None
+    new = Target("new", "/one", began_ns=time.time_ns() - 2_000_000_000)
+    rate = (await world.sampler.samples([new], fresh=True))["new"].nano_cores
+    assert rate is not None
+    assert 1000 < rate <= 2500
+
+
+async def test_a_backends_counter_does_not_go_back(world: World) -> None:
+    backend = Backend(CgroupStats(1, cpu_ns=70))
+    target = backend.target("b")
+    world.targets.append(target)
+    assert await world.cpu(target, fresh=True) == [70]
+    backend.told = CgroupStats(2, cpu_ns=60)
+    assert await world.cpu(target, fresh=True) == [70]
+
+
+async def test_a_backend_that_fails_or_does_not_know_costs_its_own_numbers(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    broken, silent, good = Backend(HostError("it broke")), Backend(None), Backend(CgroupStats(1, cpu_ns=7))
+    found = await world.sampler.samples([broken.target("broken"), silent.target("silent"), good.target("good")])
+    assert list(found) == ["good"]
+    assert "no statistics of broken: it broke" in caplog.text
+
+
+async def test_a_backend_that_hangs_is_not_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.05)
+    hanging, good = Backend(CgroupStats(1, cpu_ns=1)), Backend(CgroupStats(1, cpu_ns=7))
+    hanging.open = anyio.Event()
+    found = await world.sampler.samples([hanging.target("hanging"), good.target("good"), world.add("files")])
+    assert sorted(found) == ["files", "good"]
+    hanging.open.set()
+    assert "hanging" in await world.sampler.samples([hanging.target("hanging")])
+    await world.sampler._close()
+
+
+async def test_so_many_backends_are_asked_at_once_and_each_only_once(tmp_path: Path) -> None:
+    world = World(tmp_path, at_once=2)
+    backends = [Backend(CgroupStats(1, cpu_ns=7)) for _ in range(5)]
+    for each in backends:
+        each.open = anyio.Event()
+    targets = [each.target(str(number)) for number, each in enumerate(backends)]
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(world.sampler.samples, targets)
+        await anyio.wait_all_tasks_blocked()
+        assert sum(each.asked for each in backends) == 2
+        for each in backends:
+            each.open.set()
+    assert [each.asked for each in backends] == [1] * 5
