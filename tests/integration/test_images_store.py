@@ -164,6 +164,9 @@ async def test_a_damaged_index_is_set_aside_and_keeps_what_containers_stand_on(t
         (again,) = await store.import_archive(tmp_path / "layout")
         assert again == image
         assert sorted(os.listdir(root / "layers")) == ["1", "2"]
+        await store.remove_rootfs("c1", target)  # the index knows no such container any more
+        assert not os.path.ismount(target)
+        assert os.listdir(root / "snapshots") == []
 
 
 async def test_127_layers(tmp_path: Path, target: Path) -> None:

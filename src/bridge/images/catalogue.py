@@ -20,14 +20,12 @@ import anyio
 from bridge import log
 from bridge.errors import BridgeError, HostError, InUse, NotFound
 from bridge.host.database import Database
-from bridge.images import schema
-from bridge.images.manifest import parse_config
-from bridge.images.rows import Layer, NewImage, Record, layer_of
-from bridge.ports.images import ImageConfig
+from bridge.images import contents, schema
+from bridge.images.contents import Contents
+from bridge.images.rows import Layer, NewImage, Record
 
 T = TypeVar("T")
 _logger = log.get("images.catalogue")
-_LAYERS = "SELECT id, chain_id, parent, diff_id, disk_bytes, inodes, tar_bytes, exact, listing, fault, verified_ns FROM layers ORDER BY id"
 _UPDATE = "UPDATE layers SET disk_bytes = ?, inodes = ?, tar_bytes = ?, exact = ?, listing = ?, fault = '', verified_ns = ? WHERE id = ?"
 # The digest is the document's own: one that differs is damaged.
 _ADD_BLOB = "INSERT INTO blobs VALUES (?,?,?) ON CONFLICT (digest) DO UPDATE SET data = excluded.data WHERE data IS NOT excluded.data"
@@ -47,46 +45,24 @@ class Catalogue:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.images: dict[str, Record] = {}
-        self.names: dict[str, str] = {}
-        self.layers: dict[str, Layer] = {}
-        self.layers_by_id: dict[int, Layer] = {}
-        self.snapshots: dict[str, str] = {}
-        self.holds: dict[str, frozenset[str]] = {}
-        self.faults: dict[int, str] = {}
-        self.verified_ns: dict[int, int] = {}
+        self._hold(Contents())
+        self._behind = False  # memory is not what the index says, as far as anybody knows
+        self._reloading = anyio.Lock()
+        self._meanwhile: list[Callable[[], object]] | None = None  # what was remembered since a reload under way began
 
     async def load(self) -> None:
         """Read everything. Called once."""
-        rows = await self._database.read(lambda c: c.execute(_LAYERS).fetchall())
-        self._remember([layer_of(row[:-2]) for row in rows])
-        self.faults = {row[0]: row[-2] for row in rows if row[-2]}
-        self.verified_ns = {row[0]: row[-1] for row in rows}
-        images = await self._database.read(
-            lambda c: c.execute(
-                "SELECT i.id, i.manifest, i.top, b.data, i.artifact_type, i.config FROM images i JOIN blobs b ON b.digest = i.id"
-            ).fetchall()
-        )
-        names = await self._database.read(lambda c: c.execute("SELECT name, image FROM names").fetchall())
-        digests = await self._database.read(lambda c: c.execute("SELECT image, repository, digest FROM digests").fetchall())
-        for image, manifest, top, data, artifact_type, config in images:
-            own = frozenset(name for name, owner in names if owner == image)
-            pairs = frozenset((repository, digest) for owner, repository, digest in digests if owner == image)
-            run = ImageConfig() if artifact_type else parse_config(data).run
-            self.images[image] = Record(image, manifest, run, self.chain(top), own, pairs, artifact_type, config or "")
-        self.names = dict(names)
-        self.snapshots = dict(await self._database.read(lambda c: c.execute("SELECT container, image FROM snapshots").fetchall()))
-        for container, image in await self._database.read(lambda c: c.execute("SELECT container, image FROM holds").fetchall()):
-            self._remember_hold(container, image)
+        self._hold(await self._database.read(contents.read))
+
+    def _hold(self, found: Contents) -> None:
+        self.images, self.names = found.images, found.names
+        self.layers, self.layers_by_id = found.layers, found.layers_by_id
+        self.snapshots, self.holds = found.snapshots, found.holds
+        self.faults, self.verified_ns = found.faults, found.verified_ns
 
     def chain(self, top: int | None) -> tuple[Layer, ...]:
         """The layers from the base up to ``top``."""
-        found: list[Layer] = []
-        while top is not None:
-            layer = self.layers_by_id[top]
-            found.append(layer)
-            top = layer.parent
-        return tuple(reversed(found))
+        return contents.chain(self.layers_by_id, top)
 
     def is_whole(self, record: Record) -> bool:
         """Whether nothing is known to be wrong with any layer of the image."""
@@ -284,15 +260,29 @@ class Catalogue:
             try:
                 await self._database.write(write)
             except HostError:  # it may have happened all the same: what the disk says is what is
+                self._behind = True
                 await self._reload()
                 raise
             remember()
+            if self._meanwhile is not None:
+                self._meanwhile.append(remember)
+            if self._behind:
+                await self._reload()
 
     async def _reload(self) -> None:
-        fresh = Catalogue(self._database)
-        try:
-            await fresh.load()
-        except BridgeError as exc:
-            _logger.error("the index can't be read again after a write that failed: %s", exc)
-        else:
-            self.__dict__.update(fresh.__dict__)
+        """Read everything again. What others change meanwhile may be in what is read or not: it is remembered once more on top of it."""
+        async with self._reloading:
+            if not self._behind:  # who came first has read what this change left
+                return
+            self._behind, self._meanwhile = False, []
+            try:
+                found = await self._database.read(contents.read)
+            except BridgeError as exc:
+                self._behind = True
+                _logger.error("the index can't be read again after a write that failed, and will be with the next change: %s", exc)
+            else:
+                self._hold(found)
+                for remember in self._meanwhile:
+                    remember()
+            finally:
+                self._meanwhile = None

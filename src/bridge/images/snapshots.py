@@ -86,8 +86,12 @@ class Snapshots:
         await mounts.mount_overlay(lowers, home / _UPPER, home / _WORK, target, prepare=prepare, context=label)
 
     async def remove(self, container: str, target: Path) -> None:
-        """Unmount and delete the writable layer; absent is success. Raises HostError."""
-        if container not in self._catalogue.snapshots:
+        """Unmount and delete the writable layer; absent is success. Raises HostError.
+
+        Also one that the index does not know, as after that was lost: the caller's word that the container goes is enough.
+        """
+        known = container in self._catalogue.snapshots
+        if not known and not _NAME.fullmatch(container):
             await mounts.unmount(target)
             return
         discard = functools.partial(self._directories.discard_now, self._directories.snapshots / container)
@@ -95,7 +99,8 @@ class Snapshots:
         self._usage.pop(container, None)
         if grave is not None:  # first of all: on a full disk this is what makes room
             self._layers.bury([grave])
-        await self._forget(container)
+        if known:
+            await self._forget(container)
 
     async def _forget(self, container: str) -> None:
         """Drop the row. A disk that won't take that is no reason to refuse the removal: it is tried again, and at the next start."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -103,6 +104,88 @@ async def test_a_write_that_happened_and_failed_is_what_is(tmp_path: Path) -> No
                 assert getattr(again, part) == getattr(catalogue, part), part
         assert not catalogue.images
         assert set(catalogue.layers_by_id) == {1}
+
+
+class Busy(Ambiguous):
+    """After each thing that is read, before its reader has it, ``meanwhile`` happens."""
+
+    meanwhile: Callable[[], Awaitable[object]] | None = None
+    unreadable = False
+
+    async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        if self.unreadable:
+            raise HostError("the disk can't be read")
+        result = await super().read(fn)
+        if self.meanwhile is not None:
+            await self.meanwhile()
+        return result
+
+
+async def test_what_others_change_amid_a_reload_stays(tmp_path: Path) -> None:
+    async with await Busy.open(tmp_path / "index.db", schema.MIGRATIONS) as database:
+        catalogue = Catalogue(database)
+        await catalogue.load()
+        await catalogue.add_layers([layer(1)])
+        await catalogue.add_image(image(1, "a:1"), [layer(1)])
+        await catalogue.add_snapshot("old", "config1")
+        numbers = itertools.count()
+
+        async def others() -> None:
+            number = next(numbers)
+            await catalogue.add_snapshot(f"c{number}", "config1")
+            await catalogue.add_hold(f"c{number}", "config1")
+            await catalogue.add_image(image(2, f"b:{number}"), [layer(1)])
+            await catalogue.drop_snapshot("old")
+
+        database.fails, database.meanwhile = True, others
+        with pytest.raises(HostError, match="the disk says"):
+            await catalogue.add_snapshot("mine", "config1")
+        database.meanwhile = None
+        theirs = {f"c{number}" for number in range(next(numbers))}
+        assert set(catalogue.snapshots) == {"mine", *theirs}
+        again = Catalogue(database)
+        await again.load()
+        for part in ("images", "names", "layers", "layers_by_id", "snapshots", "holds"):
+            assert getattr(again, part) == getattr(catalogue, part), part
+
+
+async def test_two_changes_that_fail_at_once_are_both_what_the_disk_says(tmp_path: Path) -> None:
+    async with await Busy.open(tmp_path / "index.db", schema.MIGRATIONS) as database:
+        catalogue = Catalogue(database)
+        await catalogue.load()
+        await catalogue.add_image(image(1, "a:1"), [])
+
+        async def fail(container: str) -> None:
+            with pytest.raises(HostError, match="the disk says"):
+                await catalogue.add_snapshot(container, "config1")
+
+        async def second() -> None:
+            if not started.is_set():
+                started.set()
+                database.fails = True
+                group.start_soon(fail, "d")
+                while database.fails:
+                    await anyio.sleep(0.001)
+
+        started = anyio.Event()
+        database.fails, database.meanwhile = True, second
+        async with anyio.create_task_group() as group:
+            await fail("c")
+        assert set(catalogue.snapshots) == {"c", "d"}
+
+
+async def test_an_index_that_could_not_be_read_again_is_with_the_next_change(tmp_path: Path) -> None:
+    async with await Busy.open(tmp_path / "index.db", schema.MIGRATIONS) as database:
+        catalogue = Catalogue(database)
+        await catalogue.load()
+        await catalogue.add_image(image(1, "a:1"), [])
+        database.fails = database.unreadable = True
+        with pytest.raises(HostError, match="the disk says"):
+            await catalogue.add_snapshot("c", "config1")
+        assert not catalogue.snapshots
+        database.unreadable = False
+        await catalogue.add_snapshot("d", "config1")
+        assert set(catalogue.snapshots) == {"c", "d"}
 
 
 @pytest.mark.parametrize("use", ["add_snapshot", "add_hold"])
