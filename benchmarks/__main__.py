@@ -1,4 +1,4 @@
-"""`python -m benchmarks cycle|list|memory|logs|network|pull|streaming|gvisor|all|restart|soak`: needs root, both servers, runtimes."""
+"""`python -m benchmarks cycle|list|stats|memory|logs|network|pull|streaming|gvisor|all|restart|soak`: needs root and both servers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from types import FrameType
 
 import anyio
 
-from . import cycle, gvisor, lists, logs, machine, memory, pulls, restart, soak, streaming
+from . import cycle, gvisor, lists, logs, machine, memory, pulls, restart, soak, stats, streaming
 from .pull_images import Sizes
 from .report import Table
 from .servers import Options, containerd, cri_bridge
 from .workspace import Workspace
 
-_TABLES = ("cycle", "list", "memory", "logs", "network", "pull", "streaming", "gvisor")
+_TABLES = ("cycle", "list", "stats", "memory", "logs", "network", "pull", "streaming", "gvisor")
 _ALONE = ("restart", "soak")
 """Of cri-bridge alone, and only when asked for by name."""
 SERVERS = {"containerd": containerd, "cri-bridge": cri_bridge}
@@ -42,8 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", nargs="?", default="all", choices=[*_TABLES, "all", *_ALONE], help="which table (default: all)")
     parser.add_argument("--rounds", type=int, default=40, help="timed pod cycles a server (default 40)")
-    parser.add_argument("--pods", type=int, default=50, help="pods of the list and memory benchmarks (default 50)")
-    parser.add_argument("--containers", type=int, default=4, help="containers a pod of the list benchmark (default 4)")
+    parser.add_argument("--pods", type=int, default=50, help="pods of the list, stats and memory benchmarks (default 50)")
+    parser.add_argument("--containers", type=int, default=4, help="containers a pod of the list and stats benchmarks (default 4)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each line of the stats benchmark's CPU table (default 20)")
     parser.add_argument("--cycles", type=int, default=1000, help="pod cycles of the soak (default 1000)")
     parser.add_argument("--at-once", type=int, default=3, help="pods of the soak under way together (default 3)")
     parser.add_argument("--pulls", type=int, default=5, help="rounds of the pull benchmark (default 5)")
@@ -72,6 +73,9 @@ async def _fresh(workspace: Workspace, arguments: argparse.Namespace, what: str)
             return await cycle.measure(running, rounds=arguments.rounds)
         if what == "list":
             return [await lists.measure(running, pods=arguments.pods, containers=arguments.containers)]
+        if what == "stats":
+            full = functools.partial(stats.measure, pods=arguments.pods, containers=arguments.containers)
+            return await full(running, rounds=arguments.rounds, seconds=arguments.seconds)
         if what == "pull":
             if arguments.memory:
                 return await pulls.measure_memory(running, workspace, rounds=arguments.pulls)

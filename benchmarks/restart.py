@@ -29,7 +29,8 @@ ADOPTED_CPU = "… CPU time of the server in all"
 _KINDS = {"SIGTERM": signal.SIGTERM, "kill -9": signal.SIGKILL}
 
 
-async def _fill(server: Running, pods: int, containers: int) -> None:
+async def fill(server: Running, pods: int, containers: int) -> None:
+    """Run ``pods`` × ``containers`` that do nothing, some at once."""
     numbers = iter(range(pods))
 
     async def worker() -> None:
@@ -53,7 +54,7 @@ async def _check(server: Running, containers: int) -> None:
     assert json.loads(status.info["network"])["ready"], status.info["network"]
 
 
-def _cpu(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """CPU seconds of a process so far. Source: fields 14 and 15 of proc_pid_stat(5)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -73,9 +74,9 @@ async def _restart(node: Node, number: signal.Signals, containers: int) -> list[
     async with anyio.create_task_group() as group:
         group.start_soon(wait_ready)
         listed, count = await first_list(node.socket)
-        spent = _cpu(node.pid)
+        spent = cpu_seconds(node.pid)
     assert count == containers, f"the first List told of {count} containers"
-    return [listed - begin, spent, ready - begin, _cpu(node.pid)]
+    return [listed - begin, spent, ready - begin, cpu_seconds(node.pid)]
 
 
 async def measure(workspace: Workspace, options: Options, *, pods: int, containers: int, rounds: int) -> Table:
@@ -86,7 +87,7 @@ async def measure(workspace: Workspace, options: Options, *, pods: int, containe
     with Node(workspace, options) as node:
         await started(node)
         async with node.connected() as server:
-            await _fill(server, pods, containers)
+            await fill(server, pods, containers)
         for _ in range(rounds):
             for kind, number in _KINDS.items():
                 seconds = await _restart(node, number, total)

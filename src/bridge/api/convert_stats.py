@@ -17,6 +17,16 @@ def _value(number: int | None) -> pb.UInt64Value | None:
     return None if number is None else pb.UInt64Value(value=number)
 
 
+def container_version(usage: ContainerUsage) -> object:
+    """What is equal while the encoding of ``usage`` is the same."""
+    return usage.container.revision, usage.cgroup, usage.nano_cores, usage.layer
+
+
+def pod_version(usage: PodUsage) -> object:
+    """What is equal while the encoding of ``usage`` is the same."""
+    return usage.sandbox.revision, usage.cgroup, usage.nano_cores, usage.network, [container_version(one) for one in usage.containers]
+
+
 def container_stats(usage: ContainerUsage) -> pb.ContainerStats:
     """One container."""
     container, config, look = usage.container, usage.container.config, usage.cgroup

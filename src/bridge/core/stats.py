@@ -39,6 +39,11 @@ class ContainerUsage:
     layer: FsUsage | None = None
     details: CgroupDetails | None = None
 
+    @property
+    def id(self) -> str:
+        """The container's."""
+        return self.container.id
+
 
 @dataclass(frozen=True, slots=True)
 class PodUsage:
@@ -54,6 +59,11 @@ class PodUsage:
     nano_cores: int | None = None
     network: NetworkStats | None = None
     details: CgroupDetails | None = None
+
+    @property
+    def id(self) -> str:
+        """The pod's."""
+        return self.sandbox.id
 
 
 class StatsService:
