@@ -141,20 +141,17 @@ class GuardedContainer(_Guarded):
     @property
     def record(self) -> Record:
         """See the port."""
-        found: Record = self._guard.read(self._inner, "record")
-        return found
+        return cast("Record", self._guard.read(self._inner, "record"))
 
     @property
     def pid(self) -> int | None:
         """See the port."""
-        found: int | None = self._guard.read(self._inner, "pid")
-        return found
+        return cast("int | None", self._guard.read(self._inner, "pid"))
 
     @property
     def cgroup(self) -> str | None:
         """See the port."""
-        found: str | None = self._guard.read(self._inner, "cgroup")
-        return found
+        return cast("str | None", self._guard.read(self._inner, "cgroup"))
 
     async def start(self) -> int:
         """See the port."""
@@ -187,8 +184,7 @@ class GuardedContainer(_Guarded):
 
     async def stats(self) -> CgroupStats | None:
         """See the port."""
-        found: CgroupStats | None = await self._call("stats", self._guard.timeouts.probe)
-        return found
+        return cast("CgroupStats | None", await self._call("stats", self._guard.timeouts.probe))
 
     async def reopen_log(self) -> None:
         """See the port."""
@@ -216,14 +212,12 @@ class GuardedSandbox(_Guarded):
     @property
     def record(self) -> Record:
         """See the port."""
-        found: Record = self._guard.read(self._inner, "record")
-        return found
+        return cast("Record", self._guard.read(self._inner, "record"))
 
     @property
     def pid(self) -> int | None:
         """See the port."""
-        found: int | None = self._guard.read(self._inner, "pid")
-        return found
+        return cast("int | None", self._guard.read(self._inner, "pid"))
 
     async def create_container(self, spec: ContainerSpec) -> ContainerHandle:
         """See the port."""
@@ -235,12 +229,15 @@ class GuardedSandbox(_Guarded):
 
     async def port_forward(self, port: int) -> socket.socket:
         """See the port."""
-        found: socket.socket = await self._call("port_forward", self._guard.timeouts.probe, port)
-        return found
+        return cast("socket.socket", await self._call("port_forward", self._guard.timeouts.probe, port))
 
     async def wait(self) -> ExitStatus:
         """See the port; no deadline."""
         return cast("ExitStatus", await self._call("wait", None))
+
+    async def update(self, resources: Mapping[str, Any]) -> None:
+        """See bridge.core.resources.HoldsPod."""
+        await self._call("update", self._guard.timeouts.exec, resources)
 
     async def stop(self) -> None:
         """See the port."""
@@ -277,22 +274,25 @@ class GuardedBackend(_Guarded):
         return GuardedSandbox(self._guard, await self._call("load_sandbox", self._guard.timeouts.create, spec, record))
 
     def final_spec(self, oci: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the backend makes of a container's spec before its runtime gets it; as it is, where the backend can't tell.
+        """What the backend makes of a container's spec before its runtime gets it; as it is, where the backend can't tell."""
+        return self._shown("final_spec", oci, oci)
 
-        Raises PluginFailed.
-        """
-        if not hasattr(self._inner, "final_spec"):
-            return oci
+    def final_sandbox_spec(self, spec: SandboxSpec) -> Mapping[str, Any]:
+        """The same of a pod's own container."""
+        return self._shown("final_sandbox_spec", spec, spec.oci or {})
+
+    def _shown(self, name: str, given: object, unchanged: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Raises PluginFailed."""
+        if not hasattr(self._inner, name):
+            return unchanged
         try:
-            final: Mapping[str, Any] = self._inner.final_spec(oci)
+            return cast("Mapping[str, Any]", getattr(self._inner, name)(given))
         except Exception as exc:
-            raise self._guard._failed("final_spec", f"raised {describe(exc)}") from exc
-        return final
+            raise self._guard._failed(name, f"raised {describe(exc)}") from exc
 
     async def remove_strangers(self, known: Callable[[str], bool]) -> Sequence[str]:
         """See the port."""
-        found: Sequence[str] = await self._call("remove_strangers", _SWEEP_SECONDS, known)
-        return found
+        return cast("Sequence[str]", await self._call("remove_strangers", _SWEEP_SECONDS, known))
 
 
 def _ending(timeouts: RuntimeTimeouts) -> float:

@@ -14,7 +14,8 @@ from bridge.core.preview import Preview
 from bridge.core.services import Services
 from bridge.errors import InvalidRequest, NotFound, Unsupported
 from bridge.ports.handlers import HandlerPolicy
-from bridge.ports.runtime import Ability, Feature, RuntimeFeatures, Support
+from bridge.ports.runtime import Ability, Feature, RuntimeFeatures, SandboxKind, SandboxSpec, Support
+from bridge.testing.fakes import FakeBackend
 from tests.component.conftest import PRIVATE_PID, World, container, pod
 
 pytestmark = pytest.mark.root
@@ -88,3 +89,32 @@ async def test_a_pod_in_the_nodes_network_has_no_namespaces_of_its_own(core: Ser
     config = dataclasses.replace(pod(), security=dataclasses.replace(pod().security, namespaces=options), hostname="")
     made = await core.previewer.container("", config, container(), lambda *_: ())
     assert {each["type"] for each in made.steps[-1].spec["linux"]["namespaces"]}.isdisjoint({"network", "ipc", "uts"})
+
+
+@pytest.mark.parametrize("kind", [SandboxKind.CONTAINER, SandboxKind.VM])
+async def test_the_container_that_a_pod_has_for_itself(world: World, kind: SandboxKind) -> None:
+    world.backend = Showing(kind)
+    async with world.started() as core:
+        made = await core.previewer.sandbox("", pod(hostname="inside"))
+        assert [step.source for step in made.steps] == ["the request", "handler fake"]
+        first, last = (step.spec for step in made.steps)
+        assert (first["hostname"], first["annotations"]["io.kubernetes.cri.container-type"]) == ("inside", "sandbox")
+        assert last["annotations"] == {"shown": "5" * 64}
+        assert (await preview(core)).steps[-1].spec["annotations"] == {"shown": "container"}
+        assert dict(core.store.sandboxes) == {}
+
+
+async def test_a_pod_without_a_container_of_its_own(core: Services) -> None:
+    with pytest.raises(NotFound, match="a pod like this on handler 'fake' has no container of its own"):
+        await core.previewer.sandbox("", pod())
+
+
+class Showing(FakeBackend):
+    """Tells what it makes of specs."""
+
+    def final_spec(self, oci: Spec) -> Spec:
+        return {**oci, "annotations": {"shown": "container"}}
+
+    def final_sandbox_spec(self, spec: SandboxSpec) -> Spec:
+        assert spec.oci is not None
+        return {**spec.oci, "annotations": {"shown": spec.id}}

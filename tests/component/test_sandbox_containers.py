@@ -110,6 +110,22 @@ async def test_the_pods_own_cgroup(core: Services, world: World) -> None:
         cgroups.remove(name)
 
 
+async def test_new_limits_of_the_pod_reach_what_its_containers_live_in(core: Services, world: World) -> None:
+    sandbox, _ = await running(core, world, pod(resources=Resources(cpu_shares=512), overhead=Resources(memory_limit_in_bytes=32 << 20)))
+    await core.resources.update_sandbox(sandbox.id, None, Resources(memory_limit_in_bytes=64 << 20))
+    assert [change["memory"]["limit"] for change in sandbox.updates] == [96 << 20], "with the overhead, and only what changes"
+    assert "cpu" not in sandbox.updates[0]
+    await core.resources.update_sandbox(sandbox.id, None, Resources(memory_limit_in_bytes=64 << 20))
+    assert len(sandbox.updates) == 1, "what is in force already costs nothing"
+    before = core.store.sandbox(sandbox.id)
+    world.backend.faults.broken.add("update_sandbox")
+    with pytest.raises(Unsupported, match=r"^resources: its size is fixed"):
+        await core.resources.update_sandbox(sandbox.id, None, Resources(cpu_shares=1024))
+    world.backend.faults.broken.clear()
+    assert len(sandbox.updates) == 1
+    assert core.store.sandbox(sandbox.id) is before, "what is refused is not recorded"
+
+
 @pytest.mark.parametrize("oom", [False, True])
 async def test_its_death_is_the_pods_and_its_containers(core: Services, world: World, oom: bool) -> None:
     sandbox, member = await running(core, world)

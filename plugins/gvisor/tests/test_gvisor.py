@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import bridge_gvisor
 import pytest
 from bridge_gvisor import hiding
 from bridge_gvisor import spec as specs
+from bridge_gvisor.backend import GvisorBackend
 from bridge_gvisor.handler import settings
+from bridge_gvisor.host import GvisorHost
 from bridge_gvisor.limits import limits
 from bridge_gvisor.options import GvisorOptions
 from bridge_gvisor.probe import judge
 from bridge_gvisor.runsc import Runsc, RunscSettings, descendants, parse_processes
 from bridge_gvisor.sampler import Sampler, parse
+from bridge_gvisor.sandbox import GvisorSandbox
 from bridge_gvisor.trial import Outcome
 from bridge_gvisor.words import mending, start_code
 
@@ -376,3 +380,30 @@ def test_capabilities_that_an_older_runsc_does_not_know() -> None:
     sets = {"bounding": ["CAP_BPF", "CAP_CHOWN", "CAP_PERFMON"], "ambient": ["CAP_CHECKPOINT_RESTORE"]}
     made = specs.without_young({"args": ["x"], "capabilities": sets})
     assert made == {"args": ["x"], "capabilities": {"bounding": ["CAP_CHOWN"], "ambient": []}}
+
+
+def backend_of(context: HostContext, **options: Any) -> GvisorBackend:
+    made = settings("h", GvisorOptions(**options), context)
+    return GvisorBackend(GvisorHost(Runsc(made), context, cast("Any", None), cast("Any", None), frozenset(), all_capabilities=False))
+
+
+def test_the_final_spec_is_shown(context: HostContext) -> None:
+    given = oci(namespaces=[{"type": "pid"}], maskedPaths=["/proc/keys", "/etc/hidden"])
+    given["annotations"] |= {"io.kubernetes.cri.sandbox-id": "s1", "io.kubernetes.cri-o.ContainerID": "c1"}
+    given["process"]["capabilities"] = {"bounding": ["CAP_BPF", "CAP_CHOWN"]}
+    made = backend_of(context).final_spec(given)
+    assert made["annotations"]["io.kubernetes.cri.container-type"] == "container"
+    assert made["linux"]["namespaces"] == [{"type": "pid", "path": "@container/c1"}]
+    assert made["linux"]["maskedPaths"] == ["/etc/hidden"], "what is gVisor's own needs no mount"
+    assert made["process"]["capabilities"]["bounding"] == ["CAP_CHOWN"], "this runsc knows no younger ones"
+    shown = backend_of(context).final_sandbox_spec(sandbox(cgroup="/pods/web"))
+    assert shown["annotations"]["dev.gvisor.spec.cgroup-parent"] == "/pods/web"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "driver", "refused"), [("/pods/web", "cgroupfs", False), ("", "cgroupfs", True), ("/p.slice", "systemd", True)]
+)
+async def test_a_pods_limits_are_those_of_its_cgroup(context: HostContext, cgroup: str, driver: Any, refused: bool) -> None:
+    held = GvisorSandbox(backend_of(context, cgroup_driver=driver)._host, sandbox(cgroup=cgroup))
+    with pytest.raises(Unsupported, match="has a cgroup of its own") if refused else nullcontext():
+        await held.update({"memory": {"limit": 1 << 30}})

@@ -204,3 +204,20 @@ async def test_after_a_restart_it_is_the_same(inner: FakeBackend, tmp_path: Path
     await again.create_container(ContainerSpec("c" * 64, IDENT, tmp_path, {}, ContainerIO()))
     loaded = await again.load_container(ContainerSpec("c" * 64, IDENT, tmp_path, {}, ContainerIO()), {"v": 1})
     assert loaded.id == "c" * 64
+
+
+async def test_the_final_spec_is_shown(inner: FakeBackend, tmp_path: Path) -> None:
+    made = backend(inner, tmp_path, choices=Choices({"io.katacontainers.config.hypervisor.default_vcpus": "2"}))
+    assert made.final_spec({"process": {"apparmorProfile": "p", "args": ["x"]}, "linux": {}})["process"] == {"args": ["x"]}
+    shown = made.final_sandbox_spec(spec(tmp_path))
+    assert shown["annotations"] == {"io.katacontainers.config.hypervisor.default_vcpus": "2"}
+    assert shown["root"]["path"].endswith("/rootfs")
+    assert inner.sandboxes == {}
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+async def test_a_machine_follows_its_containers_limits(inner: FakeBackend, tmp_path: Path, fixed: bool) -> None:
+    machine = await backend(inner, tmp_path, fixed_size=fixed).create_sandbox(spec(tmp_path))
+    with pytest.raises(Unsupported, match="static_sandbox_resource_mgmt") if fixed else contextlib.nullcontext():
+        await machine.update({"memory": {"limit": 1 << 30}})
+    assert inner.sandboxes[IDENT].updates == [], "with the pod's limits on its own container Kata would count them twice"

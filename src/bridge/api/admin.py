@@ -39,10 +39,13 @@ class AdminRpcs(ImageAdminRpcs):
         return v1.HandlersResponse(handlers=[_handler(state, registry.default) for state in registry.states()])
 
     async def preview_spec(self, message: v1.PreviewSpecRequest) -> v1.PreviewSpecResponse:
-        """What a container would get. Makes nothing; refuses as RunPodSandbox and CreateContainer would."""
+        """What a container, or without one the pod's own, would get. Makes nothing; refuses as RunPodSandbox and CreateContainer would."""
         pod = convert_config.pod_config(pb.PodSandboxConfig.parse(message.pod), "pod")
-        container = convert_config.container_config(pb.ContainerConfig.parse(message.container), "container")
-        preview = await self._core.previewer.container(message.handler, pod, container, self._adjust)
+        if message.container:
+            container = convert_config.container_config(pb.ContainerConfig.parse(message.container), "container")
+            preview = await self._core.previewer.container(message.handler, pod, container, self._adjust)
+        else:
+            preview = await self._core.previewer.sandbox(message.handler, pod)
         steps = [v1.SpecStep(source=step.source, spec=json.dumps(step.spec).encode()) for step in preview.steps]
         return v1.PreviewSpecResponse(steps=steps, notes=list(preview.notes))
 

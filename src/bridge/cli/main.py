@@ -99,7 +99,8 @@ def _question_verbs(verbs: Verbs) -> None:
     spec = verb(actions, "spec", "bridge.cli.spec:run", "print the OCI spec that a container would get, and who changed what in it")
     spec.add_argument("handler", help="name of the handler")
     spec.add_argument("--pod", type=Path, required=True, metavar="FILE", help="the pod, as crictl runp takes it")
-    spec.add_argument("--container", type=Path, required=True, metavar="FILE", help="the container, as crictl create takes it")
+    words = "the container, as crictl create takes it; without one, the spec of the container that the pod itself has on such a handler"
+    spec.add_argument("--container", type=Path, metavar="FILE", help=words)
     socket(spec)
     trace = verb(verbs, "trace", "bridge.cli.trace:run", "show where the start of a pod spent its time")
     trace.add_argument("pod", help="id of the pod sandbox, or the beginning of one")

@@ -21,10 +21,11 @@ from bridge.errors import ConfigError, InvalidRequest
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the final spec to standard output; to standard error, or all as one JSON object, what each source changed."""
+    file = arguments.container
     request = admin.PreviewSpecRequest(
         handler=arguments.handler,
         pod=bytes(message(pb.PodSandboxConfig, _read(arguments.pod), str(arguments.pod))),
-        container=bytes(message(pb.ContainerConfig, _read(arguments.container), str(arguments.container))),
+        container=b"" if file is None else bytes(message(pb.ContainerConfig, _read(file), str(file))),
     )
     answer: admin.PreviewSpecResponse = ask(arguments, lambda client: client.admin.preview_spec(request))
     specs = [(step.source, json.loads(step.spec)) for step in answer.steps]

@@ -19,6 +19,17 @@ async def apply(sandbox: Sandbox) -> None:
         await run_sync(cgroup_limits.apply, sandbox.cgroup_parent, of(sandbox))
 
 
+def resources(sandbox: Sandbox) -> Resources:
+    """``of`` as resources, as far as the pod has any."""
+    found = of(sandbox)
+    return Resources(
+        cpu_shares=found.shares,
+        cpu_quota=max(found.quota, 0),
+        cpu_period=found.period if found.quota > 0 else 0,
+        memory_limit_in_bytes=max(found.memory, 0),
+    )
+
+
 def of(sandbox: Sandbox) -> PodLimits:
     """Resources and overhead together; what the resources leave without a limit has none."""
     resources, overhead = sandbox.resources or Resources(), sandbox.overhead or Resources()

@@ -19,11 +19,11 @@ from bridge.core.model import ContainerConfig, NamespaceMode, PodConfig
 from bridge.core.settings import CoreSettings
 from bridge.core.spec_inputs import ContainerInputs, Volume
 from bridge.core.volumes import host_options
-from bridge.errors import InvalidRequest
+from bridge.errors import InvalidRequest, NotFound
 from bridge.host.lookups import Lookups
 from bridge.ports.handlers import Handlers
 from bridge.ports.images import Image, ImageConfig, Images
-from bridge.ports.runtime import RuntimeBackend
+from bridge.ports.runtime import RuntimeBackend, SandboxSpec
 
 Spec = Mapping[str, Any]
 Adjust = Callable[[Spec, Mapping[str, Any], Mapping[str, Any]], Iterable[tuple[str, Spec]]]
@@ -37,6 +37,13 @@ class ShowsSpec(Protocol):
     """A backend that can tell what it makes of a container's spec before its runtime gets it."""
 
     def final_spec(self, oci: Spec) -> Spec: ...
+
+
+@runtime_checkable
+class ShowsSandbox(Protocol):
+    """The same for a pod's own container: what its runtime gets, once a sandbox is to be made of ``spec``."""
+
+    def final_sandbox_spec(self, spec: SandboxSpec) -> Spec: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,23 @@ class Previewer:
         if isinstance(backend, ShowsSpec):
             steps.append(Step(f"handler {name}", backend.final_spec(steps[-1].spec)))
         return Preview(tuple(steps), tuple(notes))
+
+    async def sandbox(self, handler: str, pod: PodConfig) -> Preview:
+        """The spec of the container that a pod on ``handler`` has for itself. Raises what RunPodSandbox would; NotFound for one without."""
+        name = handler or self.handlers.default
+        backend = self.handlers.backend(name)
+        sandbox_run.check(pod, backend, self.images.id_mapping_fault)
+        sandbox_run.check_limits(pod, self.facts, self.spec_settings)
+        sandbox = self._sandbox(name, pod)
+        chosen = self.spec_settings.of_handler(self.handlers.policy(name, sandbox.opening))
+        confinement = await self.confiner.find(pod.security.seccomp, pod.security.apparmor, privileged=pod.security.privileged)
+        request = sandbox_run.sandbox_spec(sandbox, backend, self.settings, self.facts, chosen, confinement)
+        if request.oci is None:
+            raise NotFound(f"a pod like this on handler {name!r} has no container of its own")
+        steps = [Step("the request", request.oci)]
+        if isinstance(backend, ShowsSandbox):
+            steps.append(Step(f"handler {name}", backend.final_sandbox_spec(request)))
+        return Preview(tuple(steps), ())
 
     def _sandbox(self, handler: str, pod: PodConfig) -> Sandbox:
         options = pod.security.namespaces

@@ -6,10 +6,11 @@ the limits that the record tells are set back.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import anyio
 from anyio.to_thread import run_sync
@@ -21,6 +22,7 @@ from bridge.core.containers import ContainerService
 from bridge.core.entities import Container, ContainerState, Sandbox, SandboxState
 from bridge.core.live import LiveContainer
 from bridge.core.model import Resources
+from bridge.core.sandbox_death import held_inside
 from bridge.core.sandboxes import SandboxService
 from bridge.core.surroundings import Surroundings
 from bridge.errors import BridgeError, IllegalTransition, InUse, NotFound, Unavailable, Unsupported
@@ -33,6 +35,18 @@ _logger = log.get("core.resources")
 _CHANGEABLE = (ContainerState.CREATED, ContainerState.RUNNING)
 _UPDATE = "linux"
 """Where UpdateContainerResourcesRequest has the limits."""
+
+
+@runtime_checkable
+class HoldsPod(Protocol):
+    """A sandbox that its containers live in, and whose limits can be changed."""
+
+    async def update(self, resources: Mapping[str, Any]) -> None:
+        """Give the pod as a whole other limits: OCI linux.resources, only what changes.
+
+        The pod's own cgroup is not the backend's to change. Raises Unsupported with why what runs keeps its limits, RuntimeFailed.
+        """
+        ...
 
 
 class ResourceService:
@@ -137,10 +151,28 @@ class ResourceService:
             resources=_merged(sandbox.resources, resources, self._facts, "resources"),
         )
         async with Rollback(f"update pod {sandbox.id[:12]}", step_timeout=self._settings.undo_timeout) as undo:
-            undo.push("set the pod's limits back", functools.partial(pod_limits.apply, sandbox))
-            await pod_limits.apply(changed)
+            undo.push("set the pod's limits back", functools.partial(self._limit_again, changed, sandbox))
+            await self._limit(sandbox, changed)
             await self._store.apply_sandbox(sandbox.id, "journal", overhead=changed.overhead, resources=changed.resources)
             undo.commit()
+
+    async def _limit_again(self, new: Sandbox, old: Sandbox) -> None:
+        with contextlib.suppress(Unsupported):  # then the new limits were refused too, and never set
+            await self._limit(new, old)
+
+    async def _limit(self, old: Sandbox, new: Sandbox) -> None:
+        """Set the pod's limits on what its containers live in, and on the pod's cgroup."""
+        before, after = (limits.build(pod_limits.resources(each), self._facts, "resources") for each in (old, new))
+        change = limits.difference(before, after)
+        if change and held_inside(self._handlers, new):
+            handle = self._live.sandbox(new.id)
+            try:
+                if not isinstance(handle, HoldsPod):
+                    raise Unsupported("this handler can't change the limits of a pod")
+                await handle.update(change)
+            except Unsupported as exc:
+                raise Unsupported(f"resources: {exc.message}") from exc
+        await pod_limits.apply(new)
 
 
 def _refuse_hugepages(change: Resources, forth: Mapping[str, Any]) -> None:

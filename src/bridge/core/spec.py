@@ -121,7 +121,7 @@ def build_sandbox(
         "namespaces": [*_pod_namespaces(sandbox), {"type": "mount"}, {"type": "pid"}, *_cgroup_namespace(False, facts)],
         **pod_namespaces.oci_mappings(sandbox.config),
         "cgroupsPath": _cgroup(sandbox, settings, f"{settings.cgroup_prefix}-sandbox", sandbox.id),
-        "resources": spec_resources.build(_pod_resources(sandbox) if whole else Resources(cpu_shares=2), (), False, facts, settings),
+        "resources": spec_resources.build(pod_limits.resources(sandbox) if whole else Resources(cpu_shares=2), (), False, facts, settings),
         "maskedPaths": masked,
         "readonlyPaths": readonly,
     }
@@ -141,17 +141,6 @@ def build_sandbox(
         "annotations": spec_annotations.for_sandbox(sandbox, settings),
         "linux": linux,
     }
-
-
-def _pod_resources(sandbox: Sandbox) -> Resources:
-    """The pod's limits with its overhead, as far as it has any."""
-    limits = pod_limits.of(sandbox)
-    return Resources(
-        cpu_shares=limits.shares,
-        cpu_quota=max(limits.quota, 0),
-        cpu_period=limits.period if limits.quota > 0 else 0,
-        memory_limit_in_bytes=max(limits.memory, 0),
-    )
 
 
 def _sandbox_process(sandbox: Sandbox, argv: Sequence[str], facts: HostFacts) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from anyio import to_thread
 
@@ -12,6 +13,7 @@ from bridge import log
 from bridge._proto.containerd.events import TaskExit, TaskOom
 from bridge.aio import Supervisor
 from bridge.errors import HostError
+from bridge.host.oci_documents import at_start
 from bridge.ports.host import HostContext
 from bridge.ports.runtime import Record, RuntimeFeatures, SandboxKind, SandboxSpec
 from bridge.shimv2 import sandbox, strangers
@@ -47,6 +49,14 @@ class ShimBackend:
     async def load_sandbox(self, spec: SandboxSpec, record: Record) -> ShimSandbox:
         """See bridge.shimv2.sandbox.load."""
         return await sandbox.load(self._runtime, spec, record)
+
+    def final_spec(self, oci: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A container's spec as it stands in the bundle, but for the place of a shared PID namespace, which only a pod knows."""
+        return at_start(sandbox.grouped(oci, str(oci.get("annotations", {}).get(sandbox.SANDBOX_ID, ""))))
+
+    def final_sandbox_spec(self, spec: SandboxSpec) -> Mapping[str, Any]:
+        """The same of a pod's own container, before plugins adjust it."""
+        return self.final_spec(spec.oci or {})
 
     async def remove_strangers(self, known: Callable[[str], bool]) -> Sequence[str]:
         """See bridge.shimv2.strangers."""

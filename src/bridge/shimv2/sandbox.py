@@ -142,6 +142,11 @@ class ShimSandbox:
         """The exit of the sandbox's own container; without one it never returns."""
         return await _for_ever() if self.main is None else await self.main.wait()
 
+    async def update(self, resources: Mapping[str, Any]) -> None:
+        """One Update of the sandbox's own container, which stands for the pod. Raises RuntimeFailed."""
+        if self.main is not None:
+            await self.main.update(resources)
+
     async def stop(self) -> None:
         """End the sandbox's own container and the shim."""
         if self.main is not None:

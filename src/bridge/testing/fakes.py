@@ -173,6 +173,7 @@ class FakeSandbox:
         self.spec = spec
         self.pid = 1000 if spec.shared_pid or backend.sandbox_kind is not SandboxKind.NAMESPACES else None
         self.ports: set[int] = set()
+        self.updates: list[Mapping[str, Any]] = []
         self.connections: list[tuple[int, socket.socket]] = []
         self._backend = backend
         self._dead = anyio.Event()
@@ -220,6 +221,11 @@ class FakeSandbox:
             if members and container.spec.sandbox_id == self.id:
                 container.exit(137, 9, oom=oom)
         self._dead.set()
+
+    async def update(self, resources: Mapping[str, Any]) -> None:
+        """Remember the change."""
+        await self._backend.faults.passing("update_sandbox", Unsupported("its size is fixed"))
+        self.updates.append(resources)
 
     async def stop(self) -> None:
         """End its process."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pydantic
 import pytest
@@ -15,6 +15,8 @@ from bridge.generic.shim import ShimOptions, binary_name, settings
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.ports.host import HostContext, Monitor
 from bridge.ports.runtime import ContainerIO, SandboxKind
+from bridge.shimv2.backend import ShimBackend
+from bridge.shimv2.runtime import ShimRuntime
 
 
 def context(root: Path, driver: CgroupDriver = CgroupDriver.CGROUPFS) -> HostContext:
@@ -84,3 +86,15 @@ def test_other_shims_get_their_configuration(tmp_path: Path) -> None:
     assert (found.kind, found.own_cgroups) == (SandboxKind.VM, False)
     bare = settings("h", ShimOptions(runtime_type="io.containerd.any.v2", path=binary(tmp_path)), context(tmp_path))
     assert bare.options_of(ContainerIO(owner=(1, 1))) is None
+
+
+def test_what_it_makes_of_specs_is_shown(tmp_path: Path) -> None:
+    made = settings("h", ShimOptions(path=binary(tmp_path)), context(tmp_path))
+    backend = ShimBackend(ShimRuntime(made, context(tmp_path), cast("Any", None)), cast("Any", None))
+    given = {
+        "annotations": {"io.kubernetes.cri.sandbox-id": "s1", "io.containerd.runc.v2.group": "another's"},
+        "linux": {"resources": {"cpu": {"quota": -1, "shares": 2}}},
+    }
+    shown = backend.final_spec(given)
+    assert shown["annotations"] == {"io.kubernetes.cri.sandbox-id": "s1", "io.containerd.runc.v2.group": "s1"}, "a pod shares one shim"
+    assert shown["linux"]["resources"] == {"cpu": {"shares": 2}}, "none is what a new cgroup has"

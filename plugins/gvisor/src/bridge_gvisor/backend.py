@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 from anyio import to_thread
@@ -11,7 +12,8 @@ from anyio import to_thread
 from bridge.errors import HostError, Unsupported
 from bridge.ports.host import HostContext
 from bridge.ports.runtime import Record, RuntimeFeatures, SandboxKind, SandboxSpec
-from bridge_gvisor import sandbox
+from bridge_gvisor import hiding, sandbox
+from bridge_gvisor import spec as specs
 from bridge_gvisor.host import GvisorHost
 from bridge_gvisor.probe import probe
 from bridge_gvisor.runsc import Runsc, RunscSettings
@@ -48,6 +50,17 @@ class GvisorBackend:
     async def load_sandbox(self, spec: SandboxSpec, record: Record) -> GvisorSandbox:
         """See bridge_gvisor.sandbox.load."""
         return await sandbox.load(self._host, spec, record)
+
+    def final_spec(self, oci: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A container's spec as runsc gets it, but for mounts over masked paths: an image's files decide on those."""
+        settings, notes = self._host.runsc.settings, oci.get("annotations", {})
+        made = specs.of_container(oci, notes.get(specs.CONTAINER_ID, ""), notes.get(specs.SANDBOX_ID, ""), seccomp=settings.seccomp)
+        return hiding.without_own({**made, "process": self._host.process(made["process"])})
+
+    def final_sandbox_spec(self, spec: SandboxSpec) -> Mapping[str, Any]:
+        """The sandbox container's spec."""
+        settings = self._host.runsc.settings
+        return specs.of_sandbox(spec, systemd_cgroup=settings.systemd_cgroup, seccomp=settings.seccomp)
 
     async def remove_strangers(self, known: Callable[[str], bool]) -> Sequence[str]:
         """See the port: of what runsc has state of below this handler's root, which nobody else uses. Members go first."""

@@ -34,6 +34,15 @@ def with_mounts(oci: Mapping[str, Any], bundle: Path) -> dict[str, Any]:
     return {**oci, "mounts": mounts, "linux": linux}
 
 
+def without_own(oci: Mapping[str, Any]) -> dict[str, Any]:
+    """``oci`` without the masked and read-only paths that need no mount."""
+    linux = dict(oci.get("linux", {}))
+    for key in ("readonlyPaths", "maskedPaths"):
+        if key in linux:
+            linux[key] = [path for path in linux[key] if not _is_own(path)]
+    return {**oci, "linux": linux}
+
+
 def _is_own(path: str) -> bool:
     return any(path == tree or path.startswith(f"{tree}/") for tree in _OWN)
 

@@ -10,7 +10,7 @@ import contextlib
 import math
 import signal as signals
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -131,6 +131,12 @@ class GvisorSandbox:
                 return await ask(monitor)
 
         return await self._host.lasting(adopting, patience=patience)
+
+    async def update(self, resources: Mapping[str, Any]) -> None:
+        """Nothing is to be done where the sandbox is in the pod's cgroup. Raises Unsupported where it has one of its own."""
+        del resources
+        if not self._spec.cgroup or self._host.runsc.settings.systemd_cgroup:
+            raise Unsupported("this pod's sandbox has a cgroup of its own, whose limits were set when it was started")
 
     async def stop(self) -> None:
         """Kill the sandbox's process, wait for its end, and have runsc remove what is left. Raises TimedOut, RuntimeFailed."""

@@ -15,7 +15,8 @@ CGROUP_PARENT = "dev.gvisor.spec.cgroup-parent"
 YOUNG_CAPABILITIES = ("CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE")
 """Those of Linux 5.8 and 5.9, by which nothing can be done in gVisor; a runsc that doesn't know them starts nobody who has them."""
 _CONTAINER_TYPE = "io.kubernetes.cri.container-type"
-_SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
+SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
+CONTAINER_ID = "io.kubernetes.cri-o.ContainerID"
 _LINUX_LEFT_OUT = ("devices", "mountLabel", "rootfsPropagation", "intelRdt")
 _PROCESS_LEFT_OUT = ("apparmorProfile", "selinuxLabel")
 _NAMESPACES = ("network", "pid", "ipc", "uts", "mount")
@@ -24,7 +25,7 @@ _NAMESPACES = ("network", "pid", "ipc", "uts", "mount")
 def of_sandbox(spec: SandboxSpec, *, systemd_cgroup: bool, seccomp: bool) -> dict[str, Any]:
     """The sandbox container's spec. A pod without a cgroup of its own gets one for the sandbox alone."""
     oci = _common(spec.oci or {}, seccomp=seccomp)
-    notes = {**oci.get("annotations", {}), _CONTAINER_TYPE: "sandbox", _SANDBOX_ID: spec.id}
+    notes = {**oci.get("annotations", {}), _CONTAINER_TYPE: "sandbox", SANDBOX_ID: spec.id}
     if spec.cgroup and not systemd_cgroup:
         notes[CGROUP_PARENT] = spec.cgroup
     return {**oci, "annotations": notes}
@@ -39,7 +40,7 @@ def without_young(process: Mapping[str, Any]) -> dict[str, Any]:
 def of_container(oci: Mapping[str, Any], ident: str, sandbox_id: str, *, seccomp: bool) -> dict[str, Any]:
     """A member's spec. One in the pod's PID namespace gets none of its own, which is the sandbox's."""
     made = _common(oci, seccomp=seccomp)
-    notes = {**made.get("annotations", {}), _CONTAINER_TYPE: "container", _SANDBOX_ID: sandbox_id}
+    notes = {**made.get("annotations", {}), _CONTAINER_TYPE: "container", SANDBOX_ID: sandbox_id}
     linux = made["linux"]
     kept = [one for one in linux["namespaces"] if one["type"] != "pid"]
     own = next((one for one in linux["namespaces"] if one["type"] == "pid"), None)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 from anyio import to_thread
@@ -42,7 +43,8 @@ _ROOTFS = "rootfs"
 class Settings:
     """Of one handler. ``bundle`` tells where the kit has the sandbox container's bundle: Kata unmounts what is at its ``rootfs``.
 
-    ``refuse`` names the option to blame when a pod's annotation is refused, "" where it is left out.
+    ``refuse`` names the option to blame when a pod's annotation is refused, "" where it is left out. ``fixed_size`` tells that Kata's
+    configuration has machines sized at their boot alone.
     """
 
     choices: Choices
@@ -51,6 +53,7 @@ class Settings:
     bundle: Callable[[SandboxSpec], Path]
     timeouts: RuntimeTimeouts = field(default_factory=RuntimeTimeouts)
     refuse: str = ""
+    fixed_size: bool = False
     places: Places = field(default_factory=Places)
 
 
@@ -98,6 +101,19 @@ class KataBackend:
         """The machine from before a restart."""
         changed = self._changed(spec)
         return KataSandbox(await self._inner.load_sandbox(changed, record), changed, self._settings)
+
+    def final_spec(self, oci: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A container's spec as Kata gets it, but for the place of a shared PID namespace, which only a pod knows."""
+        made = specs.for_guest(oci, self._settings.choices)
+        final: Mapping[str, Any] = self._inner.final_spec(made) if hasattr(self._inner, "final_spec") else made
+        return final
+
+    def final_sandbox_spec(self, spec: SandboxSpec) -> Mapping[str, Any]:
+        """The spec by which Kata boots a pod's machine."""
+        changed = self._changed(spec)
+        inner = self._inner
+        final: Mapping[str, Any] = inner.final_sandbox_spec(changed) if hasattr(inner, "final_sandbox_spec") else changed.oci or {}
+        return final
 
     async def remove_strangers(self, known: Callable[[str], bool]) -> Sequence[str]:
         """Those of the inner backend, with what their machines left."""
@@ -148,6 +164,12 @@ class KataSandbox:
     async def wait(self) -> ExitStatus:
         """The machine's end."""
         return await self._inner.wait()
+
+    async def update(self, resources: Mapping[str, Any]) -> None:
+        """Nothing: Kata plugs CPUs and memory in, or out, as each container's limits change. Raises Unsupported where it does not."""
+        del resources  # given to the sandbox container, they would count twice: Kata adds up what all containers may have
+        if self._settings.fixed_size:
+            raise Unsupported("Kata sizes machines once, at their boot (static_sandbox_resource_mgmt in its configuration)")
 
     async def stop(self) -> None:
         """Power the machine off; if that does not succeed in time, kill its processes and have the runtime see to the rest."""

@@ -92,6 +92,7 @@ async def _opened(name: str, options: KataOptions, context: HostContext) -> Asyn
             stop_timeout=options.delete_timeout,
             bundle=kit.bundle,
             timeouts=context.timeouts,
+            fixed_size=config is not None and config.static_sizing,
             refuse=f"runtime.handlers.{name}.options.allowed_annotations" if options.refuse_other_annotations else "",
         )
         yield KataBackend(inner, settings)

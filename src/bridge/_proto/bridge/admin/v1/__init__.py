@@ -512,7 +512,7 @@ class PreviewSpecRequest(betterproto2.Message):
 
     container: "bytes" = betterproto2.field(3, betterproto2.TYPE_BYTES)
     """
-    A runtime.v1.ContainerConfig, encoded.
+    A runtime.v1.ContainerConfig, encoded; empty for the container that the pod itself has, if it has one.
     """
 
 
