@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import sys
 import tempfile
 import time
@@ -23,6 +24,8 @@ from bridge.client import CriError
 from tests.crash.operations import OPERATIONS, Operation
 from tests.crash.sweep import FAULTS, HANDLERS, Case, Sweeper, cases, sweeper, timed
 
+_DONE = re.compile(r"(?:ok|not reached) (.*) \([\d.]+ s\)$")
+
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/test-crash", description=__doc__)
@@ -31,6 +34,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--fault", action="append", choices=FAULTS, help="default: all")
     parser.add_argument("--point", default="", help="only points whose name has this in it")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="N cases of each operation, chosen by --seed, instead of all")
+    parser.add_argument("--seen", action="append", type=Path, default=[], help="leave out what this output of an earlier run has as done")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--chaos", type=int, default=0, metavar="N", help="instead of the sweep, N random operations amid faults")
     parser.add_argument("--list", action="store_true", help="list the points and end")
@@ -72,8 +76,16 @@ async def _operation(swept: Sweeper, handler: str, operation: Operation, options
     wanted = list(cases(handler, operation, points, options.fault or FAULTS))
     if options.sample and options.sample < len(wanted):
         wanted = random.Random(options.seed).sample(wanted, options.sample)
+    seen = _seen(options.seen)
     for case in wanted:
-        await _case(swept, case, counts)
+        if str(case) not in seen:
+            await _case(swept, case, counts)
+
+
+def _seen(outputs: Sequence[Path]) -> set[str]:
+    """The cases that went well, or whose point was not come to, by these outputs."""
+    found = (_DONE.match(line) for output in outputs for line in output.read_text().splitlines())
+    return {match[1] for match in found if match}
 
 
 async def _case(swept: Sweeper, case: Case, counts: Counter[str]) -> None:

@@ -26,9 +26,10 @@ from bridge.testing.images import Entry, Layout, tar
 from bridge.testing.leaks import Scope, Snapshot, difference, snapshot
 from bridge.testing.registry import registry
 from tests.crash.chaos import Chaos, Worker
+from tests.crash.nursery import nursery
 from tests.crash.operations import OPERATIONS, Operation, Stage
 from tests.integration.daemon_fixtures import warm
-from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node
+from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node, environment
 from tests.integration.registry_node import push
 
 FAULTS = ("kill-server", "kill-monitor", "kill-both", "cancel", "error", "hang")
@@ -247,7 +248,9 @@ def sweeper(directory: Path, handlers: Sequence[str] = ("runc", "crun")) -> Iter
     control.mkdir()
     with Layout(directory / "swept") as layout:
         layout.image("swept", [tar([Entry("file", os.urandom(300_000))])], config={"Cmd": ["sh"]})
-    with registry(directory / "registry") as host, daemon_node(patience=0.5, handlers={name: HANDLERS[name] for name in handlers}) as node:
+    chosen = {name: HANDLERS[name] for name in handlers}
+    with nursery(environment()) as start, registry(directory / "registry") as host, daemon_node(patience=0.5, handlers=chosen) as node:
+        node.starting = start
         anyio.run(push, directory / "swept", "swept", host, "swept:1")
         node.stop()
         node.environment[ENVIRONMENT] = str(control)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 import anyio
 from anyio.to_thread import run_sync
@@ -49,6 +49,26 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": _PYTHONPATH}
 
 
+class ServerProcess(Protocol):
+    """What a test does with a server's process; subprocess.Popen is one."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def terminate(self) -> None: ...
+
+
 class DaemonNode:
     """Everything below ``root``; ``name`` marks the bridge and the cgroups that are its own. Made by ``daemon_node``.
 
@@ -77,7 +97,8 @@ class DaemonNode:
         self.network = network
         self.patience = patience
         self.environment: dict[str, str] = {}
-        self.process: subprocess.Popen[bytes] | None = None
+        self.starting: Callable[[Sequence[str], Mapping[str, str], IO[bytes]], ServerProcess] = _start
+        self.process: ServerProcess | None = None
         octet = secrets.randbelow(250) + 2
         self.subnets = [f"10.249.{octet}.0/24", f"fd00:cb:{octet}::/64"]
         for name in ("run", "state", "cni", "ipam", "logs", "layout"):
@@ -164,12 +185,12 @@ class DaemonNode:
     def spawn(self) -> None:
         """Start the server and don't wait for it."""
         given = {**environment(), "NOTIFY_SOCKET": str(self.root / "notify"), **self.environment}
-        argv = [sys.executable, "-m", "bridge", "--config", str(self.config_file), "serve"]
+        argv = ["--config", str(self.config_file), "serve"]
         with contextlib.suppress(BlockingIOError):
             while self._notify.recv(256, socket.MSG_DONTWAIT):
                 pass
         with (self.root / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(argv, env=given, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            self.process = self.starting(argv, given, log)
 
     def start(self) -> None:
         """Start the server and block until it has told its service manager that it is ready."""
@@ -241,6 +262,11 @@ class DaemonNode:
         with contextlib.suppress(BridgeError, OSError):
             async with MonitorClient.connect(self.monitor_socket, timeout=0.5) as client:
                 await client.shutdown(force=True)
+
+
+def _start(argv: Sequence[str], env: Mapping[str, str], log: IO[bytes]) -> ServerProcess:
+    command = [sys.executable, "-m", "bridge", *argv]
+    return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 
 @contextlib.contextmanager
