@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import random
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ import anyio
 from grpclib.const import Status
 
 from bridge.client import CriError
+from tests.crash.chaos import FAULTS_AMID, STEPS
 from tests.crash.operations import OPERATIONS, Operation
 from tests.crash.sweep import FAULTS, HANDLERS, Case, Sweeper, cases, sweeper, timed
 
@@ -37,12 +39,15 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seen", action="append", type=Path, default=[], help="leave out what this output of an earlier run has as done")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--chaos", type=int, default=0, metavar="N", help="instead of the sweep, N random operations amid faults")
+    parser.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="how often something goes wrong amid chaos")
     parser.add_argument("--list", action="store_true", help="list the points and end")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code: 1 when a case failed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)  # also in the background of a shell: what was started is ended
     options = _arguments(argv)
     chosen = [each for each in OPERATIONS if not options.operation or each.name in options.operation]
     counts: Counter[str] = Counter()
@@ -50,13 +55,30 @@ def main(argv: Sequence[str]) -> int:
     handlers = options.handler or ["runc", "crun"]
     with tempfile.TemporaryDirectory(prefix="cbt-sweep-") as directory, sweeper(Path(directory), handlers) as swept:
         if options.chaos:
-            print(dict(anyio.run(swept.chaos, handlers, options.seed, options.chaos)), timed(began))
+            anyio.run(_chaos, swept, handlers, options)
             return 0
         for handler in handlers:
             for operation in chosen:
                 anyio.run(_operation, swept, handler, operation, options, counts)
     print(f"{counts['points']} points, {counts['runs']} runs, {counts['missed']} not reached, {counts['failed']} failed, {timed(began)}")
     return 1 if counts["failed"] else 0
+
+
+async def _chaos(swept: Sweeper, handlers: Sequence[str], options: argparse.Namespace) -> None:
+    began = time.monotonic()
+    counts: Counter[str] = Counter()
+
+    async def tell() -> None:
+        while True:
+            await anyio.sleep(60)
+            print(f"{sum(counts[each] for each in STEPS)} operations, {timed(began)}", flush=True)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(tell)
+        await swept.chaos(handlers, options.seed, options.chaos, every=options.every, counts=counts)
+        group.cancel_scope.cancel()
+    print(dict(counts))
+    print(f"{options.chaos} operations, {sum(counts[each] for each in FAULTS_AMID)} faults, {timed(began)}")
 
 
 async def _operation(swept: Sweeper, handler: str, operation: Operation, options: argparse.Namespace, counts: Counter[str]) -> None:

@@ -11,6 +11,7 @@ import enum
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from anyio.to_thread import run_sync
 from grpclib.const import Status
 
 from bridge._proto.runtime import v1 as pb
-from bridge.client import CriError, connect
+from bridge.client import CriClient, CriError, connect
 from bridge.testing.failpoints import INJECTED, Control
 from tests.integration.daemon_node import DaemonNode, Kubelet
 
@@ -28,10 +29,17 @@ Steps = Mapping[str, Callable[[], Awaitable[None]]]
 _PATIENCE = 90.0
 _MOST = 3  # containers of one pod
 _LAST = 0.06  # how likely the next operation is the pod's last but one
+_IMAGES = 0.05  # how likely the next operation is one of images
 _SCRIPT = "trap 'exit 3' TERM; i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done"
 _STATES = {0: "created", 1: "running", 2: "exited"}
 _LOST = ("ContainerLost", "StartError", "MonitorLost", "ContainerCannotRun")
 _READ_SECONDS = 5.0
+FAULTS_AMID = ("kill-server", "kill-monitor", "kill-both", "error", "restart", "kill-starting")
+STEPS = (
+    *("RunPodSandbox", "CreateContainer", "StartContainer", "ExecSync", "StopContainer", "ReopenContainerLog", "reads"),
+    *("UpdateContainerResources", "RemoveContainer", "StopPodSandbox", "RemovePodSandbox", "PullImage", "RemoveImage"),
+)
+"""What may go wrong and what is done, as they are counted."""
 
 
 class Phase(enum.StrEnum):
@@ -60,28 +68,47 @@ class Worker:
     handler: str
     chance: random.Random
     counts: Counter[str]
+    image: str = ""
     pod: str = ""
     pods: int = 0
     config: pb.PodSandboxConfig | None = None
     stopped: bool = False
     members: dict[str, Member] = field(default_factory=dict)
+    _line: AsyncExitStack = field(default_factory=AsyncExitStack)
+    _cri: CriClient | None = None
+
+    async def work(self, operations: int) -> None:
+        """So many steps."""
+        async with self._line:
+            for _ in range(operations):
+                await self.step()
 
     async def ask(self, call: Callable[[Kubelet], Awaitable[T]]) -> T:
         """The answer, asked for again and again while there is nobody to give it."""
         with anyio.fail_after(_PATIENCE):
             while True:
                 try:
-                    async with connect(self.node.socket, wait=30) as cri:
-                        kubelet = Kubelet(self.node, cri, self.handler)
-                        if self.config is not None:
-                            kubelet.configs[self.pod] = self.config
-                        return await call(kubelet)
+                    return await call(await self._kubelet())
                 except CriError as exc:
-                    if exc.code is not Status.UNAVAILABLE and INJECTED not in exc.message:
+                    if exc.code is Status.UNAVAILABLE:
+                        await self._hang_up()
+                    elif INJECTED not in exc.message:
                         raise
                 except OSError:
-                    pass
+                    await self._hang_up()
                 await anyio.sleep(0.02)
+
+    async def _kubelet(self) -> Kubelet:
+        if self._cri is None:
+            self._cri = await self._line.enter_async_context(connect(self.node.socket, wait=30))
+        kubelet = Kubelet(self.node, self._cri, self.handler)
+        if self.config is not None:
+            kubelet.configs[self.pod] = self.config
+        return kubelet
+
+    async def _hang_up(self) -> None:
+        self._cri = None
+        await self._line.aclose()
 
     async def step(self) -> None:
         """One operation, and the comparison."""
@@ -97,6 +124,8 @@ class Worker:
         if self.chance.random() < _LAST or self.stopped:
             return {"RemovePodSandbox": self._remove_pod} if self.stopped else {"StopPodSandbox": self._stop_pod}
         found: dict[str, Callable[[], Awaitable[None]]] = {"reads": self._reads}
+        if self.chance.random() < _IMAGES:
+            return {"PullImage": self._pull, "RemoveImage": self._remove_image}
         if len(self.members) < _MOST:
             found |= {f"CreateContainer{n}": self._create for n in range(2)}
         for phase in {member.phase for member in self.members.values()}:
@@ -202,6 +231,20 @@ class Worker:
             await self.ask(lambda kubelet: kubelet.cri.runtime.status())
             await self.ask(lambda kubelet: kubelet.cri.image.list_images())
 
+    async def _pull(self) -> None:
+        wanted = pb.PullImageRequest(image=pb.ImageSpec(image=self.image))
+        try:
+            pulled = (await self.ask(lambda kubelet: kubelet.cri.image.pull_image(wanted))).image_ref
+        except CriError as exc:
+            if exc.code is not Status.UNKNOWN:  # as which a kubelet is told of what went wrong with a registry
+                raise
+            return
+        assert pulled, "a pull without an image"
+
+    async def _remove_image(self) -> None:
+        wanted = pb.RemoveImageRequest(image=pb.ImageSpec(image=self.image))
+        await self.ask(lambda kubelet: kubelet.cri.image.remove_image(wanted))
+
     async def compare(self) -> None:
         """What the server tells of the pod against what the model knows."""
         if not self.pod:
@@ -249,7 +292,7 @@ class Chaos:
         while not over.is_set():
             with anyio.move_on_after(self.chance.uniform(0.05, self.longest)):
                 await over.wait()
-            fault = self.chance.choice(("kill-server", "kill-monitor", "kill-both", "error", "error", "restart", "kill-starting"))
+            fault = self.chance.choice((*FAULTS_AMID, "error"))
             self.counts[fault] += 1
             await self._happen(fault)
 

@@ -240,14 +240,15 @@ async def _pull(kubelet: Kubelet, stage: Stage) -> None:
 
 async def _is_pulled(kubelet: Kubelet, stage: Stage) -> None:
     await _pull(kubelet, stage)
-    await _image_removed(kubelet, stage)
+    await image_removed(kubelet, stage)
 
 
 async def _remove_image(kubelet: Kubelet, stage: Stage) -> None:
     await kubelet.cri.image.remove_image(pb.RemoveImageRequest(image=pb.ImageSpec(image=stage.image)))
 
 
-async def _image_removed(kubelet: Kubelet, stage: Stage) -> None:
+async def image_removed(kubelet: Kubelet, stage: Stage) -> None:
+    """Remove the image: nothing of it is damaged or left in the index."""
     await _remove_image(kubelet, stage)
     asked = pb.ImageStatusRequest(image=pb.ImageSpec(image=stage.image))
     assert (await kubelet.cri.image.image_status(asked)).image is None
@@ -279,7 +280,7 @@ OPERATIONS = [
     Operation("ReopenContainerLog", _writing, _reopen, _is_reopened),
     Operation("exit", _waiting, _end, _has_ended),
     Operation("PullImage", _nothing, _pull, _is_pulled),
-    Operation("RemoveImage", _pull, _remove_image, _image_removed),
+    Operation("RemoveImage", _pull, _remove_image, image_removed),
     Operation("reload", _running, _reload, _is_alive),
 ]
 """``StopContainer`` may find the exit lost when the monitor was killed on a kernel that can't tell it (before 6.15)."""

@@ -27,7 +27,7 @@ from bridge.testing.leaks import Scope, Snapshot, difference, snapshot
 from bridge.testing.registry import registry
 from tests.crash.chaos import Chaos, Worker
 from tests.crash.nursery import nursery
-from tests.crash.operations import OPERATIONS, Operation, Stage
+from tests.crash.operations import OPERATIONS, Operation, Stage, image_removed
 from tests.integration.daemon_fixtures import warm
 from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node, environment
 from tests.integration.registry_node import push
@@ -83,25 +83,39 @@ class Sweeper:
         except Exception as exc:
             raise AssertionError(f"{case}: {describe(exc)}") from exc
 
-    async def chaos(self, handlers: Sequence[str], seed: int, operations: int, *, workers: int = 8) -> Counter[str]:
-        """So many operations of several workers amid faults; what happened how often. Raises AssertionError where the model is wrong."""
-        counts: Counter[str] = Counter()
+    async def chaos(
+        self,
+        handlers: Sequence[str],
+        seed: int,
+        operations: int,
+        *,
+        workers: int = 8,
+        every: float = 1.0,
+        counts: Counter[str] | None = None,
+    ) -> Counter[str]:
+        """So many operations of several workers amid faults, one ``every`` so many seconds; what happened how often.
+
+        Raises AssertionError where the model is wrong. ``counts`` can be watched meanwhile.
+        """
+        counts = Counter() if counts is None else counts
         points = [point for each in OPERATIONS for point in await self.points(handlers[0], each) if "~" not in point]
         chance, over = random.Random(seed), anyio.Event()
         everyone = [
-            Worker(number, self._node, handlers[number % len(handlers)], random.Random(f"{seed} {number}"), counts)
+            Worker(number, self._node, handlers[number % len(handlers)], random.Random(f"{seed} {number}"), counts, self._image)
             for number in range(workers)
         ]
         async with anyio.create_task_group() as group:
-            group.start_soon(Chaos(self._node, self._control, chance, points, counts).run, over)
+            group.start_soon(Chaos(self._node, self._control, chance, points, counts, 2 * every).run, over)
             async with anyio.create_task_group() as work:
                 for worker in everyone:
-                    work.start_soon(_operate, worker, operations // workers)
+                    work.start_soon(worker.work, operations // workers)
             over.set()
         self._control.disarm()
         await self._until_ready()
         async with self._kubelet("") as kubelet:
             await self._clean(kubelet)
+            stage = self._stage()
+            await image_removed(kubelet, stage)
         await self._audit()
         return counts
 
@@ -257,11 +271,6 @@ def sweeper(directory: Path, handlers: Sequence[str] = ("runc", "crun")) -> Iter
         node.start()
         anyio.run(warm, node)
         yield Sweeper(node, Control(control), f"{host}/swept:1")
-
-
-async def _operate(worker: Worker, operations: int) -> None:
-    for _ in range(operations):
-        await worker.step()
 
 
 def cases(handler: str, operation: Operation, points: Iterable[str], faults: Iterable[str]) -> Iterator[Case]:
