@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import IO
@@ -57,24 +57,23 @@ _NAMED = 20
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def run(config: Config, read: Callable[[], Config], begin: Callable[[], None] = lambda: None) -> int:
+def run(config: Config, read: Callable[[], Config], watched: Callable[[Awaitable[None]], Awaitable[None]] = lambda work: work) -> int:
     """``cri-bridge serve``: run until SIGTERM or SIGINT. Returns the process's exit code.
 
-    ``read`` reads the configuration again, for SIGHUP. ``begin`` is called in its loop first of all.
+    ``read`` reads the configuration again, for SIGHUP. ``watched`` runs the whole of it, for tests.
     """
     log.setup(config.server.log_level)
     syscalls.use_one_malloc_arena()
     try:
-        anyio.run(_serve, config, read, begin)
+        anyio.run(lambda: watched(_serve(config, read)))
     except BridgeError as exc:
         _logger.error("can't start: %s", exc)
         return 1
     return 0
 
 
-async def _serve(config: Config, read: Callable[[], Config], begin: Callable[[], None]) -> None:
+async def _serve(config: Config, read: Callable[[], Config]) -> None:
     began = time.monotonic()
-    begin()
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with running(config) as daemon:
             gc.collect()

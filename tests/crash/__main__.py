@@ -23,8 +23,9 @@ from grpclib.const import Status
 
 from bridge.client import CriError
 from tests.crash.chaos import FAULTS_AMID, STEPS
-from tests.crash.operations import OPERATIONS, Operation
-from tests.crash.sweep import FAULTS, HANDLERS, Case, Sweeper, cases, sweeper, timed
+from tests.crash.operations import OPERATIONS
+from tests.crash.stages import FAULTS, Operation
+from tests.crash.sweep import HANDLERS, Case, Sweeper, cases, sweeper, timed
 
 _DONE = re.compile(r"(?:ok|not reached) (.*) \([\d.]+ s\)$")
 

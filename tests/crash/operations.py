@@ -1,16 +1,9 @@
 """What is interrupted: one operation of a kubelet each, with what comes before it, its repetition, and what must hold at its end.
 
-``prepare`` makes what it needs, while nothing goes wrong. ``act`` is the operation; the server may be killed amid it. ``again`` is what a
-kubelet does next, when all is well again, until it has what it wants; ``act`` may have succeeded, failed, or never been heard of again.
+See stages.Operation. Those of streams and of the node itself are in modules of their own; OPERATIONS has all.
 """
 
 from __future__ import annotations
-
-import os
-import signal
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import anyio
 from grpclib.const import Status
@@ -18,96 +11,32 @@ from grpclib.const import Status
 from bridge._proto.bridge.admin import v1 as admin
 from bridge._proto.runtime import v1 as pb
 from bridge.client import CriError
+from tests.crash.node_operations import NODE_OPERATIONS
+from tests.crash.stages import CREATED, EXITED, RUNNING, Operation, Stage, created, made, nothing, pod, running, writing
+from tests.crash.stream_operations import STREAM_OPERATIONS
 from tests.integration.daemon_node import Kubelet, log_lines
 
-RUNNING, EXITED, CREATED = (
-    pb.ContainerState.CONTAINER_RUNNING,
-    pb.ContainerState.CONTAINER_EXITED,
-    pb.ContainerState.CONTAINER_CREATED,
-)
 _MEMORY = 96 << 20
 
 
-@dataclass
-class Stage:
-    """What an operation works on: the ids that ``prepare`` left. ``spare`` is a directory of the run's own, mounted at /flags."""
-
-    spare: Path
-    config: pb.PodSandboxConfig
-    pod: str = ""
-    container: str = ""
-    image: str = ""
-    lines: list[str] = field(default_factory=list)
-
-    @property
-    def log(self) -> Path:
-        return Path(self.config.log_directory) / "app.log"
-
-
-Step = Callable[[Kubelet, Stage], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Operation:
-    """See the module."""
-
-    name: str
-    prepare: Step
-    act: Step
-    again: Step
-
-
-async def _nothing(_kubelet: Kubelet, _stage: Stage) -> None:
-    pass
-
-
-async def _pod(kubelet: Kubelet, stage: Stage) -> None:
-    stage.pod = await kubelet.run(config=stage.config)
-
-
-async def _made(kubelet: Kubelet, stage: Stage, command: str = "trap 'exit 3' TERM; touch /flags/up; while :; do sleep 0.02; done") -> None:
-    kubelet.configs[stage.pod] = stage.config
-    mount = pb.Mount(container_path="/flags", host_path=str(stage.spare))
-    stage.container = await kubelet.create(stage.pod, command, mounts=[mount])
-
-
-async def _created(kubelet: Kubelet, stage: Stage) -> None:
-    await _pod(kubelet, stage)
-    await _made(kubelet, stage)
-
-
-async def _running(kubelet: Kubelet, stage: Stage) -> None:
-    await _created(kubelet, stage)
-    await kubelet.start(stage.container)
-    with anyio.fail_after(10):
-        while not (stage.spare / "up").exists():
-            await anyio.sleep(0.01)
-
-
 async def _waiting(kubelet: Kubelet, stage: Stage) -> None:
-    await _pod(kubelet, stage)
-    await _made(kubelet, stage, "until [ -e /flags/go ]; do sleep 0.02; done; echo last; exit 7")
-    await kubelet.start(stage.container)
-
-
-async def _writing(kubelet: Kubelet, stage: Stage) -> None:
-    await _pod(kubelet, stage)
-    await _made(kubelet, stage, "i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done")
+    await pod(kubelet, stage)
+    await made(kubelet, stage, "until [ -e /flags/go ]; do sleep 0.02; done; echo last; exit 7")
     await kubelet.start(stage.container)
 
 
 async def _stopped(kubelet: Kubelet, stage: Stage) -> None:
-    await _running(kubelet, stage)
+    await running(kubelet, stage)
     await kubelet.stop(stage.container, 0)
 
 
 async def _pod_stopped(kubelet: Kubelet, stage: Stage) -> None:
-    await _running(kubelet, stage)
+    await running(kubelet, stage)
     await kubelet.stop_pod(stage.pod)
 
 
 async def _ready(kubelet: Kubelet, stage: Stage) -> None:
-    await _pod(kubelet, stage)
+    await pod(kubelet, stage)
     status = await kubelet.pod_status(stage.pod)
     assert status.state is pb.PodSandboxState.SANDBOX_READY, status
     assert status.network is not None
@@ -115,7 +44,7 @@ async def _ready(kubelet: Kubelet, stage: Stage) -> None:
 
 
 async def _startable(kubelet: Kubelet, stage: Stage) -> None:
-    await _made(kubelet, stage)
+    await made(kubelet, stage)
     assert (await kubelet.status(stage.container)).state is CREATED
     await kubelet.start(stage.container)
     assert (await kubelet.status(stage.container)).state is RUNNING
@@ -158,8 +87,8 @@ async def _stop(kubelet: Kubelet, stage: Stage) -> None:
 async def _is_stopped(kubelet: Kubelet, stage: Stage) -> None:
     await kubelet.stop(stage.container, 10)
     status = await kubelet.status(stage.container)
-    assert (status.state, status.exit_code) in ((EXITED, 3), (EXITED, 255)), status
-    assert status.exit_code == 3 or status.reason == "MonitorLost", status
+    assert status.state is EXITED, status
+    assert status.exit_code == 3 or (stage.monitor_lost and (status.exit_code, status.reason) == (255, "MonitorLost")), status
 
 
 async def _remove(kubelet: Kubelet, stage: Stage) -> None:
@@ -231,7 +160,7 @@ async def _end(kubelet: Kubelet, stage: Stage) -> None:
 
 async def _has_ended(kubelet: Kubelet, stage: Stage) -> None:
     status = await kubelet.exited(stage.container)
-    assert status.exit_code == 7 or status.reason == "MonitorLost", status
+    assert status.exit_code == 7 or (stage.monitor_lost and status.reason == "MonitorLost"), status
 
 
 async def _pull(kubelet: Kubelet, stage: Stage) -> None:
@@ -257,30 +186,21 @@ async def image_removed(kubelet: Kubelet, stage: Stage) -> None:
     assert not checked.index_faults, checked
 
 
-async def _reload(kubelet: Kubelet, _stage: Stage) -> None:
-    assert kubelet.node.process is not None
-    os.kill(kubelet.node.process.pid, signal.SIGHUP)
-    await anyio.sleep(0.3)
-
-
-async def _is_alive(kubelet: Kubelet, stage: Stage) -> None:
-    assert (await kubelet.output(stage.container, "echo alive")) == "alive"
-
-
 OPERATIONS = [
-    Operation("RunPodSandbox", _nothing, _pod, _ready),
-    Operation("CreateContainer", _pod, _made, _startable),
-    Operation("StartContainer", _created, _start, _started),
-    Operation("ExecSync", _running, _exec, _execs),
-    Operation("StopContainer", _running, _stop, _is_stopped),
+    Operation("RunPodSandbox", nothing, pod, _ready),
+    Operation("CreateContainer", pod, made, _startable),
+    Operation("StartContainer", created, _start, _started),
+    Operation("ExecSync", running, _exec, _execs),
+    Operation("StopContainer", running, _stop, _is_stopped),
     Operation("RemoveContainer", _stopped, _remove, _is_removed),
-    Operation("StopPodSandbox", _running, _stop_pod, _pod_is_stopped),
+    Operation("StopPodSandbox", running, _stop_pod, _pod_is_stopped),
     Operation("RemovePodSandbox", _pod_stopped, _remove_pod, _pod_is_removed),
-    Operation("UpdateContainerResources", _running, _update, _is_updated),
-    Operation("ReopenContainerLog", _writing, _reopen, _is_reopened),
+    Operation("UpdateContainerResources", running, _update, _is_updated),
+    Operation("ReopenContainerLog", writing, _reopen, _is_reopened),
     Operation("exit", _waiting, _end, _has_ended),
-    Operation("PullImage", _nothing, _pull, _is_pulled),
+    Operation("PullImage", nothing, _pull, _is_pulled),
     Operation("RemoveImage", _pull, _remove_image, image_removed),
-    Operation("reload", _running, _reload, _is_alive),
+    *STREAM_OPERATIONS,
+    *NODE_OPERATIONS,
 ]
 """``StopContainer`` may find the exit lost when the monitor was killed on a kernel that can't tell it (before 6.15)."""

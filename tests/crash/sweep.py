@@ -10,7 +10,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,19 @@ from grpclib.const import Status
 
 from bridge.aio import describe
 from bridge.client import CriError, connect
+from bridge.errors import MonitorGone
 from bridge.testing.failpoints import ENVIRONMENT, Control
 from bridge.testing.images import Entry, Layout, tar
 from bridge.testing.leaks import Scope, Snapshot, difference, snapshot
 from bridge.testing.registry import registry
 from tests.crash.chaos import Chaos, Worker
 from tests.crash.nursery import nursery
-from tests.crash.operations import OPERATIONS, Operation, Stage, image_removed
+from tests.crash.operations import OPERATIONS, image_removed
+from tests.crash.stages import Operation, Stage
 from tests.integration.daemon_fixtures import warm
 from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node, environment
 from tests.integration.registry_node import push
 
-FAULTS = ("kill-server", "kill-monitor", "kill-both", "cancel", "error", "hang")
 _HELD_SECONDS = 15.0
 _PATIENCE = 45.0
 _READ_SECONDS = 5.0
@@ -60,7 +61,8 @@ class Sweeper:
         self._image = image
         self._numbers = itertools.count(1)
         scope = node.scope()
-        self._scope: Scope = dataclasses.replace(scope, pids=[])
+        late = [node.root / "run" / "runtimes" / name for name in ("late", "probe-late.json")]  # a handler that a reload adds keeps them
+        self._scope: Scope = dataclasses.replace(scope, pids=[], shared=[*scope.shared, *late])
         self._before: Snapshot = snapshot(self._scope)
 
     async def points(self, handler: str, operation: Operation) -> Sequence[str]:
@@ -72,7 +74,9 @@ class Sweeper:
             await operation.act(kubelet, stage)
             await anyio.sleep(0.2)  # what follows behind the answer: the watch over the exit, the release of the runtime's state
             self._control.disarm()
+        async with self._kubelet(handler) as kubelet:  # another server's, perhaps
             await operation.again(kubelet, stage)
+            await operation.tidy(kubelet, stage)
             await self._clean(kubelet)
         return self._control.points()
 
@@ -120,7 +124,7 @@ class Sweeper:
         return counts
 
     async def _run(self, case: Case) -> bool:
-        stage = self._stage()
+        stage = self._stage(case.fault)
         async with self._kubelet(case.handler) as kubelet:
             await case.operation.prepare(kubelet, stage)
         self._control.arm(case.point, fail=case.fault == "error")
@@ -132,6 +136,7 @@ class Sweeper:
             await self._until_ready()
             await self._until_well(case, stage)
             async with self._kubelet(case.handler) as kubelet:
+                await case.operation.tidy(kubelet, stage)
                 await self._clean(kubelet)
         await self._audit()
         return came
@@ -159,17 +164,22 @@ class Sweeper:
             with anyio.move_on_after(0 if case.fault in ("cancel", "hang") else _HELD_SECONDS):
                 await done.wait()
             group.cancel_scope.cancel()
-        if case.fault in ("hang", "kill-both", "kill-server") and (self._node.process is None or self._node.process.poll() is not None):
+        assert self._node.process is not None
+        if self._node.process.poll() is not None:
+            ends = case.fault in ("hang", "kill-both", "kill-server") or case.operation.name == "restart"
+            assert ends, f"the server ended with code {self._node.process.returncode}"
             await self._node.restart()
         return self._control.held
 
     async def _fault(self, case: Case) -> None:
         if case.fault in ("kill-monitor", "kill-both"):
-            await self._node.kill_monitor()
+            with suppress(MonitorGone):  # it may be the lack of one that is interrupted
+                await self._node.kill_monitor()
         if case.fault in ("kill-server", "kill-both"):
             await run_sync(self._node.kill)
         if case.fault == "hang":
-            await self._reads_go_on(case.handler)
+            if case.operation.reads:
+                await self._reads_go_on(case.handler)
             assert self._node.process is not None
             os.kill(self._node.process.pid, signal.SIGTERM)
             code = await run_sync(self._node.process.wait, 30)
@@ -225,12 +235,12 @@ class Sweeper:
         """The server, and a monitor that succeeded a killed one."""
         return f" {self._node.monitor_socket} " in line or f"--config {self._node.config_file}" in line
 
-    def _stage(self) -> Stage:
+    def _stage(self, fault: str = "") -> Stage:
         number = next(self._numbers)
         spare = self._node.logs / f"spare{number}"
         spare.mkdir()
         some = Kubelet(self._node, None, "")  # type: ignore[arg-type]  # it only builds a configuration
-        return Stage(spare, some.pod_config(f"swept{number}"), image=self._image)
+        return Stage(spare, some.pod_config(f"swept{number}"), image=self._image, fault=fault)
 
     @asynccontextmanager
     async def _kubelet(self, handler: str) -> AsyncIterator[Kubelet]:
@@ -276,7 +286,7 @@ def sweeper(directory: Path, handlers: Sequence[str] = ("runc", "crun")) -> Iter
 def cases(handler: str, operation: Operation, points: Iterable[str], faults: Iterable[str]) -> Iterator[Case]:
     """Every fault at every point where it can happen."""
     for fault in faults:
-        for point in points:
+        for point in points if fault in operation.faults else ():
             if fault != "error" or "~" not in point:
                 yield Case(handler, operation, fault, point)
 

@@ -10,7 +10,8 @@ import anyio
 import pytest
 
 from tests.crash.operations import OPERATIONS
-from tests.crash.sweep import FAULTS, Sweeper, cases, sweeper
+from tests.crash.stages import FAULTS
+from tests.crash.sweep import Sweeper, cases, sweeper
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 SEED = 20261122

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 
 from bridge.config import Config
 from bridge.config_files import load
@@ -24,14 +23,11 @@ def run(arguments: argparse.Namespace) -> int:
     config = read()
     from bridge import daemon
 
-    begin: Callable[[], None] = _nothing
     if os.environ.get(_FAILPOINTS):
-        from bridge.testing.failpoints import install_if_asked as begin
-    return daemon.run(config, read, begin)
+        from bridge.testing.failpoints import watched_if_asked
 
-
-def _nothing() -> None:
-    pass
+        return daemon.run(config, read, watched_if_asked)
+    return daemon.run(config, read)
 
 
 def monitor(arguments: argparse.Namespace) -> int:

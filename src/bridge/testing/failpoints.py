@@ -21,12 +21,15 @@ A point is named ``module:function:line``, with ``#n`` when the same task comes 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
+import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import AsyncGeneratorType
 from typing import Any, Literal
 
 import anyio
@@ -38,6 +41,7 @@ INJECTED = "injected failure"
 ENVIRONMENT = "CRI_BRIDGE_FAILPOINTS"
 _POLL = 0.003
 _OCCURRENCES = 3  # a loop that comes to one place a thousand times is interrupted at its first turns only
+_STEPS = frozenset(("async_generator_asend", "async_generator_athrow"))
 _OWN = frozenset((__name__, "bridge.log"))
 _NEVER_FAIL = frozenset(("Lock.acquire", "Event.wait", "Semaphore.acquire", "Condition.wait", "sleep"))
 _logger = log.get("failpoints")
@@ -98,8 +102,15 @@ def place_of(work: Any) -> str:
                 found, quiet = f"{module}:{frame.f_code.co_qualname}:{frame.f_lineno}", ""
             elif frame.f_code.co_qualname in _NEVER_FAIL:
                 quiet = "~"
-        work = getattr(work, "cr_await", None) or getattr(work, "gi_yieldfrom", None) or getattr(work, "ag_await", None)
+        work = _inner(work)
     return found and found + quiet
+
+
+def _inner(work: Any) -> Any:
+    """What ``work`` waits for. A step of an async generator, as entering a context manager is one, only refers to its generator."""
+    if type(work).__name__ in _STEPS:
+        return next((each for each in gc.get_referents(work) if isinstance(each, AsyncGeneratorType)), None)
+    return getattr(work, "cr_await", None) or getattr(work, "gi_yieldfrom", None) or getattr(work, "ag_await", None)
 
 
 async def interrupt(work: Callable[[], Awaitable[Any]], at: int, how: How) -> bool:
@@ -172,7 +183,7 @@ class Control:
 
     def _write(self, plan: dict[str, str]) -> None:
         fresh = self._plan.with_suffix(".new")
-        fresh.write_text(json.dumps(plan))
+        fresh.write_text(json.dumps({**plan, "id": secrets.token_hex(4)}))
         fresh.rename(self._plan)
 
     # The server's side.
@@ -200,7 +211,7 @@ class Control:
         return None
 
 
-def install(directory: str) -> None:
+def install(directory: str) -> Control:
     """Watch every task that the running loop starts from now on, under the control of ``directory``."""
     control = Control(Path(directory))
     _logger.warning("failpoints are on, controlled by %s: this server is under test", directory)
@@ -209,30 +220,36 @@ def install(directory: str) -> None:
         return asyncio.Task(_watched(work, control), loop=loop, **options)
 
     asyncio.get_running_loop().set_task_factory(factory)
+    return control
 
 
-async def _watched(work: Coroutine[Any, Any, Any], control: Control) -> Any:
+async def _watched(work: Awaitable[Any], control: Control) -> Any:
     seen: Counter[str] = Counter()
+    plan: dict[str, str] = {}
 
     async def ended(place: str) -> BaseException | None:
-        seen[place] += 1
-        if not place or seen[place] > _OCCURRENCES:
+        nonlocal plan
+        if not place:
             return None
-        plan = control.plan()
+        before, plan = plan, control.plan()
         if not plan:
+            return None
+        if before.get("id") != plan["id"]:  # turns are counted from when something is to happen: a loop may be old by then
+            seen.clear()
+        seen[place] += 1
+        if seen[place] > _OCCURRENCES:
             return None
         point = place if seen[place] == 1 else f"{place}#{seen[place]}"
         if plan["how"] == "record":
             control.passed(point)
-        elif plan["point"] == point:
+        elif plan.get("point") == point:
             return await control.reached(plan["how"], point)
         return None
 
     return await Watched(work, Watcher(ended=ended))
 
 
-def install_if_asked() -> None:
-    """As the environment says; it is taken out of it, so that no child is watched."""
+async def watched_if_asked(main: Awaitable[None]) -> None:
+    """Run ``main`` watched, with all that it starts, as the environment says; it is taken out of it, so that no child is watched."""
     directory = os.environ.pop(ENVIRONMENT, "")
-    if directory:
-        install(directory)
+    await (_watched(main, install(directory)) if directory else main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -13,6 +14,7 @@ import pytest
 from bridge.aio import Supervisor
 from bridge.errors import HostError
 from bridge.host import files
+from bridge.images import ownership
 from bridge.testing import failpoints
 from bridge.testing.failpoints import INJECTED, Control, Watched, Watcher, interrupt
 
@@ -71,6 +73,19 @@ async def test_places_are_of_our_own_code_and_say_where_nothing_can_fail(tmp_pat
     assert set(places) == {""}, "a test's own code is no place of the product"
 
 
+async def test_places_within_a_context_manager_are_its_own(tmp_path: Path) -> None:
+    places: list[str] = []
+
+    async def work() -> None:
+        with pytest.raises(HostError):
+            async with ownership.pinned(tmp_path):  # which is no namespace
+                pass
+
+    await Watched(work(), Watcher(begun=places.append))
+    assert places
+    assert {place.rpartition(":")[0] for place in places} == {"bridge.images.ownership:pinned"}, "entered by a step of a generator"
+
+
 async def _set(event: anyio.Event) -> None:
     event.set()
 
@@ -116,7 +131,42 @@ def test_without_the_variable_nothing_is_installed(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv(failpoints.ENVIRONMENT, raising=False)
 
     async def served() -> None:
-        failpoints.install_if_asked()
         assert asyncio.get_running_loop().get_task_factory() is None
 
+    asyncio.run(failpoints.watched_if_asked(served()))
+
+
+def test_the_server_itself_is_watched_from_its_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(failpoints.ENVIRONMENT, str(tmp_path))
+    control = Control(tmp_path)
+    control.record()
+    asyncio.run(failpoints.watched_if_asked(files.make_dir(tmp_path / "one", 0o700)))
+    assert any(point.startswith("bridge.host.files:make_dir:") for point in control.points())
+    assert failpoints.ENVIRONMENT not in os.environ
+
+
+def test_turns_are_counted_from_when_something_is_to_happen(tmp_path: Path) -> None:
+    """A loop of a server that is hours old is interrupted as one that has just begun."""
+    control = Control(tmp_path)
+
+    async def often(turns: int) -> None:
+        for number in range(turns):
+            await files.make_dir(tmp_path / f"{number}", 0o700)
+            if number == turns - 3:
+                control.arm(point, fail=True)
+
+    async def served() -> None:
+        failpoints.install(str(tmp_path))
+        with pytest.raises(HostError, match=INJECTED):
+            await asyncio.get_running_loop().create_task(often(20))
+
+    control.record()
+    asyncio.run(_recorded(tmp_path))
+    point = next(each for each in control.points() if "~" not in each and "#" not in each)
+    control.disarm()
     asyncio.run(served())
+
+
+async def _recorded(tmp_path: Path) -> None:
+    failpoints.install(str(tmp_path))
+    await asyncio.get_running_loop().create_task(files.make_dir(tmp_path / "first", 0o700))
