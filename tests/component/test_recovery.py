@@ -50,6 +50,41 @@ async def test_an_exit_while_the_server_was_away_is_told(world: World) -> None:
         assert core.containers.find(ident).exit_code == 7
 
 
+async def test_what_had_ended_is_released_by_whoever_adopts_it(world: World) -> None:
+    """The server may have been killed between the exit's record and the release, and nobody else knows."""
+    async with world.started() as core:
+        sandbox, ident = await running_pod(core)
+        world.backend.faults.fail_on.add("release")
+        await core.containers.stop(ident, 0)
+        assert not core.live.containers[ident].freed, "its removal goes step by step: the bundle is needed"
+    async with world.started() as core:
+        await core.recovery.run()
+        entry = core.live.containers[ident]
+        with anyio.fail_after(10):
+            await entry.released.wait()
+        assert entry.freed
+        assert core.containers.find(ident).state is ContainerState.EXITED
+        await core.sandboxes.remove(sandbox)
+    assert world.leftovers() == []
+
+
+async def test_a_pod_is_not_torn_down_below_a_release(world: World) -> None:
+    async with world.started() as core:
+        _, ident = await running_pod(core)
+        await core.containers.stop(ident, 0)
+    world.backend.faults.hung.add("release")
+    async with world.started() as core, anyio.create_task_group() as group:
+        await core.recovery.run()
+        sandbox = core.containers.find(ident).sandbox_id
+        group.start_soon(core.sandboxes.stop, sandbox)
+        await anyio.wait_all_tasks_blocked()
+        assert core.sandboxes.find(sandbox).state is SandboxState.READY
+        core.live.containers[ident].released.set()
+        with anyio.fail_after(10):
+            await core.sandboxes.stop(sandbox)
+        assert core.sandboxes.find(sandbox).state is SandboxState.STOPPED
+
+
 async def test_a_lost_container_is_not_running(world: World) -> None:
     async with world.started() as core:
         sandbox, ident = await running_pod(core)

@@ -41,6 +41,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--chaos", type=int, default=0, metavar="N", help="instead of the sweep, N random operations amid faults")
     parser.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="how often something goes wrong amid chaos")
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="copy the logs of server and monitor here at the end")
     parser.add_argument("--list", action="store_true", help="list the points and end")
     return parser.parse_args(argv)
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     counts: Counter[str] = Counter()
     began = time.monotonic()
     handlers = options.handler or ["runc", "crun"]
-    with tempfile.TemporaryDirectory(prefix="cbt-sweep-") as directory, sweeper(Path(directory), handlers) as swept:
+    with tempfile.TemporaryDirectory(prefix="cbt-sweep-") as directory, sweeper(Path(directory), handlers, options.logs) as swept:
         if options.chaos:
             anyio.run(_chaos, swept, handlers, options)
             return 0

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import random
+import shutil
 import signal
 import time
 from collections import Counter
@@ -61,7 +62,9 @@ class Sweeper:
         self._image = image
         self._numbers = itertools.count(1)
         scope = node.scope()
-        late = [node.root / "run" / "runtimes" / name for name in ("late", "probe-late.json")]  # a handler that a reload adds keeps them
+        # A handler that a reload adds keeps these, and one whose probe was slow writes it when the first snapshot was taken already.
+        runtimes = node.root / "run" / "runtimes"
+        late = [runtimes / "late", *(runtimes / f"probe-{name}.json" for name in ("late", *HANDLERS))]
         self._scope: Scope = dataclasses.replace(scope, pids=[], shared=[*scope.shared, *late])
         self._before: Snapshot = snapshot(self._scope)
 
@@ -266,8 +269,8 @@ HANDLERS: Mapping[str, str | tuple[str, Mapping[str, Any]]] = {
 
 
 @contextmanager
-def sweeper(directory: Path, handlers: Sequence[str] = ("runc", "crun")) -> Iterator[Sweeper]:
-    """A server with failpoints, its registry, and nothing left of them afterwards."""
+def sweeper(directory: Path, handlers: Sequence[str] = ("runc", "crun"), logs: Path | None = None) -> Iterator[Sweeper]:
+    """A server with failpoints, its registry, and nothing left of them afterwards but what server and monitor said, in ``logs``."""
     control = directory / "control"
     control.mkdir()
     with Layout(directory / "swept") as layout:
@@ -280,7 +283,12 @@ def sweeper(directory: Path, handlers: Sequence[str] = ("runc", "crun")) -> Iter
         node.environment[ENVIRONMENT] = str(control)
         node.start()
         anyio.run(warm, node)
-        yield Sweeper(node, Control(control), f"{host}/swept:1")
+        try:
+            yield Sweeper(node, Control(control), f"{host}/swept:1")
+        finally:
+            if logs is not None:
+                for log in (node.root / "server.log", *(node.root / "run").glob("*.log")):
+                    shutil.copy(log, logs)
 
 
 def cases(handler: str, operation: Operation, points: Iterable[str], faults: Iterable[str]) -> Iterator[Case]:

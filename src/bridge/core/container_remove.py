@@ -37,7 +37,7 @@ class Remover:
         deleting = functools.partial(self._delete, entry)
         rootfs = functools.partial(erase_rootfs, self._settings, self._images, container)
         bundle = functools.partial(erase_bundle, self._settings, container)
-        if container.state is ContainerState.EXITED and entry is not None and entry.released.is_set():
+        if container.state is ContainerState.EXITED and entry is not None and entry.freed:
             # Each step is independent by now, and until its end the record of an exited container owns what a crash would leave.
             await run_all((removing, deleting, rootfs, bundle))
             return
@@ -47,10 +47,11 @@ class Remover:
     async def _delete(self, entry: LiveContainer | None) -> None:
         if entry is not None:
             with trace.span("backend delete"):
-                await self._await_release(entry)
+                await self.await_release(entry)
                 await entry.handle.delete()
 
-    async def _await_release(self, entry: LiveContainer) -> None:
+    async def await_release(self, entry: LiveContainer) -> None:
+        """Until what it had of the runtime was freed after its exit, or was tried to be; the kill timeout at most."""
         if entry.exited.is_set():
             with anyio.move_on_after(self._settings.kill_timeout):
                 await entry.released.wait()

@@ -163,12 +163,12 @@ class ContainerService:
 
     def adopt(self, ident: str, handle: ContainerHandle, process: Mapping[str, Any], *, running: bool) -> None:
         """Take over a container from before the server's restart."""
-        self._live.containers[ident] = LiveContainer(handle, process)
+        entry = self._live.containers[ident] = LiveContainer(handle, process)
         if running:
             self.watch(ident)
         elif self._store.containers[ident].state is ContainerState.EXITED:
-            self._live.containers[ident].exited.set()
-            self._live.containers[ident].released.set()
+            entry.exited.set()
+            self._supervisor.spawn(f"release {ident}", lambda: self._release(ident, entry))  # nobody knows whether it had come to that
 
     def watch(self, ident: str) -> None:
         """Have the daemon wait for this container's exit."""
@@ -213,6 +213,7 @@ class ContainerService:
         # Freeing the runtime's state right after the exit keeps RemoveContainer cheap; that call repeats what failed here.
         try:
             await entry.handle.release()
+            entry.freed = True
         except BridgeError as exc:
             _logger.warning("container %s: the runtime's state is left for its removal: %s", ident[:13], exc)
         finally:
@@ -232,6 +233,13 @@ class ContainerService:
         if ident in self.starts:
             await self._settled(ident)
         await self._stopper.stop(ident, timeout)
+
+    async def quit(self, ident: str) -> None:
+        """``end`` at once, and have no release under way that needs the pod's backend, as far as the kill timeout allows."""
+        await self.end(ident, 0.0)
+        entry = self._live.containers.get(ident)
+        if entry is not None:
+            await self._remover.await_release(entry)
 
     async def _settled(self, ident: str) -> None:
         try:

@@ -14,7 +14,8 @@ from bridge.ports.runtime import ContainerHandle, SandboxHandle
 
 @dataclass(slots=True)
 class LiveContainer:
-    """``exited`` is set once the store shows the exit; ``released`` once the runtime's own state is gone too.
+    """``exited`` is set once the store shows the exit; ``released`` once the runtime's own state is gone too, or was tried to be: ``freed``
+    tells which.
 
     ``process`` is the OCI process object the container was made with; commands run in it start from that. ``changing`` is held by a start
     and by an update of its resources, one after the other.
@@ -24,6 +25,7 @@ class LiveContainer:
     process: Mapping[str, Any]
     exited: anyio.Event = field(default_factory=anyio.Event)
     released: anyio.Event = field(default_factory=anyio.Event)
+    freed: bool = False
     watched: bool = False
     changing: anyio.Lock = field(default_factory=lambda: anyio.Lock(fast_acquire=True))
 

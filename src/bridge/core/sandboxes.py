@@ -150,7 +150,7 @@ class SandboxService:
             await self._containers.abort_creations(ident)
             members = self._store.members(ident)
             try:
-                await run_all(functools.partial(self._containers.end, container.id, 0.0) for container in members)
+                await run_all(functools.partial(self._containers.quit, container.id) for container in members)
             except BridgeError as exc:
                 _logger.warning("a container does not end: %s", exc)
                 return exc.with_traceback(None)

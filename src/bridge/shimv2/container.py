@@ -241,6 +241,8 @@ class ShimContainer:
 
     async def release(self) -> None:
         """Free the shim's state after the exit: one Delete, or nothing when it was done. A running container stays as it is."""
+        if self._exit is None and self._task is not None and await exits.is_over(self._task):
+            await self.wait()  # which another server was told
         if self._exit is not None:
             await self._free()
 

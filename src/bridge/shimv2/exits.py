@@ -40,6 +40,14 @@ async def held(task: ShimTask, keep: Callable[[ShimTask], Awaitable[None]]) -> A
         yield
 
 
+async def is_over(task: ShimTask) -> bool:
+    """Whether its shim says that it has ended, or is gone, or knows it no more. Raises RuntimeFailed, TimedOut."""
+    try:
+        return (await task.state()).status is Status.STOPPED
+    except (NotFound, ShimGone):
+        return True
+
+
 async def of(runtime: ShimRuntime, shim: Shim, task: ShimTask, bundle: Path, cgroup: str | None) -> ExitStatus:
     """The exit of a container that was started: a Wait, and another one after each loss of the connection."""
     while True:
