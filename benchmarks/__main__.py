@@ -1,4 +1,4 @@
-"""`python -m benchmarks cycle|list|stats|memory|logs|network|pull|streaming|gvisor|all|restart|soak`: needs root and both servers."""
+"""`python -m benchmarks WHAT` (see --help): needs root, both servers, runtimes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from types import FrameType
 
 import anyio
 
-from . import cycle, gvisor, lists, logs, machine, memory, pulls, restart, soak, stats, streaming
+from . import cycle, forwards, gvisor, lists, logs, machine, memory, pulls, restart, soak, stats, streaming
 from .pull_images import Sizes
 from .report import Table
 from .servers import Options, containerd, cri_bridge
 from .workspace import Workspace
 
-_TABLES = ("cycle", "list", "stats", "memory", "logs", "network", "pull", "streaming", "gvisor")
+_TABLES = ("cycle", "list", "stats", "memory", "logs", "network", "pull", "streaming", "forward", "gvisor")
 _ALONE = ("restart", "soak")
 """Of cri-bridge alone, and only when asked for by name."""
 SERVERS = {"containerd": containerd, "cri-bridge": cri_bridge}
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--at-once", type=int, default=3, help="pods of the soak under way together (default 3)")
     parser.add_argument("--pulls", type=int, default=5, help="rounds of the pull benchmark (default 5)")
     parser.add_argument("--mebibytes", type=int, default=256, help="what each stream of the streaming benchmark carries (default 256)")
+    parser.add_argument("--connections", type=int, default=1000, help="forwarded connections of a session (default 1000)")
     parser.add_argument("--memory", action="store_true", help="with pull: peak memory by the size of the image instead")
     parser.add_argument("--server", action="append", choices=list(SERVERS), help="only this one; may be repeated (default: both)")
     parser.add_argument("--runtime", type=Path, default=_default_runtime(), help="runc, used by both servers (default %(default)s)")
@@ -82,6 +83,8 @@ async def _fresh(workspace: Workspace, arguments: argparse.Namespace, what: str)
             return await pulls.measure(running, workspace, rounds=arguments.pulls, sizes=Sizes())
         if what == "streaming":
             return await streaming.measure(running, rounds=arguments.rounds, mebibytes=arguments.mebibytes)
+        if what == "forward":
+            return await forwards.measure(running, rounds=max(5, arguments.rounds // 4), connections=arguments.connections)
         return [await memory.measure(running, counts=sorted({0, 20, arguments.pods}))]
 
 

@@ -6,14 +6,9 @@ client is one for both servers (``stream_client``); it, the server and what runs
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from anyio.to_thread import run_sync
 
@@ -22,70 +17,20 @@ from bridge.testing.stream_client import ERROR, PIECE, STDIN, STDOUT, Spdy, WebS
 
 from .report import Table
 from .servers import Running
-from .workload import make_container, make_pod, remove_pod
+from .stream_target import FORWARD, Target, forwarded_pair, targets_of
 
 MEBIBYTE = 1 << 20
-_FORWARD = "portforward.k8s.io"
-_AT_ONCE = 16
-"""Forwarded connections that a client keeps open while it makes many."""
 _SENDS = 32
 """Frames that the client hands to the kernel at once."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """A pod with one container that may use all of the machine, and an echo server in its network."""
-
-    server: Running
-    sandbox: str
-    container: str
-    port: int
-
-    async def exec_url(self, *argv: str, stdin: bool = False) -> str:
-        """Where to run ``argv``."""
-        request = cri.ExecRequest(container_id=self.container, cmd=list(argv), stdin=stdin, stdout=True, stderr=True)
-        return (await self.server.rpc.call("Exec", request, cri.ExecResponse)).url
-
-    async def forward_url(self) -> str:
-        """Where to forward ports of the pod."""
-        request = cri.PortForwardRequest(pod_sandbox_id=self.sandbox, port=[self.port])
-        return (await self.server.rpc.call("PortForward", request, cri.PortForwardResponse)).url
-
-
-@asynccontextmanager
-async def _target(server: Running) -> AsyncIterator[Target]:
-    pod = make_pod(server, 0)
-    config = make_container(pod, "c0", ("sleep", "86400"))
-    for linux in (pod.config.linux, config.linux):
-        assert linux is not None
-        assert linux.resources is not None
-        linux.resources.cpu_quota = 0  # else `cat` would be measured
-    call = server.rpc.call
-    sandbox = (await call("RunPodSandbox", cri.RunPodSandboxRequest(config=pod.config), cri.RunPodSandboxResponse)).pod_sandbox_id
-    request = cri.CreateContainerRequest(pod_sandbox_id=sandbox, config=config, sandbox_config=pod.config)
-    container = (await call("CreateContainer", request, cri.CreateContainerResponse)).container_id
-    await call("StartContainer", cri.StartContainerRequest(container_id=container), cri.StartContainerResponse)
-    asked = cri.ContainerStatusRequest(container_id=container, verbose=True)
-    pid = json.loads((await call("ContainerStatus", asked, cri.ContainerStatusResponse)).info["info"])["pid"]
-    echo = subprocess.Popen(["nsenter", f"--net=/proc/{pid}/ns/net", sys.executable, "-m", "benchmarks.echo"], stdout=subprocess.PIPE)
-    try:
-        assert echo.stdout is not None
-        yield Target(server, sandbox, container, int(await run_sync(echo.stdout.readline)))
-    finally:
-        echo.kill()
-        echo.communicate()
-        await remove_pod(server, sandbox)
-
-
-async def measure(servers: Sequence[Running], *, rounds: int, mebibytes: int, connections: int = 400) -> list[Table]:
-    """Round trips in ms, and what streams of ``mebibytes`` and many short connections reach."""
+async def measure(servers: Sequence[Running], *, rounds: int, mebibytes: int) -> list[Table]:
+    """Round trips in ms, and what streams of ``mebibytes`` reach."""
     names = [server.name for server in servers]
     trips = Table(f"Commands there and back, {rounds} of each", "ms", names)
     rates = Table(f"Streams, {mebibytes} MiB there and back", "MB/s, more is better", names, shares=(0.5,))
-    many = Table("Port-forward: connections one after another", "a second, more is better", names, shares=(0.5,))
-    for table in (rates, many):
-        table.notes.append("The ratio is ours over theirs: above 1 is faster.")
-    async with _both(servers) as targets:
+    rates.notes.append("The ratio is ours over theirs: above 1 is faster.")
+    async with targets_of(servers) as targets:
         for number in range(-2, rounds):
             for target in targets:
                 for label, elapsed in (await _trips(target)).items():
@@ -94,21 +39,10 @@ async def measure(servers: Sequence[Running], *, rounds: int, mebibytes: int, co
         for number in range(-1, max(5, rounds // 8)):
             for target in targets:
                 found = await _rates(target, (mebibytes if number >= 0 else 8) * MEBIBYTE)
-                found_many = await run_sync(_connect_often, await target.forward_url(), target.port, connections)
                 if number >= 0:
                     for label, rate in found.items():
                         rates.add(label, target.server.name, rate)
-                    many.add(f"{connections} connections, {_AT_ONCE} at once", target.server.name, found_many)
-    return [trips, rates, many]
-
-
-@asynccontextmanager
-async def _both(servers: Sequence[Running]) -> AsyncIterator[list[Target]]:
-    if not servers:
-        yield []
-        return
-    async with _target(servers[0]) as first, _both(servers[1:]) as others:
-        yield [first, *others]
+    return [trips, rates]
 
 
 async def _trips(target: Target) -> dict[str, float]:
@@ -164,35 +98,12 @@ def _cat_over_websocket(url: str, size: int) -> float:
 
 
 def _forward(url: str, port: int, size: int) -> float:
-    with Spdy(url, _FORWARD) as client:
-        error, data = client.open(*_pair(port, 0))
+    with Spdy(url, FORWARD) as client:
+        error, data = client.open(*forwarded_pair(port, 0))
         begin = time.perf_counter()
         with _sending(client, client.frame(data, bytes(PIECE)), size, last=client.frame(error, b"", end=True)):
             client.until(lambda: client.counts.get(data, 0) >= size)
         return size / (time.perf_counter() - begin) / 1e6
-
-
-def _pair(port: int, number: int) -> tuple[dict[str, str], dict[str, str]]:
-    """The headers of a forwarded connection's streams; the error stream comes first, as with kubectl."""
-    common = {"port": str(port), "requestID": str(number)}
-    return {"streamType": "error", **common}, {"streamType": "data", **common}
-
-
-def _connect_often(url: str, port: int, count: int) -> float:
-    """Forwarded connections a second: each says a word and closes, and is done once it has heard the answer."""
-    with Spdy(url, _FORWARD) as client:
-        begin = time.perf_counter()
-        running: set[int] = set()
-        for number in range(count):
-            error, data = client.open(*_pair(port, number))
-            client.send_frames(client.frame(error, b"", end=True) + client.frame(data, b"ping", end=True))
-            running.add(data)
-            if len(running) == _AT_ONCE:
-                client.until(lambda: not running.isdisjoint(client.counts))
-                running.difference_update(client.counts)
-        client.until(lambda: running <= client.counts.keys())
-        elapsed = time.perf_counter() - begin
-        return count / elapsed
 
 
 class _sending:  # noqa: N801 - a context manager by its use

@@ -34,6 +34,10 @@ class MemoryChannel:
         self._news.set()
         self._news = anyio.Event()
 
+    @property
+    def has_news(self) -> bool:
+        return self.lost or self.ended or bool(self.unread)
+
     async def read(self) -> bytes:
         while not self.unread:
             if self.lost:

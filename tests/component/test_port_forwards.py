@@ -84,6 +84,40 @@ async def test_both_ways_and_each_half_by_itself(stage: Stage) -> None:
         client.leave()
 
 
+async def test_a_request_that_is_there_at_once(stage: Stage) -> None:
+    client = Forwards()
+    data, error = client.open(80)
+    await data.send(b"GET /")
+    data.end()
+    async with anyio.create_task_group() as group:
+        group.start_soon(stage.serve, client)
+        server = await stage.accepted()
+        assert await received(server, 6) == b"GET /"
+        server.send(b"the answer")
+        await data.until(b"the answer")
+        assert not data.closed
+        server.close()
+        assert await data.until_closed() == b"the answer"
+        assert await error.until_closed() == b""
+        client.leave()
+
+
+async def test_a_pod_that_answers_before_it_has_read(stage: Stage) -> None:
+    """More is there at once than the pod's socket takes: what the pod says must not wait for that."""
+    client = Forwards()
+    data, _ = client.open(80)
+    await data.send(bytes(8 << 20))
+    data.end()
+    async with anyio.create_task_group() as group:
+        group.start_soon(stage.serve, client)
+        server = await stage.accepted()
+        server.send(b"too much")
+        await data.until(b"too much")
+        server.close()
+        await data.until_closed()
+        client.leave()
+
+
 async def test_the_pods_end_is_the_clients(stage: Stage) -> None:
     client = Forwards()
     async with anyio.create_task_group() as group:

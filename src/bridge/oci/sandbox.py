@@ -27,6 +27,7 @@ class OciSandbox:
         self._runtime = runtime
         self._spec = spec
         self._pause = pause
+        self._dialer = netdial.Dialer(spec.namespaces.net)
 
     @property
     def id(self) -> str:
@@ -71,7 +72,7 @@ class OciSandbox:
 
     async def port_forward(self, port: int) -> socket.socket:
         """From within the pod's network namespace, or the host's if the pod uses that."""
-        return await netdial.dial(self._spec.namespaces.net, port)
+        return await self._dialer.dial(port)
 
     async def wait(self) -> ExitStatus:
         """The pause process's exit; without one it never returns."""
@@ -79,6 +80,7 @@ class OciSandbox:
 
     async def stop(self) -> None:
         """End the pause process, and with it everyone in the shared PID namespace."""
+        self._dialer.rest()
         if self._pause is not None:
             await self._pause.delete()
 

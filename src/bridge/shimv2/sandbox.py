@@ -49,6 +49,7 @@ class ShimSandbox:
         self._bundle = pod_bundle(spec)
         self._shim = held
         self._starting = anyio.Lock()
+        self._dialer = netdial.Dialer(spec.namespaces.net)
         self.main: ShimContainer | None = None
         """The sandbox's own container, where it has one."""
 
@@ -136,7 +137,7 @@ class ShimSandbox:
     async def port_forward(self, port: int) -> socket.socket:
         """From within the pod's network namespace, or the host's if the pod uses that; a guest at its addresses."""
         guest = self._spec.ips if self._runtime.settings.kind is SandboxKind.VM else ()
-        return await netdial.dial(self._spec.namespaces.net, port, addresses=guest)
+        return await self._dialer.dial(port, addresses=guest)
 
     async def wait(self) -> ExitStatus:
         """The exit of the sandbox's own container; without one it never returns."""
@@ -149,6 +150,7 @@ class ShimSandbox:
 
     async def stop(self) -> None:
         """End the sandbox's own container and the shim."""
+        self._dialer.rest()
         if self.main is not None:
             await self.main.delete()
         await self._end_shim()

@@ -22,6 +22,11 @@ class ConnectionLost(Unavailable):
 class Channel(Protocol):
     """One stream of bytes with the client, each direction closed by itself."""
 
+    @property
+    def has_news(self) -> bool:
+        """Whether ``read`` has something at once, be it the end."""
+        ...
+
     async def read(self) -> bytes:
         """What came since the last call, at most a few frames; b"" once the client has closed its half. Raises ConnectionLost."""
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import math
 import os
+from collections.abc import Callable
 
 import anyio
 import anyio.lowlevel
@@ -19,8 +20,14 @@ PIECE = 64 << 10
 LARGE_PIECE = 256 << 10
 
 
+def _nothing() -> None:
+    """Nothing is to be done."""
+
+
 class _Nowhere:
     """A channel that nobody reads: a terminal's output must be read even if the client wants none, or its writer blocks."""
+
+    has_news = True
 
     async def read(self) -> bytes:
         """Nothing comes."""
@@ -122,20 +129,30 @@ async def from_descriptor(descriptor: int, channel: Channel, idle: Idle) -> None
             continue
         if not data:
             return
-        if len(data) == room:
+        is_all = len(data) < room
+        if not is_all:
             room = LARGE_PIECE
         idle.touch()
         await channel.write(data)
-        await anyio.lowlevel.checkpoint()
+        if is_all:
+            await anyio.wait_readable(descriptor)
+        else:
+            await anyio.lowlevel.checkpoint()
 
 
-async def to_descriptor(channel: Channel, descriptor: int, idle: Idle) -> bool:
-    """Copy until the client has closed its half; False when the other side takes no more. Raises ConnectionLost."""
-    while data := await channel.read():
+async def to_descriptor(channel: Channel, descriptor: int, idle: Idle, before_waiting: Callable[[], None] = _nothing) -> bool:
+    """Copy until the client has closed its half; False when the other side takes no more. Raises ConnectionLost.
+
+    ``before_waiting`` is called each time that either side isn't ready.
+    """
+    while True:
+        if not channel.has_news:
+            before_waiting()
+        if not (data := await channel.read()):
+            return True
         idle.touch()
-        if not await _write(descriptor, data):
+        if not await _write(descriptor, data, before_waiting):
             return False
-    return True
 
 
 async def discard(channel: Channel) -> None:
@@ -154,7 +171,7 @@ def _read(descriptor: int, room: int) -> bytes | None:
         return b""
 
 
-async def _write(descriptor: int, data: bytes) -> bool:
+async def _write(descriptor: int, data: bytes, before_waiting: Callable[[], None]) -> bool:
     left = memoryview(data)
     while left:
         try:
@@ -162,6 +179,7 @@ async def _write(descriptor: int, data: bytes) -> bool:
         except BlockingIOError:
             if len(data) > PIECE and _enlarge(descriptor):
                 continue
+            before_waiting()
             await anyio.wait_writable(descriptor)
         except OSError:  # EPIPE, ECONNRESET, and EIO of a pty
             return False

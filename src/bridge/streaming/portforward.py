@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import closing, suppress
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 import anyio
@@ -45,13 +46,18 @@ class _Forwards:
         self._sandbox_id = sandbox_id
         self._idle = idle
         self._failure: Exception | None = None
+        self._relays: set[_Relay] = set()
         self._group: anyio.abc.TaskGroup
 
     async def serve(self, connections: PortForwardStreams) -> None:
         """Until the client has left, or nothing was copied for too long."""
-        with self._idle.scope:
-            async with anyio.create_task_group() as self._group:
-                self._group.start_soon(self._guard, partial(self._accept, connections), name="port-forward")
+        try:
+            with self._idle.scope:
+                async with anyio.create_task_group() as self._group:
+                    self._group.start_soon(self._guard, partial(self._accept, connections), name="port-forward")
+        finally:
+            for relay in self._relays:
+                relay.socket.close()
         if self._idle.scope.cancelled_caught:
             _logger.info("a port-forward to pod %s was idle for %g s and is closed", self._sandbox_id[:13], self._idle.seconds)
         if self._failure is not None and not isinstance(self._failure, ConnectionLost):
@@ -81,19 +87,53 @@ class _Forwards:
             await data.close()
             await copying.discard(data)
             return
-        with closing(dialled) as sock:
-            async with anyio.create_task_group() as halves:
-                halves.start_soon(self._guard, partial(self._up, connection, sock), name="to the pod")
-                halves.start_soon(self._guard, partial(self._down, connection, sock), name="from the pod")
+        relay = _Relay(connection, dialled)
+        self._relays.add(relay)
+        await self._up(relay)
+        if not relay.is_answering:  # a request that was there at once: one task does all
+            await self._down(relay)
+        elif relay.is_answered:
+            self._end(relay)
 
-    async def _up(self, connection: ForwardedConnection, sock: socket.socket) -> None:
-        if await copying.to_descriptor(connection.data, sock.fileno(), self._idle):
+    def _answer(self, relay: _Relay) -> None:
+        """Let the pod's half go on by itself while the client's waits."""
+        if not relay.is_answering:
+            relay.is_answering = True
+            self._group.start_soon(self._guard, partial(self._down, relay), name="from the pod")
+
+    async def _up(self, relay: _Relay) -> None:
+        data, answer = relay.connection.data, partial(self._answer, relay)
+        if await copying.to_descriptor(data, relay.socket.fileno(), self._idle, answer):
             with suppress(OSError):  # it is closed altogether meanwhile
-                sock.shutdown(socket.SHUT_WR)
+                relay.socket.shutdown(socket.SHUT_WR)
         else:
-            await copying.discard(connection.data)
+            answer()
+            await copying.discard(data)
+        relay.is_asked = True
 
-    async def _down(self, connection: ForwardedConnection, sock: socket.socket) -> None:
-        await copying.from_descriptor(sock.fileno(), connection.data, self._idle)
-        await connection.data.close()
-        await connection.error.close()  # now, not after the client's half: older kubectl closes that once it knows of no error
+    async def _down(self, relay: _Relay) -> None:
+        data, error = relay.connection.data, relay.connection.error
+        await copying.from_descriptor(relay.socket.fileno(), data, self._idle)
+        await data.close()
+        await error.close()  # now, not after the client's half: older kubectl closes that once it knows of no error
+        relay.is_answered = True
+        if relay.is_asked:
+            self._end(relay)
+
+    def _end(self, relay: _Relay) -> None:
+        self._relays.discard(relay)
+        relay.socket.close()
+
+
+@dataclass(eq=False, slots=True)
+class _Relay:
+    """One connection with its socket in the pod, which is closed once both halves are over.
+
+    ``is_asked``: all was copied to the pod; ``is_answering``: a task copies from it; ``is_answered``: all was copied.
+    """
+
+    connection: ForwardedConnection
+    socket: socket.socket
+    is_asked: bool = False
+    is_answering: bool = False
+    is_answered: bool = False

@@ -51,6 +51,11 @@ class SpdyChannel:
         if self._closed and self._ended and not self._came.size:
             self._session.forget(self)
 
+    @property
+    def has_news(self) -> bool:
+        """See Channel."""
+        return self._ended or self._came.size > 0
+
     async def read(self) -> bytes:
         """See Channel."""
         while not self._came.size:

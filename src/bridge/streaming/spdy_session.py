@@ -8,6 +8,7 @@ SEND_HIGH: beyond it, ``write`` waits. Receiving never waits for sending, so two
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -54,18 +55,28 @@ class SpdySession:
         self._full: set[int] = set()
         self._unread = 0
         self._lost = False
-        self._arrived, self._dirty, self._sent, self._room = anyio.Event(), anyio.Event(), anyio.Event(), anyio.Event()
+        self._arrived, self._dirty, self._sent, self._room = asyncio.Event(), anyio.Event(), anyio.Event(), anyio.Event()
 
     def check(self) -> None:
         """Raise ConnectionLost once the connection is gone."""
         if self._lost:
             raise ConnectionLost("the client's connection is gone")
 
-    async def accept(self) -> SpdyChannel:
-        """The next stream that the peer opens, answered already. Raises ConnectionLost."""
+    @property
+    def has_opened(self) -> bool:
+        """Whether ``accept`` has a stream at once."""
+        return bool(self._opened)
+
+    async def opened(self) -> None:
+        """Wait until ``accept`` has a stream at once. Raises ConnectionLost."""
         while not self._opened:
             self.check()
+            self._arrived.clear()
             await self._arrived.wait()
+
+    async def accept(self) -> SpdyChannel:
+        """The next stream that the peer opens, answered already. Raises ConnectionLost."""
+        await self.opened()
         return self._opened.popleft()
 
     def used(self, channel: SpdyChannel, amount: int) -> None:
@@ -191,7 +202,6 @@ class SpdySession:
                 self.machine.reply(event.stream)
                 self._opened.append(channel)
                 self._arrived.set()
-                self._arrived = anyio.Event()
             case DataReceived():
                 if (known := self._channels.get(event.stream)) is not None:
                     self._unread += len(event.data)

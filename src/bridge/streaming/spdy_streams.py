@@ -61,12 +61,12 @@ class ForwardedStreams:
     async def __aiter__(self) -> AsyncIterator[ForwardedConnection]:
         """Each pair once it is whole. A stream that makes no sense, and a half that stays alone, are reset."""
         while True:
+            while self._session.has_opened:
+                if (pair := self._paired(await self._session.accept())) is not None:
+                    yield pair
             self._drop_old()
-            channel = None
             with anyio.move_on_after(OPENING_SECONDS):
-                channel = await self._session.accept()
-            if channel is not None and (pair := self._paired(channel)) is not None:
-                yield pair
+                await self._session.opened()
 
     def _paired(self, channel: SpdyChannel) -> ForwardedConnection | None:
         kind, port = channel.headers.get("streamtype", "").lower(), _port(channel.headers.get("port", ""))

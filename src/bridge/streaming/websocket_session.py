@@ -40,6 +40,11 @@ class WebSocketChannel:
         self.ended = False
         self.news = anyio.Event()
 
+    @property
+    def has_news(self) -> bool:
+        """See Channel."""
+        return self.ended or self.inbox.size > 0
+
     async def read(self) -> bytes:
         """See Channel."""
         while not self.inbox.size:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import pytest
@@ -16,6 +17,7 @@ from bridge.errors import HostError, InvalidRequest, NotFound, Unavailable
 from bridge.host import namespaces, netdial, syscalls
 
 pytestmark = pytest.mark.root
+T = TypeVar("T")
 
 
 def fds() -> int:
@@ -163,3 +165,75 @@ async def test_each_place_that_refused_is_named_and_no_socket_stays_open(pin: Pa
     with pytest.raises(Unavailable, match=wanted):
         await netdial.dial(pin, 9, addresses=["127.0.0.79"])
     assert fds() == before
+
+
+@pytest.fixture
+def visits(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A namespace for each visit to one."""
+    found = []
+    visit = namespaces.run_in_network
+
+    async def counted(netns: Path, work: Callable[[], T]) -> T:
+        found.append(netns)
+        return await visit(netns, work)
+
+    monkeypatch.setattr(namespaces, "run_in_network", counted)
+    return found
+
+
+async def test_those_who_come_soon_find_a_socket_ready(pin: Path, visits: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(netdial, "KEEP_SECONDS", 600.0)
+    before = fds()
+    with closing(await listen(pin, socket.AF_INET, "127.0.0.1")) as listener:
+        port, dialer = listener.getsockname()[1], netdial.Dialer(pin)
+        made = [await dialer.dial(port) for _ in range(95)]
+        assert len(visits) == 7, "1, 2, 4, … 32, 32 sockets"
+        assert {sock.getpeername() for sock in made} == {("127.0.0.1", port)}
+        for sock in made:
+            sock.close()
+        (await dialer.dial(port)).close()
+        assert fds() > before + 1
+        dialer.rest()
+        assert fds() == before + 1
+        (await dialer.dial(port)).close()  # who rests may go on
+        dialer.rest()
+
+
+async def test_sockets_that_nobody_wants_are_closed(pin: Path) -> None:
+    before = fds()
+    dialer = netdial.Dialer(pin)
+    with anyio.fail_after(30):
+        while fds() <= before:  # the second that comes soon has one more of either family made
+            with pytest.raises(Unavailable):
+                await dialer.dial(81)
+        while fds() > before:
+            await anyio.sleep(0.05)
+
+
+async def test_who_gives_up_leaves_nothing_for_long(pin: Path) -> None:
+    before = fds()
+    dialer = netdial.Dialer(pin)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await dialer.dial(81)
+    with anyio.fail_after(30):
+        while fds() > before:
+            await anyio.sleep(0.05)
+
+
+async def test_many_at_once_share_visits(pin: Path, visits: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(netdial, "KEEP_SECONDS", 600.0)
+    with closing(await listen(pin, socket.AF_INET6, "::1")) as listener:
+        port, made, dialer = listener.getsockname()[1], [], netdial.Dialer(pin)
+
+        async def one() -> None:
+            made.append(await dialer.dial(port))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(200):
+                group.start_soon(one)
+        assert len({sock.getsockname() for sock in made}) == 200
+        assert len(visits) <= 2 * 11, "of 1, 2, 4, … 32, 32 sockets of either family"
+        for sock in made:
+            sock.close()
+        dialer.rest()

@@ -27,11 +27,11 @@ _LOW_PORTS = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 _NOBODY = ("connection refused", "was refused", "connection was aborted")
 
 
-async def connect(host: GvisorHost, spec: SandboxSpec, port: int) -> socket.socket:
+async def connect(host: GvisorHost, spec: SandboxSpec, dialer: netdial.Dialer, port: int) -> socket.socket:
     """A connected, non-blocking stream socket to ``port`` of the pod. Raises Unavailable when nobody listens, RuntimeFailed."""
     if VERB not in host.verbs:
         addresses = () if host.runsc.settings.network == "host" else spec.ips
-        return await netdial.dial(spec.namespaces.net, port, addresses=addresses)
+        return await dialer.dial(port, addresses=addresses)
     path = host.context.run_root / "tty" / f"pf-{secrets.token_hex(8)}"
     listener = _listen(path)
     near: socket.socket | None = None

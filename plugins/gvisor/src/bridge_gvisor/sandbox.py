@@ -20,7 +20,7 @@ from anyio import to_thread
 
 from bridge.aio import Rollback
 from bridge.errors import AlreadyExists, InvalidRequest, NotFound, TimedOut, Unsupported
-from bridge.host import files
+from bridge.host import files, netdial
 from bridge.monitor.lasting import MONITOR_RETURN_SECONDS
 from bridge.monitor.protocol import LaunchFailed
 from bridge.oci.strays import LOST_CODE, start_ticks
@@ -43,6 +43,7 @@ class GvisorSandbox:
         self._host = host
         self._spec = replace(spec, oci=None)
         self._pid, self._ticks = pid, ticks
+        self._dialer = netdial.Dialer(spec.namespaces.net)
 
     @property
     def id(self) -> str:
@@ -110,7 +111,7 @@ class GvisorSandbox:
 
     async def port_forward(self, port: int) -> socket.socket:
         """See bridge_gvisor.forwarding."""
-        return await forwarding.connect(self._host, self._spec, port)
+        return await forwarding.connect(self._host, self._spec, self._dialer, port)
 
     async def wait(self) -> ExitStatus:
         """The end of the sandbox's process; 255, reason MonitorLost, when nobody saw it."""
@@ -140,6 +141,7 @@ class GvisorSandbox:
 
     async def stop(self) -> None:
         """Kill the sandbox's process, wait for its end, and have runsc remove what is left. Raises TimedOut, RuntimeFailed."""
+        self._dialer.rest()
         with contextlib.suppress(NotFound):
             await self._held(lambda monitor: _killed(monitor, self.id, self._host.runsc.settings.timeouts.kill))
         await self._host.runsc.delete(self.id)

@@ -64,6 +64,7 @@ class CliSandbox:
         self._runtime = runtime
         self._spec = spec
         self._pause = CliContainer(runtime, pause)
+        self._dialer = netdial.Dialer(spec.namespaces.net)
 
     @property
     def id(self) -> str:
@@ -104,7 +105,7 @@ class CliSandbox:
 
     async def port_forward(self, port: int) -> socket.socket:
         """To the pod's address."""
-        return await netdial.dial(self._spec.namespaces.net, port, addresses=self._spec.ips)
+        return await self._dialer.dial(port, addresses=self._spec.ips)
 
     async def wait(self) -> ExitStatus:
         """The end of the sandbox container, which is the machine's."""
@@ -112,6 +113,7 @@ class CliSandbox:
 
     async def stop(self) -> None:
         """Delete the sandbox container, and the machine with it."""
+        self._dialer.rest()
         await self._pause.delete()
 
     async def delete(self) -> None:
