@@ -42,7 +42,9 @@ class Node:
         self._notify.bind(str(self.run / "notify"))
         self._command = [sys.executable, "-m", "bridge", "--config", str(write_config(workspace, options))]
         path = os.pathsep.join(path for path in sys.path if path)
-        self._env = {**os.environ, "PYTHONPATH": path, "NOTIFY_SOCKET": str(self.run / "notify")}
+        # Installed modules are compiled when they are installed; here the first start does it.
+        compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(workspace.directory("compiled"))}
+        self._env = {**os.environ, **compiled, "PYTHONPATH": path, "NOTIFY_SOCKET": str(self.run / "notify")}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:

@@ -78,6 +78,7 @@ async def _serve(config: Config, read: Callable[[], Config]) -> None:
         async with running(config) as daemon:
             gc.collect()
             gc.freeze()  # modules and code stay for ever: 50 000 objects that no later collection need look at
+            gc.enable()  # off since the process began (bridge.__main__)
             announce("READY=1")
             _logger.info("ready after %.0f ms", (time.monotonic() - began) * 1000)
             async with anyio.create_task_group() as reloads:
