@@ -39,6 +39,7 @@ from bridge.daemon_reload import close_retired, close_unused, needing_restart, w
 from bridge.daemon_settings import Host
 from bridge.daemon_status import InForce, NodeDetails, announce, tell_plugins
 from bridge.errors import BridgeError, HostError
+from bridge.handler_retries import keep_trying
 from bridge.handlers import HandlerRegistry, open_handlers
 from bridge.host import facts, files, selinux, stalls, staticroot, syscalls
 from bridge.host.cgroup_paths import CgroupDriver
@@ -162,6 +163,7 @@ async def running(config: Config) -> AsyncIterator[Daemon]:
         supervisor.spawn("watch CDI specs", sources.cdi.keep)
         supervisor.spawn("watch hooks", sources.hooks.keep)
         supervisor.spawn("stalls", stalls.watch)
+        supervisor.spawn("disabled handlers", lambda: keep_trying(handlers, plugins))
         supervisor.spawn("retired handlers", lambda: close_retired(core.store, handlers))
         supervisor.spawn("plugin events", lambda: tell_plugins(core.store, plugins))
         streams = await stack.enter_async_context(StreamServer.open(settings_of.streaming(config), _sessions(config, core)))

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+import anyio
+
 from bridge import __version__, log
 from bridge.config import Config
 from bridge.core.entities import Container
@@ -73,6 +75,7 @@ class NodeDetails:
                 "plugin": state.plugin,
                 "enabled": state.features is not None,
                 "reason": state.disabled_reason,
+                "next_try_seconds": None if state.next_try is None else max(0, round(state.next_try - anyio.current_time())),
                 "version": state.features.version if state.features else "",
                 "path": state.features.path if state.features else "",
                 "abilities": {str(a): f"{f.support}: {f.detail}" for a, f in state.features.abilities.items()} if state.features else {},

@@ -7,7 +7,7 @@ leaves the configuration, or changes in it, is retired: new pods don't see it, t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -55,6 +55,7 @@ class HandlerRegistry:
         self._slots: dict[str, _Slot] = {}
         self._retired: list[_Slot] = []
         self._changing = anyio.Lock()
+        self.next_tries: dict[str, float] = {}  # of disabled ones, on the loop's clock: see bridge.handler_retries
 
     @property
     def default(self) -> str:
@@ -113,12 +114,9 @@ class HandlerRegistry:
     def states(self) -> Sequence[HandlerState]:
         """Every configured handler, by name."""
         return [
-            HandlerState(
-                name=name,
-                plugin=slot.settings.plugin,
-                features=None if slot.backend is None else slot.backend.features,
-                disabled_reason="" if slot.backend is not None else slot.reason,
-            )
+            HandlerState(name, slot.settings.plugin, slot.backend.features)
+            if slot.backend is not None
+            else HandlerState(name, slot.settings.plugin, None, slot.reason, self.next_tries.get(name))
             for name, slot in sorted(self._slots.items())
         ]
 
@@ -217,6 +215,15 @@ class HandlerRegistry:
                 if slot.backend is not None:
                     await self._reread(slot)
 
+    @property
+    def disabled(self) -> Mapping[str, HandlerSettings]:
+        """The configured handlers that can't be used and are not being opened now, by name."""
+        return {name: slot.settings for name, slot in self._slots.items() if slot.backend is None and not slot.busy}
+
+    async def retry(self, names: Collection[str]) -> None:
+        """Try again to open these, as far as they are disabled. Never raises for a handler; a reload meanwhile has its own slots."""
+        await self._open([slot for name, slot in self._slots.items() if name in names and slot.backend is None])
+
     async def _reread(self, slot: _Slot) -> None:
         try:
             slot.policy = await handler_settings.policy(slot.settings)
@@ -257,8 +264,10 @@ class HandlerRegistry:
                 settled.set()
                 await slot.closing.wait()
         except Exception as exc:  # noqa: BLE001 - a plugin's fault disables its handler, whatever it is
-            slot.reason = str(exc) if isinstance(exc, BridgeError) else f"plugin {settings.plugin!r} failed: {describe(exc)}"
-            _logger.warning("handler %s is disabled: %s", settings.name, slot.reason)
+            why = str(exc) if isinstance(exc, BridgeError) else f"plugin {settings.plugin!r} failed: {describe(exc)}"
+            if why != slot.reason:
+                _logger.warning("handler %s is disabled: %s", settings.name, why)
+            slot.reason = why
         finally:
             slot.backend, slot.busy = None, False
             settled.set()

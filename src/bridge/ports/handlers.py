@@ -15,12 +15,16 @@ another one of that name, or none. Core stores it and never reads it."""
 
 @dataclass(frozen=True, slots=True)
 class HandlerState:
-    """A handler for Status and error texts: enabled with features, or disabled with the reason."""
+    """A handler for Status and error texts: enabled with features, or disabled with the reason.
+
+    ``next_try`` is when a disabled one is tried again, on the event loop's clock; None when that is not known.
+    """
 
     name: str
     plugin: str
     features: RuntimeFeatures | None
     disabled_reason: str = ""
+    next_try: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
