@@ -208,8 +208,9 @@ class Rollback:
 class Subscription(Generic[T]):
     """One subscriber's bounded queue. Iterate it; ends with LimitExceeded if the subscriber fell behind."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, overflowed: Callable[[], None] | None) -> None:
         self._send, self._receive = anyio.create_memory_object_stream[T](limit)
+        self._tell = overflowed
         self._overflowed = False
 
     def _offer(self, item: T) -> None:
@@ -218,14 +219,21 @@ class Subscription(Generic[T]):
         except anyio.WouldBlock:
             self._overflowed = True
             self._send.close()
+            if self._tell is not None:
+                self._tell()
         except (anyio.ClosedResourceError, anyio.BrokenResourceError):
             pass
 
-    async def __aiter__(self) -> AsyncIterator[T]:
-        async for item in self._receive:
-            yield item
-        if self._overflowed:
-            raise LimitExceeded("the subscriber fell behind and missed events; subscribe again and list anew")
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        try:
+            return await self._receive.receive()
+        except anyio.EndOfStream:
+            if self._overflowed:
+                raise LimitExceeded("the subscriber fell behind and missed events; subscribe again and list anew") from None
+            raise StopAsyncIteration from None
 
 
 class Broadcast(Generic[T]):
@@ -235,15 +243,24 @@ class Broadcast(Generic[T]):
         self._limit = limit
         self._subscriptions: set[Subscription[T]] = set()
 
+    def __len__(self) -> int:
+        """How many subscribers there are."""
+        return len(self._subscriptions)
+
     def publish(self, item: T) -> None:
         """Offer ``item`` to every subscriber; one whose queue is full is ended (see Subscription)."""
         for subscription in tuple(self._subscriptions):
             subscription._offer(item)
 
     @asynccontextmanager
-    async def subscribe(self) -> AsyncIterator[Subscription[T]]:
-        """A subscription that sees everything published while the block is open."""
-        subscription: Subscription[T] = Subscription(self._limit)
+    async def subscribe(self, first: Iterable[T] = (), overflowed: Callable[[], None] | None = None) -> AsyncIterator[Subscription[T]]:
+        """A subscription that sees ``first``, then everything published while the block is open.
+
+        ``overflowed`` is called at once when the subscriber has fallen behind, for one that hangs where it can't see the queue's end.
+        """
+        subscription: Subscription[T] = Subscription(self._limit, overflowed)
+        for item in first:
+            subscription._offer(item)
         self._subscriptions.add(subscription)
         try:
             yield subscription

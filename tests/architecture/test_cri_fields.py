@@ -1,4 +1,4 @@
-"""docs/cri-fields.md has a row for each field and enum member that these requests can carry, and names tests that exist."""
+"""docs/cri-fields.md has a row for each field and enum member that these messages can carry, and names tests that exist."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ REQUESTS = (
     pb.AttachRequest,
     pb.PortForwardRequest,
 )
+ANSWERS = (pb.ContainerEventResponse, pb.ContainerEventType, pb.PodSandboxStatusResponse)
+"""With their own fields only: what is in those, the requests have asked for."""
 WINDOWS = "Windows messages"
 ENUM_NAMES = {pb.SecurityProfileProfileType: "SecurityProfile.ProfileType"}
 
@@ -51,14 +53,15 @@ def wanted() -> dict[str, set[str]]:
     """Fields by message and members by enum, of all that the requests can carry; Windows messages only by name."""
     found: dict[str, set[str]] = {WINDOWS: set()}
     seen: set[type[Any]] = set()
-    left: list[type[Any]] = list(REQUESTS)
+    left: list[type[Any]] = [*REQUESTS, *ANSWERS]
     while left:
         cls = left.pop()
         if cls in seen:
             continue
         seen.add(cls)
         name, fields = cri_name(cls), [] if issubclass(cls, betterproto2.Enum) else fields_of(cls)
-        left += [field.value.cls for field in fields if field.value.cls is not None]
+        if cls not in ANSWERS:
+            left += [field.value.cls for field in fields if field.value.cls is not None]
         if name.startswith("Windows"):
             found[WINDOWS].add(name)
         elif issubclass(cls, betterproto2.Enum):

@@ -18,6 +18,7 @@ from bridge.client import CriError, connect
 from tests.integration import pod_cgroups
 from tests.integration.daemon_fixtures import own_node
 from tests.integration.daemon_node import IMAGE, DaemonNode, Kubelet, log_lines, namespaces, processes
+from tests.integration.event_watch import STOPPED, Watch
 
 __all__ = ["own_node"]
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
@@ -192,10 +193,18 @@ async def test_what_happens_while_the_server_is_away(own_node: DaemonNode, handl
         writer = await kubelet.started(pod, "i=0; while :; do echo $i; i=$((i+1)); sleep 0.002; done", name="writer")
         polite = await kubelet.started(pod, "trap 'exit 3' TERM; while :; do sleep 0.02; done", name="polite")
         created = await kubelet.create(pod, name="created")
+        before = await cri.runtime.pod_sandbox_status(pb.PodSandboxStatusRequest(pod_sandbox_id=pod))
     node.kill()
     flag.touch()
     await anyio.sleep(0.5)
     await node.restart()
+    watch = Watch()
+    async with connect(node.socket) as cri, anyio.create_task_group() as group:
+        group.start_soon(watch.run, cri)
+        for ident in (ender, hog):  # whether they are found before or after the kubelet is back
+            assert await watch.until(ident, STOPPED) == [STOPPED]
+            assert watch.of(ident)[0].created_at > before.timestamp
+        group.cancel_scope.cancel()
     async with connect(node.socket) as cri:
         kubelet = Kubelet(node, cri, handler)
         kubelet.configs = configs

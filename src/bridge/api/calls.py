@@ -9,6 +9,7 @@ collector. The transport underneath, ``grpclib.protocol``, is used as it is. Sou
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import itertools
 import logging
 import secrets
@@ -40,7 +41,11 @@ _boot = secrets.token_hex(3)
 _numbers = itertools.count(1)
 _OPEN = [(":status", "200"), ("content-type", "application/grpc")]
 _OK = [("grpc-status", "0")]
+_CONNECTION_WINDOW = 65535  # bytes, before a peer gives more (RFC 9113 §6.9.2)
 _LOUD = frozenset((Status.INTERNAL, Status.UNKNOWN, Status.UNAVAILABLE))
+
+
+_streaming: contextvars.ContextVar[Call] = contextvars.ContextVar("the streaming RPC that runs in this task")
 
 
 class Method(NamedTuple):
@@ -65,6 +70,11 @@ def methods_of(services: Iterable[ServiceBase]) -> dict[str, Method]:
             handler = getattr(service, entry.func.__name__.removeprefix("__rpc_"))
             methods[path] = Method(handler, entry.request_type, entry.reply_type, entry.cardinality.server_streaming)
     return methods
+
+
+def ender() -> Callable[[BridgeError], None]:
+    """For a streaming RPC's method: how its call is ended with an error at once, also while it hangs at a reader that doesn't read."""
+    return _streaming.get().cancel
 
 
 class Call:
@@ -134,6 +144,7 @@ class Call:
         if not method.streaming:
             await self._answer(_codec.encode(await method.handler(request), method.reply_type))
             return
+        _streaming.set(self)  # for this task alone
         async with contextlib.aclosing(method.handler(request)) as replies:
             async for reply in replies:
                 await self._send(_codec.encode(reply, method.reply_type))
@@ -177,7 +188,23 @@ class Call:
             await self._stream.send_headers(_OK, end_stream=True)
 
     async def _send(self, message: bytes) -> None:
-        await self._send_framed(self._framed(message))
+        framed = self._framed(message)
+        await self._open()
+        await self._room(len(framed))
+        await self._stream.send_data(framed)
+
+    async def _room(self, size: int) -> None:
+        """Wait until the peer's window takes the whole message, where it ever does.
+
+        A stream that is ended at a slow reader then ends between two messages: after half a one, a Go client reports that in place of
+        the status. No more than half a window is waited for, as peers open it again when half of it was read, and not before.
+        """
+        stream, number = self._stream, self._stream.id
+        assert number is not None
+        enough = min(size, self._wire.remote_settings.initial_window_size // 2, _CONNECTION_WINDOW // 2)
+        while self._wire.local_flow_control_window(number) < enough:
+            stream.window_updated.clear()
+            await stream.window_updated.wait()
 
     async def _send_framed(self, framed: bytes) -> None:
         await self._open()

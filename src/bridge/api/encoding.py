@@ -13,9 +13,9 @@ from typing import Any, Generic, TypeVar, cast
 from betterproto2 import Message
 from grpclib.encoding.base import CodecBase
 
-from bridge.wire.codec import decode, encode, piece
+from bridge.wire.codec import decode, encode, piece, renumbered
 
-__all__ = ["Ready", "WireCodec", "decode", "encode", "piece", "ready"]
+__all__ = ["Ready", "WireCodec", "decode", "encode", "piece", "ready", "renumbered"]
 
 M = TypeVar("M", bound=Message)
 

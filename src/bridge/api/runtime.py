@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bridge import __version__
 from bridge._proto.runtime import v1
 from bridge.api.containers import ContainerRpcs
+from bridge.api.events import EventRpcs
 from bridge.api.sandboxes import SandboxRpcs
 from bridge.api.stats import StatsRpcs
 from bridge.api.streaming import StreamingRpcs, Urls
@@ -33,11 +34,12 @@ class NodeView:
     details: Callable[[], Mapping[str, str]]
 
 
-class RuntimeRpcs(SandboxRpcs, ContainerRpcs, StreamingRpcs, StatsRpcs):
+class RuntimeRpcs(SandboxRpcs, ContainerRpcs, StreamingRpcs, StatsRpcs, EventRpcs):
     """The RuntimeService. RPCs that no class here overrides answer UNIMPLEMENTED."""
 
     def __init__(self, core: Services, node: NodeView, urls: Urls) -> None:
-        SandboxRpcs.__init__(self, core)
+        EventRpcs.__init__(self, core)
+        SandboxRpcs.__init__(self, core, self._snapshots)
         ContainerRpcs.__init__(self, core)
         StatsRpcs.__init__(self, core)
         StreamingRpcs.__init__(self, core, urls)

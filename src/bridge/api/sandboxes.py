@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from bridge._proto.runtime import v1
 from bridge.api import chunks, convert, convert_config, convert_parts, encoding, info
 from bridge.api.pieces import Pieces, revision
+from bridge.api.snapshots import Snapshots
 from bridge.core.services import Services
 
 
@@ -14,8 +15,9 @@ class SandboxRpcs(v1.RuntimeServiceBase):
     """RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus, ListPodSandbox, StreamPodSandboxes,
     UpdatePodSandboxResources."""
 
-    def __init__(self, core: Services) -> None:
+    def __init__(self, core: Services, snapshots: Snapshots) -> None:
         self._core = core
+        self._snapshots = snapshots
         self._sandbox_pieces = Pieces(convert.pod_sandbox, revision)
 
     async def run_pod_sandbox(self, message: v1.RunPodSandboxRequest) -> v1.RunPodSandboxResponse:
@@ -34,10 +36,10 @@ class SandboxRpcs(v1.RuntimeServiceBase):
         return v1.RemovePodSandboxResponse()
 
     async def pod_sandbox_status(self, message: v1.PodSandboxStatusRequest) -> v1.PodSandboxStatusResponse:
-        """From memory; ``info`` only when verbose."""
+        """From memory, with its containers at one moment, for evented PLEG; ``info`` only when verbose."""
         sandbox = self._core.sandboxes.find(message.pod_sandbox_id)
         details = info.of_sandbox(sandbox, self._core) if message.verbose else {}
-        return v1.PodSandboxStatusResponse(status=convert.pod_sandbox_status(sandbox), info=details)
+        return self._snapshots.status(sandbox, self._core.events.members(sandbox.id), self._core.events.now(), details)
 
     async def update_pod_sandbox_resources(self, message: v1.UpdatePodSandboxResourcesRequest) -> v1.UpdatePodSandboxResourcesResponse:
         """The pod's cgroup itself is the kubelet's to change, unless the server made it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import anyio
@@ -13,6 +13,7 @@ from bridge.core.confinement import Confiner
 from bridge.core.container_create import ContainerCreator
 from bridge.core.containers import ContainerService
 from bridge.core.detach import Detacher
+from bridge.core.events import EventHub
 from bridge.core.execs import ExecService
 from bridge.core.hostports import HostPorts
 from bridge.core.injections import Injections, Sources
@@ -64,6 +65,7 @@ class Services:
     lookups: Lookups
     previewer: Previewer
     daemon: Surroundings
+    events: EventHub
 
     def load(self) -> Mapping[str, object]:
         """What is being made and started now, who waits for a turn, and how many tasks the event loop holds."""
@@ -141,8 +143,15 @@ def assemble(
     stats = StatsService(daemon, containers, sandboxes, ports.images, spec_settings.cgroup_driver)
     streams = StreamService(store=store, live=live, handlers=ports.handlers, settings=settings)
     execs = ExecService(streams=streams, settings=settings)
-    supervisor.spawn("late writes", store.late.keep)
-    supervisor.spawn("leftovers", lambda: leftovers.tend(recovery.finish))
+    events = EventHub(store)
+    _attend(supervisor, store, events, lambda: leftovers.tend(recovery.finish))
     return Services(
-        store, live, sandboxes, containers, execs, streams, resources, stats, recovery, traces, ports, lookups, previewer, daemon
+        store, live, sandboxes, containers, execs, streams, resources, stats, recovery, traces, ports, lookups, previewer, daemon, events
     )
+
+
+def _attend(supervisor: Supervisor, store: Store, events: EventHub, tend: Callable[[], Awaitable[None]]) -> None:
+    """Have the server do what goes on by itself."""
+    supervisor.spawn("late writes", store.late.keep)
+    supervisor.spawn("leftovers", tend)
+    supervisor.spawn("first events", events.keep_first)

@@ -60,6 +60,8 @@ class Store:
         self.containers: dict[str, Container] = {}
         self.detachments: dict[str, Mapping[str, Any]] = {}
         self.changes: Broadcast[Change] = Broadcast()
+        self.observer: Callable[[Change], None] | None = None
+        """Told of each change as it is committed, before anybody else can act; must not raise (see core/events)."""
         self._names: dict[str, str] = {}
         self._members: dict[str, dict[str, None]] = {}
         self._locks: dict[str, anyio.Lock] = {}
@@ -122,7 +124,7 @@ class Store:
             self._names.pop(entity.name_key, None)
             raise
         self._publish(entity)
-        self.changes.publish(Change("added", None, entity))
+        self._tell(Change("added", None, entity))
 
     async def apply_sandbox(self, ident: str, event: str, **facts: Any) -> Sandbox:
         """Apply ``event`` to a sandbox; ``facts`` are further fields to set. Raises IllegalTransition, NotFound."""
@@ -159,7 +161,7 @@ class Store:
             else:
                 self.sandboxes.pop(ident, None)
                 self._members.pop(ident, None)
-            self.changes.publish(Change("removed", entity, None))
+            self._tell(Change("removed", entity, None))
         self._locks.pop(ident, None)
 
     async def owe_detachment(self, sandbox_id: str, attachment: Mapping[str, Any]) -> None:
@@ -194,7 +196,12 @@ class Store:
         if after.name_key != before.name_key:
             self._names.pop(before.name_key, None)
         self._publish(after)
-        self.changes.publish(Change(event, before, after))
+        self._tell(Change(event, before, after))
+
+    def _tell(self, change: Change) -> None:
+        if self.observer is not None:
+            self.observer(change)
+        self.changes.publish(change)
 
     def _publish(self, entity: Sandbox | Container) -> None:
         self._names[entity.name_key] = entity.id

@@ -40,6 +40,11 @@ def piece(number: int, message: Message) -> bytes:
     return wiretypes.varint(number << 3 | wiretypes.LENGTH) + wiretypes.varint(len(data)) + data
 
 
+def renumbered(number: int, piece: bytes) -> bytes:
+    """A ``piece`` of a field 1 to 15 as the piece of field ``number`` (1 to 15): the tag of either is one byte."""
+    return wiretypes.varint(number << 3 | wiretypes.LENGTH) + piece[1:]
+
+
 def encode(message: Message) -> bytes:
     """The protobuf encoding of ``message``; fields in order of number, unknown fields last.
 

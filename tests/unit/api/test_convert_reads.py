@@ -12,6 +12,7 @@ import pytest
 from bridge._proto.runtime import v1 as pb
 from bridge.api.containers import ContainerRpcs
 from bridge.api.sandboxes import SandboxRpcs
+from bridge.api.snapshots import Snapshots
 from bridge.errors import Unsupported
 from bridge.wire.wiretypes import fields_of
 from tests.unit.api.test_convert_config import full_container, full_pod
@@ -81,7 +82,7 @@ async def test_every_field_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     update = pb.UpdateContainerResourcesRequest(container_id="x", linux=LIMITS)
     update_pod = pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id="x", overhead=LIMITS, resources=LIMITS)
     core: Any = Core()
-    pods, containers = SandboxRpcs(core), ContainerRpcs(core)
+    pods, containers = SandboxRpcs(core, Snapshots(core)), ContainerRpcs(core)
     with recorded(classes, monkeypatch) as reads:
         await pods.run_pod_sandbox(run)
         await containers.create_container(create)
@@ -92,7 +93,7 @@ async def test_every_field_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_settings_of_windows_containers_are_refused() -> None:
     core: Any = Core()
-    pods, containers = SandboxRpcs(core), ContainerRpcs(core)
+    pods, containers = SandboxRpcs(core, Snapshots(core)), ContainerRpcs(core)
     pod, container = full_pod(), full_container()
     pod.windows, container.windows = pb.WindowsPodSandboxConfig(), pb.WindowsContainerConfig()
     await pods.run_pod_sandbox(pb.RunPodSandboxRequest(config=pod))
