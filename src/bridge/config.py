@@ -126,6 +126,8 @@ class Stats(Table):
     or one pod reads it at once. Why: a kubelet asks every 10 s, and its other runtimes' numbers are as old."""
     idle_timeout: Seconds = 60.0
     """How long reading goes on once nobody asks for lists. Why: a kubelet asks more often, and a node without one rests."""
+    layer_period: Seconds = 60.0
+    """Pause between two measurements of all writable layers, one after the other. Why: each looks at every file that was written."""
     concurrency: Count = 8
     """Backends asked at once for what only they can tell (gVisor, virtual machines). Why: each question may cost a process."""
 

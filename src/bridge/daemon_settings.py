@@ -168,6 +168,7 @@ def images(config: Config) -> ImageSettings:
         linger=section.abandoned_pull_timeout,
         verify_days=section.verify_interval,
         verify_rate=section.verify_rate,
+        measure_seconds=config.stats.layer_period,
     )
 
 

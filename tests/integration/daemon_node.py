@@ -72,8 +72,8 @@ class ServerProcess(Protocol):
 class DaemonNode:
     """Everything below ``root``; ``name`` marks the bridge and the cgroups that are its own. Made by ``daemon_node``.
 
-    ``handlers`` names runc-like binaries, or a plugin and its options. ``runtime`` and ``network`` are further lines of those sections
-    of its configuration. ``prepare`` writes files below the root and returns more such lines, and some for each handler.
+    ``handlers`` names runc-like binaries, or a plugin and its options. ``runtime``, ``network`` and ``stats`` are further lines of those
+    sections of its configuration. ``prepare`` writes files below the root and returns more such lines, and some for each handler.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class DaemonNode:
         cni_bin: Path = CNI_BIN,
         runtime: Sequence[str] = (),
         network: Sequence[str] = (),
+        stats: Sequence[str] = (),
         prepare: Callable[[Path], tuple[str, str]] | None = None,
         patience: float = 5.0,
     ) -> None:
@@ -95,6 +96,7 @@ class DaemonNode:
         self.cni_bin = cni_bin
         self.runtime = runtime
         self.network = network
+        self.stats = stats
         self.patience = patience
         self.environment: dict[str, str] = {}
         self.starting: Callable[[Sequence[str], Mapping[str, str], IO[bytes]], ServerProcess] = _start
@@ -147,6 +149,8 @@ class DaemonNode:
         lines += [
             f"bin_dirs = {toml_value([self.cni_bin])}",
             *self.network,
+            "[stats]",
+            *self.stats,
             "[runtime]",
             f"default_handler = {toml_value(next(iter(self.handlers)))}",
         ]

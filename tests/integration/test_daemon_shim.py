@@ -16,6 +16,15 @@ from bridge.client import connect
 from tests.integration.daemon_fixtures import audited_node
 from tests.integration.daemon_node import DaemonNode, Kubelet, log_lines, processes
 from tests.integration.shim_host import SHIM
+from tests.integration.stats_truth import (
+    agrees_with_the_kernel,
+    agrees_with_the_workload,
+    container_stats,
+    layer_is_what_du_says,
+    network_is_what_the_pod_sees,
+    value,
+    worked,
+)
 
 pytestmark = [
     pytest.mark.root,
@@ -28,13 +37,33 @@ READY = pb.PodSandboxState.SANDBOX_READY
 
 @pytest.fixture
 def node() -> Iterator[DaemonNode]:
-    with audited_node(handlers={"shim": ("shim", {"path": SHIM})}) as made:
+    with audited_node(handlers={"shim": ("shim", {"path": SHIM})}, stats=["layer_period = 1.0"]) as made:
         yield made
 
 
 def counted(lines: list[str]) -> bool:
     """Whether nothing is missing."""
     return lines == [f"stdout F {number + 1}" for number in range(len(lines) - 1)] + ["stdout F last"]
+
+
+async def cpu_of(kubelet: Kubelet, container: str) -> int:
+    """Nanoseconds."""
+    cpu = (await container_stats(kubelet, container)).cpu
+    assert cpu is not None
+    return value(cpu.usage_core_nano_seconds)
+
+
+async def test_statistics_are_what_the_kernel_says(node: DaemonNode) -> None:
+    async with connect(node.socket) as cri:
+        kubelet = Kubelet(node, cri, "shim")
+        pod = await kubelet.run()
+        container, used = await worked(kubelet, pod)
+        await agrees_with_the_workload(kubelet, container, used)
+        pid = (await kubelet.info(container))["pid"]
+        await agrees_with_the_kernel(kubelet, container, pid)
+        await network_is_what_the_pod_sees(kubelet, pod, pid)
+        await layer_is_what_du_says(kubelet, node, container)
+        await kubelet.clean()
 
 
 async def test_nothing_is_missed_whoever_is_killed(node: DaemonNode) -> None:
@@ -52,6 +81,7 @@ async def test_nothing_is_missed_whoever_is_killed(node: DaemonNode) -> None:
         logs = {name: node.logs / kubelet.configs[pod].metadata.name / f"{name}.log" for name in containers}  # type: ignore[union-attr]
         for name in containers:
             await kubelet.log(pod, name, until=lambda lines: len(lines) > 5)
+        spent = await cpu_of(kubelet, containers["after"])
     await run_sync(node.kill)
     await node.kill_monitor()
     (flags / "meanwhile").touch()
@@ -61,6 +91,7 @@ async def test_nothing_is_missed_whoever_is_killed(node: DaemonNode) -> None:
         again.configs = kubelet.configs
         assert (await again.exited(containers["meanwhile"])).exit_code == 4, "the shim was there to see it"
         assert (await again.pod_status(pod)).state is READY
+        assert await cpu_of(again, containers["after"]) > spent > 0, "a counter goes on after a restart"
         assert await again.output(containers["after"], "echo exec") == "exec"
         await node.kill_monitor()
         (flags / "after").touch()

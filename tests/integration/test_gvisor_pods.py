@@ -26,6 +26,16 @@ from bridge.testing.leaks import difference, snapshot
 from tests.conftest import LeakAudit
 from tests.integration import pod_cgroups
 from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node, namespaces
+from tests.integration.stats_truth import (
+    HELD,
+    WRITTEN,
+    agrees_with_the_workload,
+    container_stats,
+    layer_is_what_du_says,
+    pod_stats,
+    value,
+    worked,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -41,7 +51,7 @@ COUNT = "i=0; while [ $i -lt 3000 ]; do echo $i; i=$((i+1)); done"
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[DaemonNode]:
-    with daemon_node(handlers=HANDLERS) as made:
+    with daemon_node(handlers=HANDLERS, stats=["layer_period = 1.0"]) as made:
         anyio.run(_warm, made)
         yield made
 
@@ -119,6 +129,25 @@ async def test_a_pod_from_start_to_end(kubelet: Kubelet) -> None:
     await kubelet.stop_pod(pod)
     assert (await kubelet.status(neighbour)).exit_code == 137
     await kubelet.stop_pod(pod)
+
+
+async def test_statistics_are_the_sandboxs_own_and_nothing_is_made_up(kubelet: Kubelet, node: DaemonNode) -> None:
+    pod = await kubelet.run()
+    container, used = await worked(kubelet, pod)
+    await agrees_with_the_workload(kubelet, container, used)
+    told = (await container_stats(kubelet, container)).memory
+    assert told is not None
+    assert (told.rss_bytes, told.page_faults, told.major_page_faults, told.psi) == (None,) * 4, "runsc does not say"
+    await layer_is_what_du_says(kubelet, node, container, least=WRITTEN // 2)
+    whole = await pod_stats(kubelet, pod)
+    assert whole.cpu is not None
+    assert whole.memory is not None
+    assert value(whole.cpu.usage_core_nano_seconds) >= used // 2
+    assert value(whole.memory.usage_bytes) >= HELD
+    assert value(whole.memory.page_faults) > 0, "of the pod's cgroup, where the sandbox is"
+    assert whole.network is not None
+    assert whole.network.default_interface is not None
+    assert whole.network.default_interface.name == "eth0"
 
 
 @pytest.mark.parametrize(("command", "code"), [(["/nope"], 127), (["nope"], 127), (["/etc"], 126)])

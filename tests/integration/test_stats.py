@@ -1,102 +1,112 @@
-"""The statistics RPCs against what the kernel says, on runc and crun; what a list costs."""
+"""The statistics RPCs against what the kernel, du and the workload say, on runc and crun (gVisor and shims have theirs in their suites)."""
 
 from __future__ import annotations
 
 import socket
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
 import anyio
 import pytest
 
 from bridge._proto.runtime import v1 as pb
 from bridge.client import CriError
-from bridge.host import cgroups
-from tests.integration.daemon_fixtures import handler, kubelet, node
-from tests.integration.daemon_node import Kubelet
+from tests.integration.daemon_fixtures import handler, kubelet, warm
+from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node, namespaces
 from tests.integration.limit_files import Limits
+from tests.integration.stats_truth import (
+    agrees_with_the_kernel,
+    agrees_with_the_workload,
+    container_stats,
+    eventually,
+    layer_is_what_du_says,
+    network_is_what_the_pod_sees,
+    pod_stats,
+    processes_below,
+    value,
+    worked,
+)
 
-__all__ = ["handler", "kubelet", "node"]
+__all__ = ["handler", "kubelet"]
 pytestmark = pytest.mark.root
 
-MIB = 1 << 20
+
+@pytest.fixture(scope="module")
+def node(crun_hierarchy: None) -> Iterator[DaemonNode]:
+    """A server that measures writable layers often."""
+    with daemon_node(stats=["layer_period = 1.0"]) as made:
+        anyio.run(warm, made)
+        yield made
 
 
-async def stats(kubelet: Kubelet, container: str) -> pb.ContainerStats:
-    answer = await kubelet.cri.runtime.container_stats(pb.ContainerStatsRequest(container_id=container))
-    assert answer.stats is not None
-    return answer.stats
-
-
-def value(number: pb.UInt64Value | None) -> int:
-    assert number is not None
-    return number.value
-
-
-async def test_a_container_that_works(kubelet: Kubelet) -> None:
+async def test_a_container_that_works(kubelet: Kubelet, node: DaemonNode) -> None:
     pod = await kubelet.run()
-    command = "for file in /held /dev/shm/held; do dd if=/dev/zero of=$file bs=1M count=10 2>/dev/null; done; echo go; while :; do :; done"
-    container = await kubelet.started(pod, command, memory=64 * MIB)
-    await kubelet.log(pod, until=lambda lines: bool(lines))
-    first = await stats(kubelet, container)
-    assert first.attributes is not None
-    assert first.attributes.id == container
-    assert first.attributes.metadata == pb.ContainerMetadata(name="app")
-    assert first.cpu is not None
-    assert first.memory is not None
-    assert abs(first.cpu.timestamp - time.time_ns()) < 5e9
-    used, limit = value(first.memory.usage_bytes), value(first.memory.working_set_bytes) + value(first.memory.available_bytes)
-    assert 10 * MIB < value(first.memory.working_set_bytes) <= used <= limit == 64 * MIB
-    assert value(first.memory.page_faults) > 0
-    assert value(first.memory.rss_bytes) > 0
-    await anyio.sleep(1.1)  # a rate covers a second at least
-    second = await stats(kubelet, container)
-    assert second.cpu is not None
-    spent = value(second.cpu.usage_core_nano_seconds) - value(first.cpu.usage_core_nano_seconds)
-    passed = second.cpu.timestamp - first.cpu.timestamp
-    assert spent > 0
-    assert value(second.cpu.usage_nano_cores) == pytest.approx(spent * 1e9 / passed, rel=0.01)
-    assert second.swap is None or value(second.swap.swap_usage_bytes) >= 0
-    kernel = Limits((await kubelet.info(container))["pid"])
-    name = ("cpu", "cpu.stat") if cgroups.is_v2() else ("cpuacct", "cpuacct.usage")
-    told = int(kernel.text(*name).split()[1 if cgroups.is_v2() else 0]) * (1000 if cgroups.is_v2() else 1)
-    assert value(second.cpu.usage_core_nano_seconds) <= told < value(second.cpu.usage_core_nano_seconds) + 5e9
-    pressure = Path(kernel.directory("")) / "cpu.pressure"
-    assert (second.cpu.psi is not None) == pressure.exists()
+    container, used = await worked(kubelet, pod)
+    pid = (await kubelet.info(container))["pid"]
+    await agrees_with_the_kernel(kubelet, container, pid)
+    await agrees_with_the_workload(kubelet, container, used)
+    told = await container_stats(kubelet, container)
+    assert told.attributes is not None
+    assert (told.attributes.id, told.attributes.metadata) == (container, pb.ContainerMetadata(name="app"))
+    assert told.cpu is not None
+    assert abs(told.cpu.timestamp - time.time_ns()) < 5e9
+    kernel = Limits(pid)
+    for kind, found in (("cpu", told.cpu.psi), ("memory", told.memory and told.memory.psi), ("io", told.io and told.io.psi)):
+        assert (found is not None) == (kernel.directory("") / f"{kind}.pressure").exists(), kind
+    assert (told.swap is None) == (" swap " not in f" {kernel.text('memory', 'memory.stat')} ".replace("\n", " "))
+    await layer_is_what_du_says(kubelet, node, container)
+    directory = kernel.directory("pids").parent
+    told_pod = await pod_stats(kubelet, pod)
+    assert told_pod.process is not None
+    assert value(told_pod.process.process_count) == processes_below(directory) >= 2
+    assert told_pod.memory is not None
+    assert told_pod.memory.available_bytes is None, "nobody limits the pod"
+    assert value(told_pod.memory.usage_bytes) > 0
+    assert told_pod.cpu is not None
+    assert value(told_pod.cpu.usage_core_nano_seconds) >= value(told.cpu.usage_core_nano_seconds)
 
 
-async def test_a_pod_with_its_containers_and_its_network(kubelet: Kubelet) -> None:
+async def test_a_rate_is_that_of_a_quota(kubelet: Kubelet) -> None:
+    pod = await kubelet.run()
+    resources = pb.LinuxContainerResources(cpu_period=100_000, cpu_quota=20_000)
+    security = pb.LinuxContainerSecurityContext(namespace_options=namespaces())
+    linux = pb.LinuxContainerConfig(resources=resources, security_context=security)
+    container = await kubelet.started(pod, "while :; do :; done", linux=linux)
+    rates: list[int] = []
+
+    async def some() -> bool:
+        cpu = (await container_stats(kubelet, container)).cpu
+        assert cpu is not None
+        if cpu.usage_nano_cores is not None:
+            rates.append(cpu.usage_nano_cores.value)
+        return len(set(rates)) >= 2
+
+    await eventually(some)
+    assert all(0 < each < 260_000_000 for each in rates), rates  # periods begin and end within a window of a second
+
+
+async def test_a_pod_and_its_network(kubelet: Kubelet) -> None:
     pod = await kubelet.run()
     one, two = await kubelet.started(pod, name="one"), await kubelet.started(pod, name="two")
     address = (await kubelet.pod_status(pod)).network
     assert address is not None
-    before = await _pod(kubelet, pod)
+    before = await pod_stats(kubelet, pod)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for _ in range(10):
             sender.sendto(b"x" * 1000, (address.ip, 9))
-    after = await _pod(kubelet, pod)
+    after = await pod_stats(kubelet, pod)
     assert [each.attributes.id for each in after.containers if each.attributes] == [one, two]
     assert after.network is not None
     assert before.network is not None
     assert after.network.default_interface is not None
     assert before.network.default_interface is not None
-    assert after.network.default_interface.name == "eth0"
     assert value(after.network.default_interface.rx_bytes) >= value(before.network.default_interface.rx_bytes) + 10_000
     assert value(after.network.default_interface.tx_bytes) > value(before.network.default_interface.tx_bytes)  # nobody listens, it says
-    assert after.process is not None
-    assert value(after.process.process_count) >= 2
-    assert after.memory is not None
-    assert value(after.memory.usage_bytes) > 0
+    await network_is_what_the_pod_sees(kubelet, pod, (await kubelet.info(one))["pid"])
     await kubelet.stop_pod(pod)
-    stopped = await _pod(kubelet, pod)
-    assert (stopped.network, [each.cpu for each in stopped.containers]) == (None, [None, None])
-
-
-async def _pod(kubelet: Kubelet, pod: str) -> pb.LinuxPodSandboxStats:
-    answer = await kubelet.cri.runtime.pod_sandbox_stats(pb.PodSandboxStatsRequest(pod_sandbox_id=pod))
-    assert answer.stats is not None
-    assert answer.stats.linux is not None
-    return answer.stats.linux
+    stopped = await pod_stats(kubelet, pod)
+    assert (stopped.cpu, stopped.memory, stopped.network, stopped.process) == (None, None, None, None)
+    assert [each.cpu for each in stopped.containers] == [None, None]
 
 
 async def test_lists_streams_and_absent_ones(kubelet: Kubelet) -> None:
@@ -133,15 +143,12 @@ async def test_lists_streams_and_absent_ones(kubelet: Kubelet) -> None:
         with pytest.raises(CriError) as caught:
             await call
         assert caught.value.code.name == "NOT_FOUND"
+    told = found[running].cpu
+    assert told is not None
 
+    async def another_look() -> bool:
+        """Who asks for lists again and again gets newer ones: crictl tells a rate from two lists a second apart."""
+        now = (await runtime.list_container_stats(pb.ListContainerStatsRequest())).stats
+        return any(each.cpu is not None and each.cpu.timestamp > told.timestamp for each in now)
 
-async def test_a_writable_layer_is_measured_in_the_background(kubelet: Kubelet) -> None:
-    pod = await kubelet.run()
-    container = await kubelet.started(pod)
-    layer = (await stats(kubelet, container)).writable_layer
-    assert layer is not None
-    assert layer.fs_id is not None
-    images = await kubelet.cri.image.image_fs_info(pb.ImageFsInfoRequest())
-    known = [each.fs_id for each in images.container_filesystems]
-    assert layer.fs_id in known
-    assert value(layer.inodes_used) >= 1
+    await eventually(another_look, 8.0)  # less than the period

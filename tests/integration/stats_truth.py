@@ -1,0 +1,169 @@
+"""What the kernel itself says of a container that works, to hold statistics against; the tolerances stand here."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.to_thread import run_sync
+
+from bridge._proto.runtime import v1 as pb
+from bridge.host import cgroups, net_stats
+from bridge.host.cgroup_paths import parse_counter
+from tests.integration.daemon_node import DaemonNode, Kubelet
+from tests.integration.limit_files import Limits
+
+MIB = 1 << 20
+HELD = 24 * MIB
+WRITTEN = 6 * MIB
+LIMIT = 256 * MIB
+WORK = (
+    "mkdir -p /root/dir; dd if=/dev/urandom of=/root/dir/held bs=1M count=6 2>/dev/null; sync; "
+    "x=$(head -c 25165824 /dev/zero | tr '\\0' x); i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; times; echo ready; "
+    "exec 0</dev/null; while :; do sleep 1; : ${#x}; done"
+)
+"""Holds 24 MiB, has written 6 MiB in two inodes below /root, burns CPU, says how much it used, and then does next to nothing."""
+
+
+def value(number: pb.UInt64Value | None) -> int:
+    assert number is not None
+    return number.value
+
+
+async def container_stats(kubelet: Kubelet, container: str) -> pb.ContainerStats:
+    """Read at this moment."""
+    answer = await kubelet.cri.runtime.container_stats(pb.ContainerStatsRequest(container_id=container))
+    assert answer.stats is not None
+    return answer.stats
+
+
+async def pod_stats(kubelet: Kubelet, pod: str) -> pb.LinuxPodSandboxStats:
+    """Read at this moment."""
+    answer = await kubelet.cri.runtime.pod_sandbox_stats(pb.PodSandboxStatsRequest(pod_sandbox_id=pod))
+    assert answer.stats is not None
+    assert answer.stats.windows is None
+    assert answer.stats.linux is not None
+    return answer.stats.linux
+
+
+async def worked(kubelet: Kubelet, pod: str, name: str = "app") -> tuple[str, int]:
+    """Start WORK and wait until it has worked; the container and the CPU time in ns that it says it used."""
+    container = await kubelet.started(pod, WORK, name=name, memory=LIMIT)
+    with anyio.fail_after(60):
+        lines = await kubelet.log(pod, name, until=lambda lines: any("ready" in line for line in lines))
+    spent = [float(seconds) for seconds in re.findall(r"0m([\d.]+)s", "".join(lines))]
+    return container, int(sum(spent[:2]) * 1e9)
+
+
+class Kernel:
+    """The cgroup files and the network of a process of the container."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._files = Limits(pid)
+
+    @property
+    def cpu_ns(self) -> int:
+        if cgroups.is_v2():
+            return parse_counter(self._files.text("", "cpu.stat"), "usage_usec") * 1000
+        return int(self._files.text("cpuacct", "cpuacct.usage"))
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """usage, working_set, rss, faults and major."""
+        text = self._files.text("memory", "memory.stat")
+        names = ("inactive_file", "anon", "pgfault", "pgmajfault")
+        if not cgroups.is_v2():
+            names = ("total_inactive_file", "total_rss", "total_pgfault", "total_pgmajfault")
+        usage = int(self._files.text("memory", "memory.current" if cgroups.is_v2() else "memory.usage_in_bytes"))
+        inactive, rss, faults, major = (parse_counter(text, name) for name in names)
+        return {"usage": usage, "working_set": max(0, usage - inactive), "rss": rss, "faults": faults, "major": major}
+
+    @property
+    def interfaces(self) -> dict[str, net_stats.Interface]:
+        """By name."""
+        return {each.name: each for each in net_stats.parse(Path(f"/proc/{self.pid}/net/dev").read_text())}
+
+
+async def agrees_with_the_kernel(kubelet: Kubelet, container: str, pid: int) -> None:
+    """Counters lie between two looks of the kernel's; levels within 1 MiB of them; what has a limit tells what is left of it."""
+    kernel = Kernel(pid)
+    cpu, memory = kernel.cpu_ns, kernel.memory
+    told = await container_stats(kubelet, container)
+    after, later = kernel.cpu_ns, kernel.memory
+    assert told.cpu is not None
+    assert cpu <= value(told.cpu.usage_core_nano_seconds) <= after
+    assert told.memory is not None
+    assert memory["faults"] <= value(told.memory.page_faults) <= later["faults"]
+    assert memory["major"] <= value(told.memory.major_page_faults) <= later["major"]
+    for name, found in (("usage", told.memory.usage_bytes), ("working_set", told.memory.working_set_bytes), ("rss", told.memory.rss_bytes)):
+        assert min(memory[name], later[name]) - MIB <= value(found) <= max(memory[name], later[name]) + MIB, name
+    assert value(told.memory.rss_bytes) >= HELD
+    assert value(told.memory.available_bytes) == LIMIT - value(told.memory.working_set_bytes)
+
+
+async def agrees_with_the_workload(kubelet: Kubelet, container: str, used_ns: int) -> None:
+    """What it says itself: its CPU time (half to thrice and the start, as a guest's kernel reckons roughly) and the memory it holds."""
+
+    async def enough() -> bool:
+        told = await container_stats(kubelet, container)
+        assert told.cpu is not None
+        assert told.memory is not None
+        assert value(told.cpu.usage_core_nano_seconds) < 3 * used_ns + 20 * 10**9
+        return value(told.cpu.usage_core_nano_seconds) >= used_ns // 2 and HELD * 0.9 <= value(told.memory.working_set_bytes) <= LIMIT
+
+    await eventually(enough)
+
+
+async def layer_is_what_du_says(kubelet: Kubelet, node: DaemonNode, container: str, *, least: int = WRITTEN) -> None:
+    """Bytes and inodes of the writable layer are those that du finds, once it was measured; a sandbox may keep some of it a while."""
+    (upper,) = node.root.glob(f"state/**/snapshots/{container}/upper")
+
+    def truth() -> list[int]:
+        found = []
+        for option in ("--block-size=1", "--inodes"):
+            done = subprocess.run(["du", "-s", option, str(upper)], check=True, capture_output=True, text=True, timeout=30)
+            found.append(int(done.stdout.split()[0]))
+        return found
+
+    async def measured() -> bool:
+        layer = (await container_stats(kubelet, container)).writable_layer
+        assert layer is not None
+        assert layer.fs_id is not None
+        assert Path(layer.fs_id.mountpoint) in upper.parents
+        return [value(layer.used_bytes), value(layer.inodes_used)] == await run_sync(truth)
+
+    await eventually(measured)
+    assert (await run_sync(truth))[0] >= least
+
+
+async def network_is_what_the_pod_sees(kubelet: Kubelet, pod: str, pid: int) -> None:
+    """Each counter of each interface lies between two looks at the pod's own /proc/net/dev."""
+    kernel = Kernel(pid)
+    before = kernel.interfaces
+    network = (await pod_stats(kubelet, pod)).network
+    after = kernel.interfaces
+    assert network is not None
+    assert network.default_interface is not None
+    told = {each.name: each for each in (network.default_interface, *network.interfaces)}
+    assert (network.default_interface.name, set(told)) == ("eth0", set(before))
+    for name, each in told.items():
+        for field in ("rx_bytes", "rx_errors", "tx_bytes", "tx_errors"):
+            assert getattr(before[name], field) <= value(getattr(each, field)) <= getattr(after[name], field), (name, field)
+
+
+async def eventually(true: Any, seconds: float = 40.0) -> None:
+    """Wait until the async ``true`` is."""
+    with anyio.fail_after(seconds):
+        while not await true():
+            await anyio.sleep(0.2)
+
+
+def processes_below(directory: Path) -> int:
+    """Threads in a cgroup and below, as pids.current counts them."""
+    name = "cgroup.threads" if cgroups.is_v2() else "tasks"
+    return sum(len((Path(place) / name).read_text().split()) for place, _, _ in os.walk(directory))
