@@ -97,3 +97,21 @@ async def test_a_pod_has_its_containers_its_network_and_no_cgroup_of_others(core
     stopped = await core.stats.sandbox(sandbox)
     assert stopped.network is None
     assert (stopped.cgroup, stopped.containers[0].cgroup) == (None, None)
+
+
+async def test_lists_tell_samples_and_single_ones_the_moment(core: Services, world: World) -> None:
+    ident = await started(core, world)
+    sandbox = core.store.container(ident).sandbox_id
+
+    async def times(*, single: bool) -> list[int]:
+        looks = [(await core.stats.containers(ident if single else ""))[0].cgroup]
+        looks += [(await core.stats.sandboxes(sandbox if single else ""))[0].containers[0].cgroup]
+        return [look.at_ns for look in looks if look is not None]
+
+    first = await times(single=False)
+    assert len(set(first)) == 1
+    assert await times(single=False) == first
+    exact = await times(single=True)
+    assert first[0] < exact[0] < exact[1]
+    assert (await core.stats.container(ident)).cgroup is not None
+    assert len(await times(single=False)) == 2
