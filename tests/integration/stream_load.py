@@ -18,7 +18,7 @@ from bridge.testing.stream_client import ERROR, PIECE, STDIN, STDOUT, V5, Spdy, 
 FULL = os.environ.get("BRIDGE_LOAD") == "full"
 BULK = (1 << 30) if FULL else (48 << 20)
 """Bytes that one stream carries there and back."""
-SESSIONS = 200
+SESSIONS = 200 if FULL else 80
 CONNECTIONS = 500
 _FORWARD = "portforward.k8s.io"
 _MOST_BEHIND = 8

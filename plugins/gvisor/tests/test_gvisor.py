@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
 import bridge_gvisor
 import pytest
-from bridge_gvisor import hiding
+from bridge_gvisor import forwarding, hiding
 from bridge_gvisor import spec as specs
 from bridge_gvisor.backend import GvisorBackend
 from bridge_gvisor.handler import settings
@@ -25,6 +27,7 @@ from bridge_gvisor.trial import Outcome
 from bridge_gvisor.words import mending, start_code
 
 from bridge.errors import ConfigError, HostError, MonitorGone, Unsupported
+from bridge.host import netdial
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.plugins import Plugins
 from bridge.ports.host import HostContext, Monitor
@@ -295,7 +298,7 @@ def test_each_ability_has_an_answer_with_its_reason() -> None:
     ("ability", "given", "support"),
     [
         (Ability.PORT_FORWARD, {}, Support.EMULATED),
-        (Ability.PORT_FORWARD, {"network": "host"}, Support.EMULATED),
+        (Ability.PORT_FORWARD, {"network": "host"}, Support.SUPPORTED),
         (Ability.PORT_FORWARD, {"verbs": "port-forward"}, Support.SUPPORTED),
         (Ability.HOST_NETWORK, {}, Support.UNSUPPORTED),
         (Ability.HOST_NETWORK, {"network": "host"}, Support.SUPPORTED),
@@ -310,6 +313,17 @@ def test_each_ability_has_an_answer_with_its_reason() -> None:
 )
 def test_abilities_follow_what_was_seen(ability: Ability, given: dict[str, Any], support: Support) -> None:
     assert judged(**given)[ability].support is support
+
+
+async def test_a_pod_on_the_hosts_stack_is_reached_without_runsc() -> None:
+    """runsc's own way ends a connection with the first of its halves, so a client that has said all would lose the answer."""
+    made = RunscSettings("h", Path("/x"), Path("/y"), network="host")
+    host = cast("GvisorHost", SimpleNamespace(verbs=frozenset({forwarding.VERB}), runsc=Runsc(made)))
+    spec = cast("SandboxSpec", SimpleNamespace(ips=("192.0.2.1",)))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with await forwarding.connect(host, spec, netdial.Dialer(None), port) as made_socket:
+            assert made_socket.getpeername() == ("127.0.0.1", port)
 
 
 def test_what_runsc_has_state_of(tmp_path: Path) -> None:

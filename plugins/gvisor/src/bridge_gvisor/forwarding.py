@@ -1,8 +1,8 @@
-"""Connections to a pod's localhost, which is inside the sandbox: ``port-forward --stream``, where this runsc has it.
+"""Connections to a pod's localhost. With the host's network stack that is the localhost of the pod's network namespace.
 
-runsc connects to a socket that we listen on, hands that connection to the sandbox and ends; the sandbox copies. An older runsc
-leaves two ways: with the host's network stack the pod's network namespace has its localhost; with gVisor's own only what listens
-on the pod's address can be reached.
+With gVisor's own it is inside the sandbox: by ``port-forward --stream`` runsc connects to a socket that we listen on, hands that
+connection to the sandbox and ends; the sandbox copies, and hangs up on both sides once one has said its last (so it is no way to a
+localhost that is also outside). With a runsc that has no such verb only what listens on the pod's address can be reached.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ _NOBODY = ("connection refused", "was refused", "connection was aborted")
 
 async def connect(host: GvisorHost, spec: SandboxSpec, dialer: netdial.Dialer, port: int) -> socket.socket:
     """A connected, non-blocking stream socket to ``port`` of the pod. Raises Unavailable when nobody listens, RuntimeFailed."""
+    if host.runsc.settings.network == "host":
+        return await dialer.dial(port)
     if VERB not in host.verbs:
-        addresses = () if host.runsc.settings.network == "host" else spec.ips
-        return await dialer.dial(port, addresses=addresses)
+        return await dialer.dial(port, addresses=spec.ips)
     path = host.context.run_root / "tty" / f"pf-{secrets.token_hex(8)}"
     listener = _listen(path)
     near: socket.socket | None = None

@@ -78,10 +78,10 @@ def judge(settings: RunscSettings, verbs: frozenset[str], outcome: Outcome) -> d
 
 
 def _port_forward(verbs: frozenset[str], hosts_stack: bool) -> Feature:
-    if PORT_FORWARD in verbs:
-        return Feature(Support.SUPPORTED, "port-forward --stream")
     if hosts_stack:
-        return Feature(Support.EMULATED, f"through the pod's network namespace: this runsc has no {PORT_FORWARD}")
+        return Feature(Support.SUPPORTED, "through the pod's network namespace, whose stack the sandbox uses")
+    if PORT_FORWARD in verbs:
+        return Feature(Support.SUPPORTED, "port-forward --stream, which ends a connection with the first of its halves")
     return Feature(Support.EMULATED, f"to the pod's address, not its localhost: this runsc has no {PORT_FORWARD}")
 
 
