@@ -80,6 +80,9 @@ class Network(Table):
     """Directory of CNI configurations, watched; the first valid one by name is used. Why: network add-ons write there."""
     bin_dirs: list[AbsolutePath] = [Path("/opt/cni/bin"), Path("/usr/lib/cni")]
     """Directories of CNI plugins, searched in order. Why: add-ons and distributions install there."""
+    conf_template: AbsolutePath | None = None
+    """Template of which a CNI configuration is made when the kubelet tells the node's pod ranges and there is no other: as containerd's,
+    with `{{.PodCIDR}}`, `.PodCIDRRanges` and `.Routes`. Why: unset, an add-on brings the configuration, as nearly everywhere."""
     plugin_timeout: Seconds = 60.0
     """Deadline of one CNI plugin for one verb. Why: cloud plugins wait for an address; the kubelet waits 2 min."""
     host_port_plugins: list[str] = ["cilium-cni"]

@@ -178,6 +178,7 @@ def network(config: Config) -> CniSettings:
     return CniSettings(
         conf_dir=section.conf_dir,
         bin_dirs=tuple(section.bin_dirs),
+        conf_template=section.conf_template,
         plugin_timeout=section.plugin_timeout,
         host_port_plugins=tuple(section.host_port_plugins),
     )

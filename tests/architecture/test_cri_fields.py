@@ -24,6 +24,7 @@ REQUESTS = (
     pb.CreateContainerRequest,
     pb.UpdateContainerResourcesRequest,
     pb.UpdatePodSandboxResourcesRequest,
+    pb.UpdateRuntimeConfigRequest,
     pb.ExecRequest,
     pb.AttachRequest,
     pb.PortForwardRequest,

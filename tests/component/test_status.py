@@ -29,6 +29,14 @@ STATES = (
 )
 
 
+async def test_the_nodes_pod_ranges_reach_the_network(core: Services, world: World) -> None:
+    node = NodeView(systemd_cgroups=False, mount_copies=False, health=lambda: ("", ""), details=lambda: {})
+    rpcs = RuntimeRpcs(core, node, cast("Any", None))
+    for config in (None, pb.RuntimeConfig(), pb.RuntimeConfig(network_config=pb.NetworkConfig(pod_cidr="10.0.0.0/24,fd00::/64"))):
+        assert await rpcs.update_runtime_config(pb.UpdateRuntimeConfigRequest(runtime_config=config)) == pb.UpdateRuntimeConfigResponse()
+    assert world.network.ranges == ["", "", "10.0.0.0/24,fd00::/64"]
+
+
 async def answered(core: Services, *, mount_copies: bool) -> dict[str, tuple[bool, bool]]:
     node = NodeView(systemd_cgroups=False, mount_copies=mount_copies, health=lambda: ("", ""), details=lambda: {})
     status = await RuntimeRpcs(core, node, cast("Any", None)).status(pb.StatusRequest())

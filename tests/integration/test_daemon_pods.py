@@ -1,7 +1,10 @@
 """What a pod shares and what it keeps to itself, seen from inside its containers on the real daemon."""
 
 import contextlib
+import ipaddress
+import json
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -176,9 +179,41 @@ async def test_log_rotation(kubelet: Kubelet) -> None:
     assert caught.value.code is Status.FAILED_PRECONDITION
 
 
+async def use_ranges(kubelet: Kubelet, template: Path) -> None:
+    """The kubelet tells the node's pod ranges, of which the template makes the network, until an add-on takes over."""
+    node, runtime = kubelet.node, kubelet.cri.runtime
+
+    def told(ranges: str) -> pb.UpdateRuntimeConfigRequest:
+        return pb.UpdateRuntimeConfigRequest(runtime_config=pb.RuntimeConfig(network_config=pb.NetworkConfig(pod_cidr=ranges)))
+
+    with pytest.raises(CriError, match=re.escape("runtime_config.network_config.pod_cidr: '10.1.0.0'")) as caught:
+        await runtime.update_runtime_config(told("10.1.0.0"))
+    assert caught.value.code is Status.INVALID_ARGUMENT
+    with pytest.raises(CriError, match=str(template)) as caught:
+        await runtime.update_runtime_config(told(node.subnets[0]))
+    assert caught.value.code is Status.FAILED_PRECONDITION
+    node.write_cni()
+    written = node.root / "cni" / "10-test.conflist"
+    conf = json.loads(written.read_text())
+    written.unlink()
+    ipam = conf["plugins"][0]["ipam"]
+    ipam["ranges"], ipam["routes"] = "RANGES", "ROUTES"
+    ranges = '[{{range $i, $range := .PodCIDRRanges}}{{if $i}}, {{end}}[{"subnet": "{{$range}}"}]{{end}}]'
+    text = json.dumps(conf).replace('"RANGES"', ranges)
+    template.write_text(text.replace('"ROUTES"', '[{{range $i, $route := .Routes}}{{if $i}}, {{end}}{"dst": "{{$route}}"}{{end}}]'))
+    await runtime.update_runtime_config(told(",".join(node.subnets)))
+    assert all(c.status for c in (await runtime.status()).status.conditions), "ready when the call returns"  # type: ignore[union-attr]
+    network = (await kubelet.pod_status(await kubelet.run())).network
+    assert network is not None
+    assert [ipaddress.ip_address(one).version for one in (network.ip, *(each.ip for each in network.additional_ips))] == [4, 6]
+    await kubelet.clean()
+    (node.root / "cni" / "10-cri-bridge.conflist").unlink()
+
+
 async def test_without_a_network_configuration_and_with_a_disabled_handler(leak_audit: LeakAudit, tmp_path: Path) -> None:
-    missing = tmp_path / "youki"
-    with daemon_node(cni=False, handlers={"runc": "runc", "youki": str(missing)}) as node:
+    missing, template = tmp_path / "youki", tmp_path / "cni.template"
+    network = [f"conf_template = {json.dumps(str(template))}"]
+    with daemon_node(cni=False, handlers={"runc": "runc", "youki": str(missing)}, network=network) as node:
         async with connect(node.socket) as cri:
             kubelet = Kubelet(node, cri, "runc")
             conditions = {c.type: c for c in (await cri.runtime.status()).status.conditions}  # type: ignore[union-attr]
@@ -190,6 +225,7 @@ async def test_without_a_network_configuration_and_with_a_disabled_handler(leak_
             assert caught.value.code is Status.UNAVAILABLE
             await kubelet.started(await kubelet.run(options=namespaces(network=NODE)), options=namespaces(network=NODE))
             await kubelet.clean()
+            await use_ranges(kubelet, template)
             node.write_cni()
             with anyio.fail_after(10):
                 while not all(c.status for c in (await cri.runtime.status()).status.conditions):  # type: ignore[union-attr]

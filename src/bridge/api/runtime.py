@@ -76,6 +76,12 @@ class RuntimeRpcs(SandboxRpcs, ContainerRpcs, StreamingRpcs, StatsRpcs, EventRpc
         driver = v1.CgroupDriver.SYSTEMD if self._node.systemd_cgroups else v1.CgroupDriver.CGROUPFS
         return v1.RuntimeConfigResponse(linux=v1.LinuxRuntimeConfiguration(cgroup_driver=driver))
 
+    async def update_runtime_config(self, message: v1.UpdateRuntimeConfigRequest) -> v1.UpdateRuntimeConfigResponse:
+        """The node's pod ranges, of which the network may be made. Nothing else can be configured this way."""
+        network = message.runtime_config.network_config if message.runtime_config else None
+        await self._core.ports.network.use_ranges(network.pod_cidr if network else "")
+        return v1.UpdateRuntimeConfigResponse()
+
     def _handlers(self, states: Sequence[HandlerState]) -> list[v1.RuntimeHandler]:
         found = [v1.RuntimeHandler(name=state.name, features=self._features(state.features)) for state in states if state.features]
         # A kubelet looks the default handler up under the empty name (KEP-3857).

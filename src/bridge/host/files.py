@@ -6,6 +6,7 @@ volume can't be deleted through its bind mount.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Mapping
@@ -33,6 +34,11 @@ async def write_files(directory: Path, contents: Mapping[str, str], *, mode: int
 async def write_owned(path: Path, content: bytes, *, mode: int, uid: int, gid: int) -> None:
     """Write a file that isn't there yet, its directory (0711) included, with this mode and owner. Raises HostError."""
     await anyio.to_thread.run_sync(_write_owned, path, content, mode, uid, gid)
+
+
+async def replace(path: Path, content: str, *, mode: int = 0o644) -> None:
+    """Put a file in place of what is there, its directory included; readers and crashes find the old one or the new. Raises HostError."""
+    await anyio.to_thread.run_sync(_replace, path, content, mode)
 
 
 async def mount_tmpfs(target: Path, *, size: int, mode: int = 0o1777, context: str = "", owner: tuple[int, int] | None = None) -> None:
@@ -102,6 +108,23 @@ def _write_owned(path: Path, content: bytes, mode: int, uid: int, gid: int) -> N
             os.fchown(descriptor, uid, gid)
             os.fchmod(descriptor, mode)
     except OSError as exc:
+        raise HostError(f"can't write {path}: {exc.strerror}", errno=exc.errno) from exc
+
+
+def _replace(path: Path, content: str, mode: int) -> None:
+    _make_dir(path.parent, 0o755)
+    aside = path.with_name(f".{path.name}.new")
+    try:
+        aside.unlink(missing_ok=True)
+        with aside.open("x", encoding="utf-8") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    except OSError as exc:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
         raise HostError(f"can't write {path}: {exc.strerror}", errno=exc.errno) from exc
 
 

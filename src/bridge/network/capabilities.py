@@ -27,7 +27,7 @@ _SCALE |= {f"{prefix}i": Decimal(1024 ** (power + 1)) for power, prefix in enume
 def capability_arguments(request: PodNetworkRequest, pod_cidrs: Sequence[str] = ()) -> Mapping[str, Any]:
     """Every capability argument that we have for this pod; a plugin gets those that its configuration declares.
 
-    ``pod_cidrs`` are the node's pod ranges (CRI UpdateRuntimeConfig), one a family. Raises InvalidRequest for a bad annotation.
+    ``pod_cidrs`` are the node's pod ranges, one a family. Raises InvalidRequest for a bad annotation.
     """
     arguments: dict[str, Any] = {}
     mappings = [

@@ -22,6 +22,7 @@ from bridge.network.attachments import AttachmentRecord
 from bridge.network.capabilities import arguments_text, capability_arguments
 from bridge.network.conf import NetworkConf, PluginConf, at_least
 from bridge.network.invoke import AttachmentParameters, Invoker, base_environment, request_configuration
+from bridge.network.pod_ranges import parse_ranges, write_configuration
 from bridge.network.results import BadAnswer, pod_ips
 from bridge.network.source import NetworkSource
 from bridge.network.turns import Turns, claim
@@ -42,6 +43,8 @@ class CniSettings:
     status_timeout: float = 10.0
     status_interval: float = 10.0
     """Pause between two runs of the STATUS verb."""
+    conf_template: Path | None = None
+    """What the configuration is made of when the kubelet tells the node's pod ranges and there is none."""
     pod_cidrs: Sequence[str] = ()
     """The node's pod ranges for plugins with the ipRanges capability."""
     host_port_plugins: Sequence[str] = ()
@@ -59,6 +62,7 @@ class Cni:
         self._turns = Turns()
         self._known: set[tuple[str, str, str]] = set()
         self._plugin_fault = ""
+        self._ranges = anyio.Lock()
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -82,6 +86,19 @@ class Cni:
         if fault:
             return NetworkStatus(ready=False, reason=_NOT_READY, message=fault)
         return NetworkStatus(ready=True, message="; ".join(f"skipped {problem}" for problem in snapshot.skipped))
+
+    async def use_ranges(self, ranges: str) -> None:
+        """See the port. An empty ``ranges`` changes nothing, as does one for which there is no template."""
+        parsed = parse_ranges(ranges)
+        if not parsed:
+            return
+        settings = self._settings
+        if settings.conf_template is None:
+            _logger.info("pod ranges %s: network.conf_template is not set, an add-on is to bring the CNI configuration", ranges)
+            return
+        async with self._ranges:
+            if await write_configuration(parsed, settings.conf_template, settings.conf_dir, settings.bin_dirs):
+                await self._source.refresh()
 
     def plan(self, request: PodNetworkRequest) -> Attachment:
         """Choose the configuration and the arguments, touching nothing. Raises Unavailable, InvalidRequest or Unsupported."""

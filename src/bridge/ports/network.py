@@ -66,6 +66,13 @@ class Network(Protocol):
     """Pod networking."""
 
     def status(self) -> NetworkStatus: ...
+    async def use_ranges(self, ranges: str) -> None:
+        """The node's pod ranges are ``ranges``, separated by commas; "" tells none. Makes a network of them where it is to make one.
+
+        Raises InvalidRequest (no ranges), ConfigError (the operator's template), HostError.
+        """
+        ...
+
     def plan(self, request: PodNetworkRequest) -> Attachment:
         """Choose the configuration, touching nothing. Raises Unavailable (why the network is not ready)."""
         ...

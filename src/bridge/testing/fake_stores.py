@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 
-from bridge.errors import HostError, NetworkFailed, NotFound, SignatureValidationFailed
+from bridge.errors import HostError, InvalidRequest, NetworkFailed, NotFound, SignatureValidationFailed
 from bridge.ports.images import FsUsage, Image, ImageConfig, RegistryAuth, Rootfs
 from bridge.ports.network import Attachment, NetworkStatus, PodNetwork, PodNetworkRequest
 
@@ -51,11 +51,17 @@ class FakeNetwork:
         self.attached: dict[str, str] = {}
         self.hold: anyio.Event | None = None
         self.ready = NetworkStatus(True)
+        self.ranges: list[str] = []
         self._last = 1
 
     def status(self) -> NetworkStatus:
         """As set."""
         return self.ready
+
+    async def use_ranges(self, ranges: str) -> None:
+        """Noted."""
+        await self.faults.passing("use_ranges", InvalidRequest("no ranges"))
+        self.ranges.append(ranges)
 
     def plan(self, request: PodNetworkRequest) -> Attachment:
         """An attachment for the pod."""

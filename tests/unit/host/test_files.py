@@ -17,6 +17,22 @@ async def test_write_and_read(tmp_path: Path) -> None:
     assert (tmp_path / "d" / "a").stat().st_mode & 0o777 == 0o644
 
 
+async def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "a"
+    await files.replace(target, "one\n")
+    (tmp_path / "victim").write_text("mine")
+    target.unlink()
+    target.symlink_to(tmp_path / "victim")
+    (tmp_path / "new" / ".a.new").symlink_to(tmp_path / "victim")  # what a crash left, or somebody else
+    await files.replace(target, "two\n", mode=0o600)
+    assert (target.read_text(), target.is_symlink(), target.stat().st_mode & 0o777) == ("two\n", False, 0o600)
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["a"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HostError, match="can't make directory"):
+        await files.replace(tmp_path / "file" / "a", "three\n")
+
+
 async def test_a_link_is_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("mine")
     (tmp_path / "d").mkdir()
