@@ -156,7 +156,6 @@ async def test_limits_statistics_and_memory_that_runs_out(host: ShimHost) -> Non
         assert 0 < used.memory.working_set < 32 << 20
         assert used.cpu_ns
         assert used.processes == 1
-        assert await container.stats() is used, "asked a moment ago"
         await container.delete()
 
         eater = await sandbox.create_container(

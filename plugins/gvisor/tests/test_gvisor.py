@@ -226,9 +226,12 @@ class Asked:
     def __init__(self) -> None:
         self.questions: list[str] = []
         self.fails = False
+        self.gate = anyio.Event()
+        self.gate.set()
 
     async def __call__(self, ident: str) -> Mapping[str, object]:
         self.questions.append(ident)
+        await self.gate.wait()
         if self.fails:
             raise HostError("busy")
         return {"pids": {"current": len(self.questions)}}
@@ -237,50 +240,61 @@ class Asked:
 async def test_statistics_are_asked_at_a_pace_of_their_own() -> None:
     asked = Asked()
     sampler = Sampler(asked, 1000)
-    async with anyio.create_task_group() as group:
-        group.start_soon(sampler.run)
-        first = await sampler.of("a")
-        assert first is not None
-        assert first.processes == 1
-        for _ in range(50):
-            assert await sampler.of("a") == first, "asked again within the interval, nobody is run"
-        assert (await sampler.of("b")) is not None
-        assert asked.questions == ["a", "b"]
-        sampler.forget("a")
-        assert await sampler.of("a") != first
-        group.cancel_scope.cancel()
+    first = await sampler.of("a")
+    assert first is not None
+    assert first.processes == 1
+    for _ in range(50):
+        assert await sampler.of("a") == first, "asked again within the interval, nobody is run"
+    assert (await sampler.of("b")) is not None
+    assert asked.questions == ["a", "b"]
+    sampler.forget("a")
+    assert await sampler.of("a") != first
 
 
 async def test_statistics_follow_and_failures_keep_the_last() -> None:
     asked = Asked()
-    sampler = Sampler(asked, 0.01)
-    async with anyio.create_task_group() as group:
-        group.start_soon(sampler.run)
-        first = await sampler.of("a")
-        with anyio.fail_after(10):
-            while await sampler.of("a") == first:
-                await anyio.sleep(0.005)
-        asked.fails = True
-        last, count = await sampler.of("a"), len(asked.questions)
-        with anyio.fail_after(10):
-            while len(asked.questions) < count + 3:
-                await sampler.of("a")
-                await anyio.sleep(0.005)
-        assert last is not None
-        assert (await sampler.of("a")) is not None
-        group.cancel_scope.cancel()
+    sampler = Sampler(asked, 1e-9)
+    first, second = await sampler.of("a"), await sampler.of("a")
+    assert first != second
+    asked.fails = True
+    assert await sampler.of("a") == second
+    assert asked.questions == ["a"] * 3
+    assert await sampler.of("b") is None
 
 
-async def test_who_is_not_asked_about_is_not_sampled_for_ever() -> None:
+async def test_questions_that_come_together_are_one_and_two_run_at_once() -> None:
     asked = Asked()
-    sampler = Sampler(asked, 0.01)
+    asked.gate = anyio.Event()
+    sampler = Sampler(asked, 1000)
     async with anyio.create_task_group() as group:
-        group.start_soon(sampler.run)
+        for ident in "aaabbbccc":
+            group.start_soon(sampler.of, ident)
+        await anyio.wait_all_tasks_blocked()
+        assert asked.questions == ["a", "b"]
+        asked.gate.set()
+    assert asked.questions == ["a", "b", "c"]
+
+
+async def test_a_caller_that_gives_up_leaves_the_others_their_turn() -> None:
+    asked = Asked()
+    asked.gate = anyio.Event()
+    sampler = Sampler(asked, 1e-9)
+    with anyio.move_on_after(0.01):
         await sampler.of("a")
-        with anyio.fail_after(10):
-            while sampler.sampled:
-                await anyio.sleep(0.01)
-        group.cancel_scope.cancel()
+    asked.gate.set()
+    assert (await sampler.of("a")) is not None
+
+
+async def test_many_containers_take_one_core_at_most() -> None:
+    sampler = Sampler(Asked(), 0.1)
+    sampler._takes = 0.05
+    for number in range(16):
+        await sampler.of(str(number))
+    assert sampler.interval == 0.1
+    sampler._takes = 0.05
+    for number in range(84):
+        sampler._entries[f"more-{number}"] = sampler._entries["0"]
+    assert sampler.interval == pytest.approx(5.0)
 
 
 def judged(verbs: str = "", *, hook_ran: bool = False, **changes: Any) -> Mapping[Ability, Any]:

@@ -31,6 +31,10 @@ from bridge.ports.runtime import ContainerHandle
 _logger = log.get("core.sampler")
 _AT_A_TIME = 32
 """Targets in one hop to a worker thread: some 3 ms of work."""
+_FEW = 16
+"""So many backends may be asked whenever somebody asks for lists, at most once a second."""
+_ROUND = 0.8
+"""Share of a period after which a backend is asked again where there are many."""
 _ANSWER_SECONDS = 3.0
 """How long an answer waits for backends; what they say later is in the next one."""
 
@@ -177,7 +181,9 @@ class Sampler:
         return _Looks(found, net_stats.read_in_this_thread({each.ident: each.netns for each in targets if each.netns is not None}))
 
     async def _backends_round(self) -> None:
-        await self._ask(self._targets(), anyio.current_time())
+        """Each once a period. In the rounds between, for who asks twice, only where they are few: a question may be a process."""
+        targets, now = [each for each in self._targets() if each.backend is not None], anyio.current_time()
+        await self._ask(targets, now if len(targets) <= _FEW else now - _ROUND * self._settings.period)
 
     async def _ask(self, targets: Iterable[Target], oldest: float) -> None:
         left = [each for each in targets if each.backend is not None and not self._serves(each, oldest, False)]

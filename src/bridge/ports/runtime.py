@@ -230,8 +230,8 @@ class ContainerHandle(Protocol):
     async def stats(self) -> CgroupStats | None:
         """What it uses, where ``cgroup`` is None because only the backend can tell; None when it can't tell now.
 
-        Answers from what it asked lately (every few seconds at most, whoever asks how often); only the first question may wait,
-        a second or two.
+        The server paces its questions (each container once a period while a kubelet asks) and gives up on an answer after three
+        seconds. What was asked up to half a second ago may be told again.
         """
         ...
 

@@ -197,6 +197,16 @@ async def test_a_backend_that_hangs_is_not_waited_for(world: World, monkeypatch:
     await world.sampler._close()
 
 
+@pytest.mark.parametrize(("count", "asked"), [(16, 3), (17, 1)])
+async def test_many_backends_are_asked_once_a_period_only(world: World, count: int, asked: int) -> None:
+    backends = [Backend(CgroupStats(1, cpu_ns=7)) for _ in range(count)]
+    world.targets += [each.target(str(number)) for number, each in enumerate(backends)]
+    await world.sampler.samples(world.targets)
+    for _ in range(2):
+        await world.sampler._backends_round()
+    assert {each.asked for each in backends} == {asked}
+
+
 async def test_so_many_backends_are_asked_at_once_and_each_only_once(tmp_path: Path) -> None:
     world = World(tmp_path, at_once=2)
     backends = [Backend(CgroupStats(1, cpu_ns=7)) for _ in range(5)]

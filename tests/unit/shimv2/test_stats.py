@@ -67,7 +67,7 @@ def test_another_type_is_refused() -> None:
         stats.read(packed("some.Thing", v1.Metrics()), 5)
 
 
-async def test_a_shim_is_asked_every_few_seconds_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_shim_is_asked_a_few_times_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     class Asked:
         count = 0
 

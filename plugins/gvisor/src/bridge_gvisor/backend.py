@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-import anyio
 from anyio import to_thread
 
 from bridge.errors import HostError, Unsupported
@@ -84,10 +83,7 @@ async def open_backend(settings: RunscSettings, context: HostContext) -> AsyncIt
     name = f"probe-{settings.handler}"
     found = await probe(runsc, cache=context.state_root / f"{name}.json", scratch=context.cache_dir / name)
     sampler = Sampler(runsc.stats, settings.stats_interval)
-    async with anyio.create_task_group() as group:
-        group.start_soon(sampler.run, name=f"statistics of {settings.handler}")
-        yield GvisorBackend(GvisorHost(runsc, context, found.features, sampler, found.verbs, found.all_capabilities))
-        group.cancel_scope.cancel()
+    yield GvisorBackend(GvisorHost(runsc, context, found.features, sampler, found.verbs, found.all_capabilities))
 
 
 def _make_directories(settings: RunscSettings, context: HostContext) -> None:

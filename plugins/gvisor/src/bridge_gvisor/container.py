@@ -169,7 +169,7 @@ class GvisorContainer:
         raise Unsupported(self._host.features.abilities[Ability.UPDATE].detail)
 
     async def stats(self) -> CgroupStats | None:
-        """From runsc, at most every few seconds."""
+        """From runsc, now or a moment ago."""
         return None if self._pid is None or self._ended else await self._host.sampler.of(self.id)
 
     async def reopen_log(self) -> None:

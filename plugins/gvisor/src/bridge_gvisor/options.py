@@ -40,8 +40,9 @@ class GvisorOptions(BaseModel):
     """Variables added to runsc's own environment (not the containers'). Why: none are needed."""
     cgroup_driver: Literal["systemd", "cgroupfs"] | None = None
     """Overrides `runtime.cgroup_driver` for this handler. Why: unset, as the kubelet knows one driver for all handlers."""
-    stats_interval: Seconds = 10.0
-    """Seconds between two questions for one container's statistics. Why: as often as a kubelet asks, each being a process of runsc."""
+    stats_interval: Seconds = 0.4
+    """Least seconds between two questions for one container's statistics; they grow where so many would take a core.
+    Why: below the pace of the server's own questions (`stats.period`), and each is a process of runsc."""
     start_timeout: Seconds | None = None
     """Seconds that the creation and start of a sandbox or container may take. Why: unset, the server's `runtime.start_timeout`."""
     exec_timeout: Seconds | None = None

@@ -36,7 +36,7 @@ class RunscSettings:
     flags: tuple[str, ...] = ()
     seccomp: bool = False
     systemd_cgroup: bool = False
-    stats_interval: float = 10.0
+    stats_interval: float = 0.4
     env: Mapping[str, str] = field(default_factory=lambda: {"PATH": _PATH})
     timeouts: RuntimeTimeouts = field(default_factory=RuntimeTimeouts)
 

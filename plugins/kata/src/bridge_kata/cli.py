@@ -133,7 +133,7 @@ class CliBackend:
     @property
     def features(self) -> RuntimeFeatures:
         """What the command has a verb for."""
-        stats = Feature(Support.SUPPORTED, "by the verb events, every few seconds at most")
+        stats = Feature(Support.SUPPORTED, "by the verb events")
         pause = Feature(Support.SUPPORTED, "by Kata's agent in the guest")
         return RuntimeFeatures("", str(self._machines.cli.settings.path), {Ability.STATS: stats, Ability.PAUSE: pause})
 

@@ -25,7 +25,7 @@ from bridge.oci.runtime import OciRuntime
 from bridge.ports.runtime import ExecSpec, ExitStatus, Record
 
 _logger = log.get("kata")
-_PACE_SECONDS = 5.0
+_PACE_SECONDS = 0.4
 _TERM_SECONDS = 1.0
 
 
@@ -96,7 +96,7 @@ class CliContainer:
         await self._inner.update(resources)
 
     async def stats(self) -> CgroupStats | None:
-        """By the verb ``events``, at most every few seconds."""
+        """By the verb ``events``, now or a moment ago."""
         async with self._looking:
             if self.pid is not None and time.monotonic() - self._looked >= _PACE_SECONDS:
                 cli = self._runtime.cli
