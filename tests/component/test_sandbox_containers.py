@@ -140,6 +140,21 @@ async def test_its_death_is_the_pods_and_its_containers(core: Services, world: W
     assert world.leftovers() == []
 
 
+async def test_a_wait_that_fails_is_no_reason_to_miss_an_end(core: Services, world: World) -> None:
+    world.backend.faults.broken.add("wait")
+    sandbox, member = await running(core, world)
+    await anyio.wait_all_tasks_blocked()
+    world.backend.containers[member.id].exit(7)
+    sandbox.die(members=False)
+    world.backend.faults.broken.clear()
+    with anyio.fail_after(20):
+        await core.live.containers[member.id].exited.wait()
+    assert core.containers.find(member.id).exit_code == 7
+    await not_ready(core, sandbox.id)
+    await core.sandboxes.remove(sandbox.id)
+    assert world.leftovers() == []
+
+
 async def test_a_container_whose_backend_is_silent_dies_with_its_pod(core: Services, world: World) -> None:
     sandbox, member = await running(core, world)
     sandbox.die(members=False)

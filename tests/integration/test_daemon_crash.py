@@ -15,6 +15,7 @@ from grpclib.const import Status
 
 from bridge._proto.runtime import v1 as pb
 from bridge.client import CriError, connect
+from bridge.host import cgroups
 from tests.integration import pod_cgroups
 from tests.integration.daemon_fixtures import own_node
 from tests.integration.daemon_node import IMAGE, DaemonNode, Kubelet, log_lines, namespaces, processes
@@ -178,6 +179,22 @@ async def test_killed_at_any_moment(own_node: DaemonNode) -> None:
         assert "Traceback" not in line, node.server_log[-6000:]
 
 
+async def lost(kubelet: Kubelet, container: str, command: str) -> None:
+    """The call of a client whose server is killed."""
+    with pytest.raises(CriError, match="lost"):
+        await kubelet.exec(container, command)
+
+
+def freeze(pid: int) -> Path:
+    """Hold the cgroup of ``pid`` still, as a server does on v1 that is about to kill all in it; its directory."""
+    directory = cgroups.controller_directory(cgroups.of_pid(pid), "freezer")
+    assert directory is not None
+    assert directory.name.startswith("exec-")
+    v1 = directory / "freezer.state"
+    (v1 if v1.exists() else directory / "cgroup.freeze").write_text("FROZEN" if v1.exists() else "1")
+    return directory
+
+
 @pytest.mark.parametrize("handler", ["runc", "crun"])
 async def test_what_happens_while_the_server_is_away(own_node: DaemonNode, handler: str) -> None:
     node = own_node
@@ -194,7 +211,13 @@ async def test_what_happens_while_the_server_is_away(own_node: DaemonNode, handl
         polite = await kubelet.started(pod, "trap 'exit 3' TERM; while :; do sleep 0.02; done", name="polite")
         created = await kubelet.create(pod, name="created")
         before = await cri.runtime.pod_sandbox_status(pb.PodSandboxStatusRequest(pod_sandbox_id=pod))
-    node.kill()
+        async with anyio.create_task_group() as group:
+            group.start_soon(lost, kubelet, polite, "setsid sleep 1013 & exec sleep 1013")
+            with anyio.fail_after(20):
+                while len(processes("1013")) < 2:
+                    await anyio.sleep(0.02)
+            frozen = freeze(processes("1013")[0])
+            node.kill()
     flag.touch()
     await anyio.sleep(0.5)
     await node.restart()
@@ -220,6 +243,8 @@ async def test_what_happens_while_the_server_is_away(own_node: DaemonNode, handl
         assert numbers == list(range(len(numbers)))
         assert len(numbers) > 50
         await kubelet.start(created)
+        assert processes("1013") == [], "the commands of lost callers are ended, frozen or not"
+        assert not frozen.exists()
         await kubelet.stop(polite, 10)
         assert (await kubelet.status(polite)).exit_code == 3
         assert (await kubelet.pod_status(pod)).network is not None

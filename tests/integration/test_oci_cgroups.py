@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from bridge.errors import TimedOut
-from bridge.host import cgroups
+from bridge.host import cgroup_kill, cgroups
 
 pytestmark = pytest.mark.root
 # It forks only once it was moved, at most 400 times, and every child ends by itself: whatever the kill under test does, the
@@ -31,7 +31,7 @@ def cgroup() -> Iterator[str]:
     name = f"/cri-bridge-test-{os.getpid()}"
     yield name + "/pod"
     for directory in cgroups.layout().directories(name):
-        cgroups.kill_all(directory)
+        cgroup_kill.kill_all(directory)
     cgroups.remove(name)
 
 
@@ -76,7 +76,7 @@ def test_kill_all_outruns_a_process_that_forks_on(cgroup: str) -> None:
         while len(cgroups.pids(directory)) < 20:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        cgroups.kill_all(directory)
+        cgroup_kill.kill_all(directory)
         assert cgroups.pids(directory) == []
     finally:
         child.kill()

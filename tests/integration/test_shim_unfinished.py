@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from bridge.errors import BridgeError
-from bridge.host import cgroups
+from bridge.host import cgroup_kill, cgroups
 from bridge.ports.runtime import ContainerSpec, SandboxSpec
 from bridge.shimv2.container import ShimContainer
 from bridge.shimv2.sandbox import ShimSandbox
@@ -66,7 +66,7 @@ class SlowHost:
     def close(self) -> None:
         """End what a failed test leaves in the cgroup."""
         for directory in self._made:
-            cgroups.kill_all(directory, timeout=5)
+            cgroup_kill.kill_all(directory, timeout=5)
 
     async def stopped(self) -> None:
         """Wait until a Create has come as far as it may; later ones go through."""

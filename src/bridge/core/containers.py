@@ -27,7 +27,7 @@ from bridge.core.reasons import exit_reason, start_failure
 from bridge.core.sandbox_run import new_id
 from bridge.core.selectors import labels_match
 from bridge.core.surroundings import Surroundings
-from bridge.errors import AlreadyExists, BridgeError, IllegalTransition, NotFound, Unavailable
+from bridge.errors import AlreadyExists, BridgeError, IllegalTransition, NotFound
 from bridge.host import mounts
 from bridge.ports.images import Images
 from bridge.ports.runtime import ContainerHandle, ExitStatus
@@ -190,7 +190,9 @@ class ContainerService:
         while True:  # a container whose exit nobody waits for would be "running" for ever
             try:
                 return await entry.handle.wait()
-            except Unavailable as exc:
+            except BridgeError as exc:
+                if self._live.containers.get(ident) is not entry:  # it was removed meanwhile
+                    raise
                 _logger.warning("container %s can't be waited for now: %s", ident[:13], exc)
                 await anyio.sleep(_WAIT_PAUSE)
 

@@ -22,7 +22,7 @@ from bridge.core.settings import CoreSettings
 from bridge.core.spec_inputs import SpecSettings
 from bridge.core.store import Store
 from bridge.errors import BridgeError, HostError
-from bridge.host import cgroups, files, namespaces
+from bridge.host import cgroup_kill, cgroups, files, namespaces
 from bridge.ports.handlers import Handlers
 from bridge.ports.images import Images
 from bridge.ports.network import Network, PodNetworkRequest
@@ -129,7 +129,7 @@ def _end_cgroups(found: Sequence[str]) -> None:
     """End everyone in these cgroups and remove them, in every hierarchy; absent is success."""
     for cgroup in found:
         for directory in cgroups.layout().directories(cgroup):
-            cgroups.kill_all(directory)
+            cgroup_kill.kill_all(directory)
         cgroups.remove(cgroup)
 
 

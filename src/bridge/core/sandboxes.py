@@ -10,6 +10,7 @@ import functools
 from collections.abc import Mapping
 from contextlib import suppress
 
+import anyio
 from anyio.to_thread import run_sync
 
 from bridge import log
@@ -29,6 +30,7 @@ from bridge.ports.handlers import Handlers
 from bridge.ports.runtime import SandboxHandle
 
 _logger = log.get("core.sandboxes")
+_WATCH_PAUSE = 1.0
 _HALF = (SandboxState.CREATING, SandboxState.REMOVING)
 
 
@@ -258,11 +260,16 @@ class SandboxService:
             self._supervisor.spawn(f"watch pod {ident}", lambda: self._until_death(ident, handle))
 
     async def _until_death(self, ident: str, handle: SandboxHandle) -> None:
-        try:
-            status = await handle.wait()
-        except BridgeError as exc:
-            _logger.warning("pod %s can't be watched: %s", ident, exc)
-            return
+        while True:
+            try:
+                status = await handle.wait()
+                break
+            except BridgeError as exc:
+                sandbox = self._store.sandboxes.get(ident)
+                if sandbox is None or sandbox.state is not SandboxState.READY or self._live.sandboxes.get(ident) is not handle:
+                    return
+                _logger.warning("pod %s can't be watched now: %s", ident, exc)
+                await anyio.sleep(_WATCH_PAUSE)
         sandbox = self._store.sandboxes.get(ident)
         if sandbox is not None and sandbox.state is SandboxState.READY and ident not in self.stops and ident not in self.removals:
             _logger.warning("pod %s died by itself: exit code %d", ident, status.code)

@@ -1,4 +1,4 @@
-"""Make, inspect, empty and remove cgroups, on v2 and on v1 (hybrid too).
+"""Make, inspect and remove cgroups, on v2 and on v1 (hybrid too). Killing who is in one: cgroup_kill.
 
 A *cgroup* is named here by its path from the root of the hierarchies ("/kubepods/pod7"); a *directory* is one such
 cgroup in one hierarchy. Resource limits are the runtime's work, not ours. Everything blocks (some operations wait for
@@ -12,7 +12,6 @@ import contextlib
 import errno
 import functools
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,8 +20,6 @@ from bridge.errors import HostError, TimedOut
 from bridge.host.cgroup_paths import UNIFIED, CgroupLayout, parse_counter, parse_mountinfo, parse_proc_cgroup
 
 _POLL_SECONDS = 0.002
-_FREEZE_SECONDS = 0.2
-"""How long a v1 freezer may take: a process in uninterruptible sleep can't be frozen, and must not hold up the kill."""
 
 
 @functools.cache
@@ -61,7 +58,7 @@ def oom_kills(memory_dir: Path) -> int:
     v2 counts descendants too; v1 counts the cgroup itself.
     """
     for name in ("memory.events", "memory.oom_control"):
-        text = _read(memory_dir / name)
+        text = read(memory_dir / name)
         if text:
             return parse_counter(text, "oom_kill")
     return 0
@@ -81,16 +78,20 @@ def pids(directory: Path) -> list[int]:
 
 def _tree(directory: Path) -> Iterator[Path]:
     """``directory`` and its descendants, deepest first."""
-    try:
-        with os.scandir(directory) as entries:
-            children = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except OSError as exc:
-        if exc.errno in (errno.ENOENT, errno.ENODEV):
-            return
-        raise HostError(f"can't list {directory}: {exc.strerror}", errno=exc.errno) from exc
-    for child in children:
+    for child in children(directory):
         yield from _tree(child)
     yield directory
+
+
+def children(directory: Path) -> list[Path]:
+    """The cgroups right below one; none when it is gone."""
+    try:
+        with os.scandir(directory) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENODEV):
+            return []
+        raise HostError(f"can't list {directory}: {exc.strerror}", errno=exc.errno) from exc
 
 
 def create(cgroup: str, *, on: CgroupLayout | None = None) -> tuple[Path, ...]:
@@ -182,7 +183,7 @@ def hasten_attach() -> None:
     mine = _own_directory()
     if mine is not None:
         with contextlib.suppress(HostError):  # a hint: where it can't be given, the runtime's move only takes its time
-            _write(mine / "cgroup.procs", "0")
+            write(mine / "cgroup.procs", "0")
 
 
 @functools.cache
@@ -233,49 +234,7 @@ def remove_directory(directory: Path, *, timeout: float = 2.0) -> None:
             return
 
 
-def kill_all(directory: Path, *, timeout: float = 5.0) -> None:
-    """SIGKILL every process of a cgroup and its descendants, whatever they fork meanwhile; absent means success.
-
-    ``directory`` lies in v2, or in v1's freezer hierarchy (any other v1 hierarchy works too, but a fork bomb may outrun
-    it). Returns once none is left. Raises TimedOut with the survivors: those are stuck in the kernel.
-    """
-    deadline = time.monotonic() + timeout
-    while _kill_once(directory):
-        if not pids(directory):
-            return
-        if time.monotonic() >= deadline:
-            raise TimedOut(f"processes {pids(directory)} of cgroup {directory} survived SIGKILL for {timeout:g} s")
-        time.sleep(_POLL_SECONDS)
-
-
-def _kill_once(directory: Path) -> bool:
-    """One round; False when there was nobody to kill."""
-    if not pids(directory):
-        return False
-    if _write(directory / "cgroup.kill", "1"):
-        return True
-    with _frozen(directory):
-        for pid in pids(directory):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    return True
-
-
-@contextlib.contextmanager
-def _frozen(directory: Path) -> Iterator[None]:
-    """Hold a v1 freezer cgroup still, so that nobody forks between the listing and the kill. Elsewhere: nothing."""
-    state = directory / "freezer.state"
-    try:
-        if _write(state, "FROZEN"):
-            deadline = time.monotonic() + _FREEZE_SECONDS
-            while _read(state).strip() == "FREEZING" and time.monotonic() < deadline:
-                time.sleep(_POLL_SECONDS)
-        yield
-    finally:
-        _write(state, "THAWED")  # a frozen process dies of its SIGKILL only once thawed
-
-
-def _read(file: Path) -> str:
+def read(file: Path) -> str:
     """A control file's text; "" when there is none, or its cgroup goes between open and read (ENODEV)."""
     try:
         return file.read_text()
@@ -285,7 +244,7 @@ def _read(file: Path) -> str:
         raise
 
 
-def _write(file: Path, value: str) -> bool:
+def write(file: Path, value: str) -> bool:
     """Write to a control file; False when it does not exist: another cgroup version or kernel, or the cgroup is gone."""
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)

@@ -20,11 +20,11 @@ import anyio
 from anyio import to_thread
 
 from bridge.errors import AlreadyExists, IllegalTransition, MonitorGone, NotFound, RuntimeFailed, TimedOut
-from bridge.host import cgroups
+from bridge.host import cgroup_kill, cgroups
 from bridge.host.oci_documents import write_json
 from bridge.monitor.lasting import MONITOR_RETURN_SECONDS
 from bridge.monitor.protocol import LaunchFailed
-from bridge.oci import limits, strays
+from bridge.oci import execs, limits, strays
 from bridge.oci.dialect import Launch, Scope, flag, switch
 from bridge.oci.execs import OciExec
 from bridge.oci.runtime import OciRuntime
@@ -260,7 +260,7 @@ def _owns_pid_namespace(oci: Mapping[str, Any]) -> bool:
 
 def _signal_all(directory: Path, signal: int, timeout: float) -> None:
     if signal == signals.SIGKILL:
-        cgroups.kill_all(directory, timeout=timeout)
+        cgroup_kill.kill_all(directory, timeout=timeout)
         return
     for pid in cgroups.pids(directory):
         with contextlib.suppress(ProcessLookupError):
@@ -273,14 +273,16 @@ async def load(runtime: OciRuntime, spec: ContainerSpec, record: Record) -> OciC
     One that runs without a monitor is adopted when it is waited for; one whose launch outlived server and monitor is ended.
     """
     pid, ticks = int(record.get("pid", 0)), int(record.get("start_ticks", 0))
-    task = await _task(runtime, spec.id)
+    container, task = None, await _task(runtime, spec.id)
     if task is not None:
         container = OciContainer(runtime, spec, pid=task.pid, ticks=ticks or start_ticks(task.pid) or 0)
         if not pid and runtime.cli.dialect.launch is Launch.CREATE:
             await container._end_created()
+    elif pid:
+        container = OciContainer(runtime, spec, pid=pid, ticks=ticks)
+    if container is not None:
+        await execs.end_orphans(container.cgroup, runtime.cli.settings.timeouts.kill)
         return container
-    if pid:
-        return OciContainer(runtime, spec, pid=pid, ticks=ticks)
     if not await to_thread.run_sync((spec.bundle / "config.json").exists):
         raise NotFound(f"container {spec.id}: neither the monitor nor its bundle knows it")
     container = OciContainer(runtime, spec)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from anyio import to_thread
 
 from bridge import log
 from bridge.errors import BridgeError, HostError, IllegalTransition, MonitorGone, NotFound, TimedOut
-from bridge.host import cgroups, oom_score
+from bridge.host import cgroup_kill, cgroups, oom_score
 from bridge.host.oci_documents import write_json
 from bridge.monitor.protocol import LaunchFailed
 from bridge.oci.dialect import ExecCgroup, flag, switch
@@ -28,6 +29,7 @@ from bridge.ports.runtime import ExecSpec, ExitStatus
 
 _logger = log.get("oci.exec")
 _FREEZER = "freezer"
+_OURS = re.compile("exec-[0-9a-f]{32}")  # what is made below a container's cgroup may be the container's own, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +179,7 @@ class OciExec:
     def _remove_cgroup(self) -> None:
         timeout = self._runtime.cli.settings.timeouts.kill
         for directory in sorted(self._directories, key=lambda d: _FREEZER not in d.parts):  # the freezer's kill is the thorough one
-            cgroups.kill_all(directory, timeout=timeout)
+            cgroup_kill.kill_all(directory, timeout=timeout)
             cgroups.remove_directory(directory)
 
     async def _delete_logged(self) -> None:
@@ -185,3 +187,28 @@ class OciExec:
             await self.delete()
         except BridgeError as exc:
             _logger.warning("what is left of a failed exec can't be removed: %s", exc)
+
+
+async def end_orphans(cgroup: str | None, timeout: float) -> None:
+    """End all that execs of a lost server left in a container: their callers are gone, and that server may have frozen them to kill them.
+
+    What does not end is logged: it must not keep the container from being taken over.
+    """
+    if cgroup is None:
+        return
+    try:
+        await to_thread.run_sync(_end_orphans, cgroup, timeout)
+    except BridgeError as exc:
+        _logger.warning("what an earlier server executed in %s is left: %s", cgroup, exc)
+
+
+def _end_orphans(cgroup: str, timeout: float) -> None:
+    mounts = cgroups.layout().mounts
+    killing = mounts.get("" if cgroups.is_v2() else _FREEZER)
+    if killing is None:
+        return
+    names = [child.name for child in cgroups.children(killing.directory(cgroup)) if _OURS.fullmatch(child.name)]
+    for name in names:
+        cgroup_kill.kill_all(killing.directory(cgroup) / name, timeout=timeout)
+        for directory in cgroups.layout().directories(f"{cgroup}/{name}"):
+            cgroups.remove_directory(directory)

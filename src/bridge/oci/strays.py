@@ -14,7 +14,7 @@ from pathlib import Path
 
 import anyio
 
-from bridge.host import cgroups, syscalls
+from bridge.host import cgroup_kill, cgroups, syscalls
 from bridge.monitor.reaper import raw_status
 from bridge.monitor.tasks import is_reaped
 from bridge.ports.runtime import ExitStatus
@@ -95,5 +95,5 @@ def end_verbs(binary: Path, container_id: str) -> None:
 def end_cgroup(cgroup: str, timeout: float) -> None:
     """Kill everyone in ``cgroup`` and remove it, in every hierarchy; absent is success. Blocks. Raises TimedOut, HostError."""
     for directory in cgroups.layout().directories(cgroup):
-        cgroups.kill_all(directory, timeout=timeout)
+        cgroup_kill.kill_all(directory, timeout=timeout)
         cgroups.remove_directory(directory)

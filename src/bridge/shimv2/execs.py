@@ -21,7 +21,7 @@ from anyio import to_thread
 from bridge import log
 from bridge.aio import Supervisor
 from bridge.errors import BridgeError, HostError, IllegalTransition, NotFound, ShimGone, TimedOut
-from bridge.host import cgroups, process_tags
+from bridge.host import cgroup_kill, cgroups, process_tags
 from bridge.ports.runtime import ExecSpec, ExitStatus
 from bridge.shimv2.bridging import Bridge
 from bridge.shimv2.runtime import SHIM_DIED, ShimRuntime, kill_directory
@@ -148,7 +148,7 @@ class ShimExec:
     def _kill_everyone(self) -> None:
         timeout = self._runtime.settings.timeouts.kill
         for directory in self._directories:
-            cgroups.kill_all(directory, timeout=timeout)
+            cgroup_kill.kill_all(directory, timeout=timeout)
             cgroups.remove_directory(directory)
         if self._container is None:
             return

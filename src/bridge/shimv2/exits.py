@@ -15,7 +15,7 @@ from anyio import to_thread
 from bridge import log
 from bridge.aio import Supervisor
 from bridge.errors import BridgeError, HostError, NotFound, RuntimeFailed, ShimGone, TimedOut, Unavailable
-from bridge.host import cgroups
+from bridge.host import cgroup_kill, cgroups
 from bridge.ports.host import Monitor
 from bridge.ports.runtime import ExitStatus, SandboxKind
 from bridge.shimv2.runtime import SHIM_DIED, ShimRuntime, kill_directory, oom_kills
@@ -176,5 +176,5 @@ def _end_cgroup(cgroup: str | None, timeout: float) -> None:
     if directory is None or cgroup is None:
         return
     for each in cgroups.layout().directories(cgroup):
-        cgroups.kill_all(each, timeout=timeout)
+        cgroup_kill.kill_all(each, timeout=timeout)
         cgroups.remove_directory(each)

@@ -21,7 +21,7 @@ from anyio import to_thread
 
 from bridge import log
 from bridge.errors import BridgeError, HostError, RuntimeFailed, TimedOut
-from bridge.host import cgroups, namespaces, process
+from bridge.host import cgroup_kill, cgroups, namespaces, process
 from bridge.host.trial_bundle import MAPPING, exit_program, make_bundle, trial_spec
 from bridge.host.user_namespaces import IdMaps, IdRange
 from bridge.ports.runtime import Ability, Feature, RuntimeFeatures, SandboxKind, Support
@@ -174,7 +174,7 @@ async def _end(runtime: ShimRuntime, task: ShimTask, held: shim.Shim, bundle: Pa
 
 def _remove_cgroup(cgroup: str, timeout: float) -> None:
     for directory in cgroups.layout().directories(cgroup):
-        cgroups.kill_all(directory, timeout=timeout)
+        cgroup_kill.kill_all(directory, timeout=timeout)
     cgroups.remove(cgroup)
 
 

@@ -16,7 +16,7 @@ from weakref import WeakSet
 from anyio import to_thread
 
 from bridge.aio import Supervisor
-from bridge.host import cgroup_paths, cgroups
+from bridge.host import cgroup_kill, cgroup_paths, cgroups
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.host.oci_documents import write_json
 from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, lasting
@@ -160,7 +160,7 @@ def oom_kills(cgroup: str | None) -> int:
 def signal_all(directory: Path, signal: int, timeout: float) -> None:
     """Signal everyone in a cgroup; SIGKILL until nobody is left. Blocks. Raises TimedOut, HostError."""
     if signal == signals.SIGKILL:
-        cgroups.kill_all(directory, timeout=timeout)
+        cgroup_kill.kill_all(directory, timeout=timeout)
         return
     for pid in cgroups.pids(directory):
         with contextlib.suppress(ProcessLookupError):

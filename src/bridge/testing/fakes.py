@@ -93,6 +93,7 @@ class FakeContainer:
 
     async def wait(self) -> ExitStatus:
         """Its exit."""
+        await self._backend.faults.passing("wait", HostError("its exit can't be asked for"))
         await self._ended.wait()
         assert self.status is not None
         return self.status
@@ -211,6 +212,7 @@ class FakeSandbox:
 
     async def wait(self) -> ExitStatus:
         """Until ``stop`` or ``die``."""
+        await self._backend.faults.passing("wait", HostError("its exit can't be asked for"))
         await self._dead.wait()
         return self._status or ExitStatus(137, 9, at_ns=time.time_ns())
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from bridge.errors import HostError
-from bridge.host import cgroups
+from bridge.host import cgroup_kill, cgroups
 from bridge.host.cgroup_paths import CgroupDriver, pod_cgroup
 
 
@@ -45,7 +45,7 @@ class PodCgroups:
     def remove(self, parent: str) -> None:
         """End everyone in it and remove it. Raises HostError."""
         for directory in cgroups.layout().directories(pod_cgroup(parent, self.driver)):
-            cgroups.kill_all(directory)
+            cgroup_kill.kill_all(directory)
         if self.systemd:
             _systemctl("stop", PurePosixPath(parent).name)
         cgroups.remove(pod_cgroup(parent, self.driver))

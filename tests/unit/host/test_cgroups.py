@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from bridge.errors import HostError
-from bridge.host import cgroups
+from bridge.host import cgroup_kill, cgroups
 from bridge.host.cgroup_paths import CgroupLayout, CgroupMount
 
 
@@ -124,13 +124,13 @@ def test_kill_all_uses_the_kernels_own_on_v2(tmp_path: Path, monkeypatch: pytest
         written.append((directory / "cgroup.kill").read_text())
         (directory / "cgroup.procs").write_text("")
 
-    monkeypatch.setattr("bridge.host.cgroups.time.sleep", kernel)
-    cgroups.kill_all(directory)
+    monkeypatch.setattr("bridge.host.cgroup_kill.time.sleep", kernel)
+    cgroup_kill.kill_all(directory)
     assert written == ["1"]
 
 
 def test_kill_all_of_nothing(tmp_path: Path) -> None:
-    cgroups.kill_all(tmp_path / "gone")
+    cgroup_kill.kill_all(tmp_path / "gone")
 
 
 def test_a_hint_that_cannot_be_given_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,5 +149,5 @@ def test_a_cgroup_that_goes_while_it_is_frozen_is_no_error(tmp_path: Path, monke
         return read(path, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Path, "read_text", gone)
-    with cgroups._frozen(tmp_path):
+    with cgroup_kill._frozen(tmp_path):
         pass
