@@ -140,15 +140,16 @@ async def _run(runtime: ShimRuntime, name: str, bundle: Path) -> None:
     task = ShimTask(held, name)
     created = False
     try:
-        await task.create(bundle, Stdio(), options=settings.options, timeout=settings.timeouts.probe)
+        # The deadlines of real containers: a shim kills its runtime at the end of a call's time, and a busy host must not cost the handler.
+        await task.create(bundle, Stdio(), options=settings.options, timeout=settings.timeouts.create)
         created = True
-        await task.start(timeout=settings.timeouts.probe)
-        with anyio.fail_after(settings.timeouts.probe):
+        await task.start(timeout=settings.timeouts.start)
+        with anyio.fail_after(settings.timeouts.start):
             status = await task.wait()
         if status.code:
             raise RuntimeFailed(handler=settings.handler, verb="trial run", exit_code=status.code, log_tail=await held.last_words())
     except TimeoutError as exc:
-        raise TimedOut(f"handler {settings.handler!r}: the trial container did not end within {settings.timeouts.probe:g} s") from exc
+        raise TimedOut(f"handler {settings.handler!r}: the trial container did not end within {settings.timeouts.start:g} s") from exc
     finally:
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 3 * settings.timeouts.kill):
             await _end(runtime, task, held, bundle, created=created)

@@ -1,4 +1,4 @@
-"""One container in a sandbox: ``create`` without stdio, then ``start`` with its pipes, both by the monitor; its exit by ``runsc wait``.
+"""One container in a sandbox: one ``run`` with its pipes, by the monitor, which is ``create`` and ``start``; its exit by ``runsc wait``.
 
 Creating it writes the bundle alone. Its pid is the sandbox's process: signals go by ``runsc kill``.
 """
@@ -62,18 +62,17 @@ class GvisorContainer:
         """Only runsc can tell what it uses: the cgroup that is there for it holds no process."""
 
     async def start(self) -> int:
-        """Three runs of runsc, of which one lasts as long as the container. Raises RuntimeFailed with what it said."""
+        """Two runs of runsc, of which one lasts as long as the container. Raises RuntimeFailed with what it said."""
         runsc, bundle = self._host.runsc, self._spec.bundle
         log, pid_file = bundle / "runtime.log", bundle / "pid"
         console = self._host.console_socket(self.id) if self._spec.io.terminal else None
-        flags = ["--bundle", str(bundle), "--pid-file", str(pid_file)]
+        flags = ["--detach", "--bundle", str(bundle), "--pid-file", str(pid_file)]
         if console is not None:
             flags += ["--console-socket", str(console)]
         launch = partial(
             self._host.monitor.launch,
             self.id,
-            runsc.argv("start", self.id, log=log),
-            before=[runsc.argv("create", *flags, self.id, log=log)],
+            runsc.argv("run", *flags, self.id, log=log),
             exit_argv=self._waiting(),
             cwd=bundle,
             pid_file=pid_file,
@@ -86,7 +85,7 @@ class GvisorContainer:
         try:
             self._pid = await launch()
         except LaunchFailed as exc:
-            raise await runsc.launch_failure("start", exc.exit_code, exc.stderr_tail, log) from exc
+            raise await runsc.launch_failure("run", exc.exit_code, exc.stderr_tail, log) from exc
         except MonitorGone:
             # runsc may go on without it, and nobody would hold the container then: what is told as failed must not run.
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + runsc.settings.timeouts.delete):

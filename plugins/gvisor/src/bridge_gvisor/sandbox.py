@@ -61,16 +61,14 @@ class GvisorSandbox:
         return {"v": _VERSION, "pid": self._pid or 0, "start_ticks": self._ticks}
 
     async def start(self, oci: dict[str, Any]) -> None:
-        """Two runs of runsc. Raises RuntimeFailed with what it said; then nothing is left."""
+        """One run of runsc. Raises RuntimeFailed with what it said; then nothing is left."""
         runsc, bundle = self._host.runsc, self._spec.state_dir / "sandbox"
         await self._host.write_bundle(bundle, oci)
         log, pid_file = bundle / "runtime.log", bundle / "pid"
-        create = runsc.argv("create", "--bundle", str(bundle), "--pid-file", str(pid_file), self.id, log=log)
         launch = partial(
             self._host.monitor.launch,
             self.id,
-            runsc.argv("start", self.id, log=log),
-            before=[create],
+            runsc.argv("run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), self.id, log=log),
             cwd=bundle,
             pid_file=pid_file,
             io=ContainerIO(),
@@ -81,7 +79,7 @@ class GvisorSandbox:
         try:
             self._pid = await launch()
         except LaunchFailed as exc:
-            raise await runsc.launch_failure("create", exc.exit_code, exc.stderr_tail, log) from exc
+            raise await runsc.launch_failure("run", exc.exit_code, exc.stderr_tail, log) from exc
         self._ticks = start_ticks(self._pid) or 0
 
     async def create_container(self, spec: ContainerSpec) -> GvisorContainer:
