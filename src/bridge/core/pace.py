@@ -39,11 +39,11 @@ class Pace:
 
     def asked(self) -> None:
         """Somebody asked: a round comes soon. Who asks twice wants to see a difference, as crictl does after a second."""
-        now, due = anyio.current_time(), self._due
-        before = float("inf") if self.asleep else due
+        now, asleep, due = anyio.current_time(), self.asleep, self._due
+        soon = max(now + _SOON_SECONDS, self._began + _LEAST_SECONDS)
         self._asked = now
-        self._due = min(before, max(now + _SOON_SECONDS, self._began + _LEAST_SECONDS))
-        if self._due != due:
+        self._due = soon if asleep else min(due, soon)
+        if asleep or self._due < due:
             self._nudged.set()
 
     async def keep(self, work: Callable[[], Awaitable[object]], rest: Callable[[], Awaitable[object]]) -> None:
