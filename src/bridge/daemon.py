@@ -37,13 +37,15 @@ from bridge.core.state_file import open_state
 from bridge.core.store import Store
 from bridge.daemon_reload import close_retired, close_unused, needing_restart, with_handlers_of
 from bridge.daemon_settings import Host
-from bridge.daemon_status import InForce, NodeDetails, announce, tell_plugins
+from bridge.daemon_status import InForce, NodeDetails, tell_plugins
+from bridge.daemon_watchdog import beat
 from bridge.errors import BridgeError, HostError
 from bridge.handler_retries import keep_trying
 from bridge.handlers import HandlerRegistry, open_handlers
 from bridge.host import facts, files, selinux, stalls, staticroot, syscalls
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.host.database import Database
+from bridge.host.service_manager import ServiceManager, reloading
 from bridge.host.watched_files import WatchedFiles
 from bridge.images.store import ImageStore
 from bridge.monitor.link import MonitorLink
@@ -74,24 +76,33 @@ def run(config: Config, read: Callable[[], Config], watched: Callable[[Awaitable
 
 
 async def _serve(config: Config, read: Callable[[], Config]) -> None:
-    began = time.monotonic()
+    began, manager = time.monotonic(), ServiceManager.of(os.environ)
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with running(config) as daemon:
+        async with running(config, manager) as daemon:
             gc.collect()
             gc.freeze()  # modules and code stay for ever: 50 000 objects that no later collection need look at
             gc.enable()  # off since the process began (bridge.__main__)
-            announce("READY=1")
+            manager.announce("READY=1")
             _logger.info("ready after %.0f ms", (time.monotonic() - began) * 1000)
             async with anyio.create_task_group() as reloads:
                 async for number in signals:
                     if number != signal.SIGHUP:
                         break
-                    reloads.start_soon(daemon.reload, read, name="reload")
+                    reloads.start_soon(_reload, daemon, read, manager, name="reload")
                 reloads.cancel_scope.cancel()
             _logger.info("%s: shutting down; containers go on", signal.Signals(number).name)
-            announce("STOPPING=1")
+            manager.announce("STOPPING=1")
             _leave_after(config.server.shutdown_timeout + config.server.undo_timeout)
             await daemon.wind_down(config.server.shutdown_timeout)
+
+
+async def _reload(daemon: Daemon, read: Callable[[], Config], manager: ServiceManager) -> None:
+    await run_sync(manager.announce, *reloading())
+    try:
+        await daemon.reload(read)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await run_sync(manager.announce, "READY=1")
 
 
 def _leave_after(seconds: float) -> None:
@@ -145,8 +156,9 @@ class Daemon:
 
 
 @asynccontextmanager
-async def running(config: Config) -> AsyncIterator[Daemon]:
+async def running(config: Config, manager: ServiceManager | None = None) -> AsyncIterator[Daemon]:
     """The whole server, serving on its socket with recovery done, until the block ends. Raises BridgeError when it can't start."""
+    manager = manager or ServiceManager()
     async with AsyncExitStack() as stack:
         host = await _prepare(config, stack)
         sources = await stack.enter_async_context(_sources(config))  # outlives the tasks that watch them
@@ -154,7 +166,7 @@ async def running(config: Config) -> AsyncIterator[Daemon]:
         database = await open_state(config.server.state_dir, config.server.run_dir)
         stack.push_async_callback(database.close)
         images = await stack.enter_async_context(ImageStore.open(settings_of.images(config), supervisor))
-        link = await stack.enter_async_context(MonitorLink.open(settings_of.link(config), supervisor))
+        link = await stack.enter_async_context(MonitorLink.open(settings_of.link(config), supervisor, manager))
         plugins = Plugins()
         plugins.load_entry_points()
         handlers = await stack.enter_async_context(_handlers(config, host, link, plugins))
@@ -163,6 +175,7 @@ async def running(config: Config) -> AsyncIterator[Daemon]:
         supervisor.spawn("watch CDI specs", sources.cdi.keep)
         supervisor.spawn("watch hooks", sources.hooks.keep)
         supervisor.spawn("stalls", stalls.watch)
+        supervisor.spawn("watchdog", lambda: beat(manager))
         supervisor.spawn("disabled handlers", lambda: keep_trying(handlers, plugins))
         supervisor.spawn("retired handlers", lambda: close_retired(core.store, handlers))
         supervisor.spawn("plugin events", lambda: tell_plugins(core.store, plugins))

@@ -1,10 +1,8 @@
-"""What the running server says of itself: to systemd, to Status, to plugins."""
+"""What the running server says of itself: to Status, to plugins."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,19 +22,6 @@ from bridge.plugins import Plugins
 from bridge.streaming.server import StreamServer
 
 _logger = log.get("daemon")
-
-
-def announce(state: str) -> None:
-    """sd_notify(3): tell the service manager, if there is one."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    target = "\0" + address[1:] if address.startswith("@") else address
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        try:
-            sender.sendto(state.encode(), target)
-        except OSError as exc:
-            _logger.warning("the service manager can't be told %s: %s", state, exc)
 
 
 @dataclass(slots=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from typing import Any
 
 import anyio
 import pytest
 
-from bridge.client import connect
+from bridge._proto.bridge.admin import v1 as admin
+from bridge.client import CriClient, connect
 from bridge.testing.leaks import Scope, Snapshot, difference, snapshot
 from tests.conftest import LeakAudit
 from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node
@@ -25,9 +26,20 @@ def node(crun_hierarchy: None) -> Iterator[DaemonNode]:
         yield made
 
 
+async def usable(cri: CriClient, handlers: Collection[str]) -> None:
+    """Wait until these handlers are: on a busy machine a probe may time out, and the server tries it again."""
+    with anyio.fail_after(60):
+        while True:
+            found = {each.name: each.reason for each in (await cri.admin.handlers(admin.HandlersRequest())).handlers if not each.enabled}
+            if not found.keys() & set(handlers):
+                return
+            await anyio.sleep(0.2)
+
+
 async def warm(node: DaemonNode) -> None:
     """Have each handler run a pod."""
     async with connect(node.socket) as cri:
+        await usable(cri, node.handlers)
         for handler in node.handlers:
             kubelet = Kubelet(node, cri, handler)
             container = await kubelet.started(await kubelet.run())

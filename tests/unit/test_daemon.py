@@ -12,6 +12,7 @@ import pytest
 
 from bridge import daemon
 from bridge.config import Config
+from bridge.host.service_manager import ServiceManager
 
 
 @pytest.fixture
@@ -24,26 +25,31 @@ def collector() -> Iterator[None]:
 class Ended:
     """A server that is ready at once and has nothing to wind down."""
 
+    async def reload(self, read: object) -> None:
+        assert read is Config
+
     async def wind_down(self, grace: float) -> None:
         assert grace > 0
 
 
 @pytest.mark.usefixtures("collector")
-async def test_the_collector_is_on_again_once_the_server_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_the_manager_is_told_and_when_the_collector_works(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, bool]] = []
 
     @asynccontextmanager
-    async def running(config: Config) -> AsyncIterator[Ended]:
+    async def running(config: Config, manager: ServiceManager) -> AsyncIterator[Ended]:
         told.append(("start", gc.isenabled()))
         yield Ended()
 
-    def announce(state: str) -> None:
-        told.append((state, gc.isenabled()))
-        if state == "READY=1":
-            os.kill(os.getpid(), signal.SIGTERM)
+    def announce(manager: ServiceManager, *lines: str) -> None:
+        told.append((lines[0], gc.isenabled()))
+        if lines == ("READY=1",):
+            os.kill(os.getpid(), ending.pop(0))
 
+    ending = [signal.SIGHUP, signal.SIGTERM]
     monkeypatch.setattr(daemon, "running", running)
-    monkeypatch.setattr(daemon, "announce", announce)
+    monkeypatch.setattr(ServiceManager, "announce", announce)
     monkeypatch.setattr(daemon, "_leave_after", lambda seconds: None)
-    await daemon._serve(Config(), Config, gc.disable)
-    assert told == [("start", False), ("READY=1", True), ("STOPPING=1", True)]
+    gc.disable()
+    await daemon._serve(Config(), Config)
+    assert told == [("start", False), ("READY=1", True), ("RELOADING=1", True), ("READY=1", True), ("STOPPING=1", True)]

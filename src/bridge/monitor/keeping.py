@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from bridge import log
 from bridge.errors import AlreadyExists, BridgeError, MonitorGone
 from bridge.monitor.protocol import Frame
+from bridge.monitor.shelf import Shelf
 
 _logger = log.get("monitor.keeping")
 _OF_THE_EVENT = ("event", "task", "fds")
@@ -40,10 +41,12 @@ class Kept:
 
 
 class Keeper:
-    """What the server keeps for the next monitor; fed with the events of the present one."""
+    """What the server keeps for the next monitor; fed with the events of the present one. A ``shelf`` outlives the server."""
 
-    def __init__(self) -> None:
-        self._kept: dict[str, Kept] = {}
+    def __init__(self, shelf: Shelf | None = None) -> None:
+        self._shelf = shelf
+        found = {} if shelf is None else shelf.found
+        self._kept = {task: Kept(facts, ends) for task, (facts, ends) in found.items()}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -56,14 +59,17 @@ class Keeper:
             case "held":
                 self._drop(task)
                 facts = {key: value for key, value in message.items() if key not in _OF_THE_EVENT}
-                self._kept[task] = Kept(facts, dict(zip(map(str, message["fds"]), frame.fds, strict=True)))
+                kept = self._kept[task] = Kept(facts, dict(zip(map(str, message["fds"]), frame.fds, strict=True)))
+                if self._shelf is not None:
+                    self._shelf.put(task, facts, kept.ends)
                 return
             case "exit":
-                self._drop(task)
+                self._ended(task)
             case "stdin_closed":
-                kept = self._kept.get(task)
-                if kept is not None:
-                    kept.close("stdin")
+                if self._shelf is not None:
+                    self._shelf.remove(task, "stdin")
+                if task in self._kept:
+                    self._kept[task].close("stdin")
         for fd in frame.fds:
             os.close(fd)
 
@@ -72,9 +78,20 @@ class Keeper:
         if kept is not None:
             kept.close()
 
-    async def hand_over(self, monitor: Successor) -> None:
-        """Give everything to a monitor that knows nothing of it. One that it can't take is logged. Raises MonitorGone when it dies too."""
-        for task, kept in tuple(self._kept.items()):
+    def _ended(self, task: str) -> None:
+        self._drop(task)
+        if self._shelf is not None:
+            self._shelf.remove(task)
+
+    async def hand_over(self, monitor: Successor, known: Mapping[str, bool] | None = None) -> None:
+        """Give a monitor what it does not know; ``known`` tells of each task that it has whether that one has ended.
+
+        One that it can't take is logged. Raises MonitorGone when it dies too.
+        """
+        for task in [task for task, ended in (known or {}).items() if ended]:
+            self._ended(task)
+        wanted = {task: kept for task, kept in self._kept.items() if task not in (known or {})}
+        for task, kept in wanted.items():
             facts = dict(kept.facts)
             pid, ticks = int(facts.pop("pid")), int(facts.pop("start_ticks"))
             held = {**facts, "fds": list(kept.ends)}
@@ -86,8 +103,8 @@ class Keeper:
                 _logger.error("container %s goes on without a log", task[:13])
             except BridgeError as exc:
                 _logger.error("the new monitor can't take container %s: %s", task[:13], exc)
-        if self._kept:
-            _logger.info("gave %d containers to the new monitor", len(self._kept))
+        if wanted:
+            _logger.info("gave %d containers to the new monitor", len(wanted))
 
     def close(self) -> None:
         """Let go of everything."""

@@ -19,10 +19,12 @@ import anyio
 from bridge import log
 from bridge.aio import Supervisor, describe
 from bridge.errors import BridgeError, InUse, MonitorGone, Unavailable
+from bridge.host.service_manager import ServiceManager
 from bridge.monitor import starting
 from bridge.monitor.client import MonitorClient
 from bridge.monitor.keeping import Keeper
 from bridge.monitor.program import program
+from bridge.monitor.shelf import Shelf
 
 _logger = log.get("monitor.link")
 _PAUSE = 0.5
@@ -49,18 +51,26 @@ class LinkSettings:
 class MonitorLink:
     """Holds one connection, and replaces it. Made by ``open``."""
 
-    def __init__(self, settings: LinkSettings) -> None:
+    def __init__(self, settings: LinkSettings, shelf: Shelf | None = None) -> None:
         self._settings = settings
         self._client: MonitorClient | None = None
         self._why = "it was not reached yet"
-        self._keeper = Keeper()
+        self._keeper = Keeper(shelf)
         self._known = (0, 0)
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: LinkSettings, supervisor: Supervisor) -> AsyncIterator[MonitorLink]:
-        """A link whose first connection stands. Raises MonitorGone, HostError, TimedOut when no monitor can be had."""
-        link = cls(settings)
+    async def open(
+        cls, settings: LinkSettings, supervisor: Supervisor, manager: ServiceManager | None = None
+    ) -> AsyncIterator[MonitorLink]:
+        """A link whose first connection stands. Raises MonitorGone, HostError, TimedOut when no monitor can be had.
+
+        A service ``manager`` that keeps descriptors is given the containers' stdio, and what it kept goes to the monitor.
+        """
+        shelf = Shelf(manager) if manager is not None and (manager.capacity or manager.kept) else None
+        if shelf is not None:
+            supervisor.spawn("shelf", shelf.keep)
+        link = cls(settings, shelf)
         async with AsyncExitStack() as first:
             client = await link._connect(first)
             connection = first.pop_all()
@@ -118,7 +128,8 @@ class MonitorLink:
         if identity == self._known:
             self._keeper.close()  # the connection was lost, not the monitor: it shares everything again
         else:
-            await self._keeper.hand_over(client)
+            known = {task.id: task.exit is not None for task in await client.tasks()} if len(self._keeper) else {}
+            await self._keeper.hand_over(client, known)
         if "share" in client.abilities:
             await client.share()
         self._known = identity
