@@ -139,6 +139,26 @@ async def talk_over_websocket(client: WebSocketClient, number: int) -> None:
         assert await client.take(), "the server hung up"
 
 
+async def test_the_size_of_a_terminal_and_its_change(kubelet: Kubelet) -> None:
+    """As crictl and kubectl tell it over either transport: at the start, and when the window changes."""
+    container = await kubelet.started(await kubelet.run())
+    sizes = (('{"Width":132,"Height":43}', b"43 132"), ('{"Width":77,"Height":11}', b"11 77"))
+    with anyio.fail_after(120):
+        async with spdy_command(await exec_url(kubelet, container, "sh", tty=True), "error", "stdin", "stdout", "resize") as (spdy, stream):
+            for told, seen in sizes:
+                spdy.machine.send(stream["resize"], told.encode())
+                while seen not in spdy.data(stream["stdout"]):
+                    spdy.machine.send(stream["stdin"], b"busybox stty size\n")
+                    await spdy.flush()
+                    await spdy.take()
+        async with websocket(await exec_url(kubelet, container, "sh", tty=True), "v5.channel.k8s.io") as client:
+            for told, seen in sizes:
+                await client.send(b"\x04" + told.encode())
+                while seen not in b"".join(said[1:] for said in client.messages if isinstance(said, bytes)):
+                    await client.send(b"\x00busybox stty size\n")
+                    await client.take()
+
+
 def exit_code(status: bytes) -> int:
     found = re.search(rb'"reason":"ExitCode","message":"(\d+)"', status)
     assert found is not None, status
