@@ -143,6 +143,7 @@ def check_churn(events: list[pb.ContainerEventResponse], idents: list[str]) -> N
     assert all(life == [CREATED, STARTED, STOPPED, DELETED] for life in lives.values())
 
 
+@pytest.mark.timeout(300)
 async def test_a_thousand_short_containers_with_three_subscribers_one_of_which_never_reads(world: World, core: Services) -> None:
     socket = world.root / "cri.sock"
     readers = Reader(), Reader()

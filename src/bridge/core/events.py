@@ -135,10 +135,12 @@ class EventHub:
             told = OF_SANDBOXES.get(change.event, ())
             if Kind.STOPPED in told and change.before is not None and change.before.state is not SandboxState.READY:
                 return  # a stop may be repeated
-            sandbox = entity
+            sandbox: Sandbox | None = entity
         else:
             told = OF_CONTAINERS.get(change.event, ())
-            sandbox = self._store.sandboxes[entity.sandbox_id]
+            sandbox = self._store.sandboxes.get(entity.sandbox_id)
+        if sandbox is None:
+            return  # its pod's record is gone before it: no kubelet could tell what it belongs to
         for kind in told:
             self._publish(ContainerEvent(entity.id, kind, self.now(), sandbox, self.members(sandbox.id)))
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import anyio
 import grpc.aio
@@ -13,8 +16,15 @@ import pytest
 
 from bridge._proto.runtime import v1 as pb
 from bridge.api import chunks, encoding
+from bridge.api.containers import ContainerRpcs
+from bridge.api.images import ImageRpcs
+from bridge.api.sandboxes import SandboxRpcs
 from bridge.api.server import GrpcServer
+from bridge.api.snapshots import Snapshots
 from bridge.client import connect
+from bridge.core.entities import Container, ContainerState, Sandbox, SandboxState
+from bridge.core.model import ContainerConfig, ContainerMetadata, ImageSpec, PodConfig, PodMetadata
+from bridge.testing.fake_stores import IMAGE, FakeImages
 
 ENTRIES = 10_000
 _WIDE = {"annotation": "x" * 2000}
@@ -107,6 +117,39 @@ async def test_a_reader_that_stops_holds_up_the_encoding_and_nobody_else(tmp_pat
             assert node.encoded < ENTRIES
             assert (await other.runtime.version(pb.VersionRequest(version="0"))).version == "0"
             await channel.close()
+
+
+async def test_the_three_lists_with_ten_thousand_entries_each() -> None:
+    """Through the RPCs themselves: whole and in order, in small messages, of what there was when the call came."""
+    config = PodConfig(PodMetadata("web", "uid", "default"), annotations=_WIDE)
+    pods = [Sandbox(f"{number:064x}", config, "runc", "", SandboxState.READY, 1, "boot") for number in range(ENTRIES)]
+    asked = ContainerConfig(ContainerMetadata("app"), ImageSpec("busybox"), annotations=_WIDE)
+    members = [Container(one.id, one.id, asked, "sha256:1", "ref", ContainerState.RUNNING, 1, "boot") for one in pods]
+    images = FakeImages()
+    images.images[:] = [
+        replace(IMAGE, id=f"sha256:{number:064x}", repo_tags=(f"example.com/{'n' * 300}:{number}",)) for number in range(ENTRIES)
+    ]
+    store = SimpleNamespace(sandboxes=dict.fromkeys(one.id for one in pods), containers=dict.fromkeys(one.id for one in members))
+    found: Any = SimpleNamespace(
+        store=store, sandboxes=SimpleNamespace(list=lambda *_: list(pods)), containers=SimpleNamespace(list=lambda *_: list(members))
+    )
+    sandbox_rpcs, container_rpcs = SandboxRpcs(found, Snapshots(found)), ContainerRpcs(found)
+    streams: list[tuple[Any, Any, str]] = [
+        (sandbox_rpcs.stream_pod_sandboxes(pb.StreamPodSandboxesRequest()), pb.StreamPodSandboxesResponse, "pod_sandboxes"),
+        (container_rpcs.stream_containers(pb.StreamContainersRequest()), pb.StreamContainersResponse, "containers"),
+        (ImageRpcs(images, cast("Any", None)).stream_images(pb.StreamImagesRequest()), pb.StreamImagesResponse, "images"),
+    ]
+    codec = encoding.WireCodec()
+    lists: list[Sequence[Any]] = [pods, members, images.images]
+    for (stream, kind, field), wanted in zip(streams, lists, strict=True):
+        idents, messages = [], 0
+        async for message in stream:
+            data = codec.encode(message, kind)
+            assert len(data) <= chunks.MESSAGE
+            idents += [each.id for each in getattr(encoding.decode(kind, data), field)]
+            messages += 1
+        assert idents == [one.id for one in wanted]
+        assert messages > 3
 
 
 async def test_an_empty_list_is_a_stream_without_a_message() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from bridge.errors import ConfigError
+from bridge.network.conf import parse_network
 from bridge.network.conf_template import Value, render
 
 DUAL: dict[str, Value] = {
@@ -21,6 +24,14 @@ def test_the_templates_that_containerds_users_have() -> None:
     assert render('{"subnet": "{{.PodCIDR}}"}', DUAL, "t") == '{"subnet": "10.0.0.0/24"}'
     assert render(RANGES, DUAL, "t") == '"ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "2001:db8::/64"}]],'
     assert render(ROUTES, DUAL, "t") == '"routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]'
+
+
+def test_the_example_of_the_documents_makes_a_network() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "kubelet.md").read_text()
+    (example,) = (block for block in page.split("```")[1::2] if ".PodCIDRRanges" in block)
+    network = parse_network(render(example, DUAL, "t").encode(), "t.conflist")
+    assert [plugin.type for plugin in network.plugins] == ["bridge", "portmap"]
+    assert network.plugins[0].body["ipam"]["routes"] == [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
 
 
 @pytest.mark.parametrize(
