@@ -1,25 +1,49 @@
-"""A private containerd without its CRI plugin, as a peer that reads and writes image archives. Ends with the test."""
+"""A private containerd as a peer: of image archives, or with its CRI plugin of what a kubelet is told. Ends with the test."""
 
 from __future__ import annotations
 
 import subprocess
+import tarfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
+from anyio.to_thread import run_sync
 
+from bridge.client import connect
+from bridge.testing.images import Layout, busybox_layer
+from tests.integration import pod_cgroups
+from tests.integration.daemon_node import DaemonNode, Kubelet
+
+_CRI = "io.containerd.grpc.v1.cri"
 _CONFIG = """version = 2
 root = "{root}/root"
 state = "{root}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
+disabled_plugins = [{disabled}"io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
 [grpc]
   address = "{root}/containerd.sock"
 [ttrpc]
   address = "{root}/ttrpc.sock"
 """
+_CRI_CONFIG = """[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
+  stream_server_address = "127.0.0.1"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{bin_dir}"
+    conf_dir = "{conf_dir}"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        Root = "{root}/runc"
+"""
+_PAUSE = "localhost/pause:latest"
 
 
 class Containerd:
@@ -36,9 +60,39 @@ class Containerd:
 
 @contextmanager
 def containerd(root: Path) -> Iterator[Containerd]:
-    """A running one below ``root``, which is made."""
+    """A running one below ``root``, which is made; without its CRI plugin."""
+    with _running(root, _CONFIG.format(root=root, disabled=f'"{_CRI}", ')) as peer:
+        yield peer
+
+
+@asynccontextmanager
+async def cri_peer(root: Path, node: DaemonNode) -> AsyncIterator[Kubelet]:
+    """A kubelet of a private containerd, with runc, the node's network and its images; its pods are removed at the end."""
+    cri = _CRI_CONFIG.format(root=root, pause=_PAUSE, bin_dir=node.cni_bin, conf_dir=node.root / "cni")
+    with _running(root, _CONFIG.format(root=root, disabled="") + cri) as peer:
+        with Layout(root / "pause") as layout:
+            layout.image(_PAUSE, [busybox_layer(Path("/bin/busybox"))], config={"Entrypoint": ["/bin/busybox", "sleep", "86400"]})
+        for directory in (root / "pause", node.root / "layout"):
+            archive = root / f"{directory.name}.tar"
+            with tarfile.open(archive, "w") as out:
+                out.add(directory, ".")
+            await anyio.run_process(["ctr", "--address", str(peer.socket), "--namespace", "k8s.io", "images", "import", str(archive)])
+        async with connect(peer.socket) as client:
+            kubelet = Kubelet(node, client, "")
+            try:
+                yield kubelet
+            finally:
+                with anyio.CancelScope(shield=True), anyio.move_on_after(60):
+                    parents = [config.linux.cgroup_parent for config in kubelet.configs.values() if config.linux]
+                    await kubelet.clean()
+                    for parent in parents:  # which a kubelet removes, as it makes them
+                        await run_sync(pod_cgroups.remove, parent)
+
+
+@contextmanager
+def _running(root: Path, config: str) -> Iterator[Containerd]:
     root.mkdir()
-    (root / "config.toml").write_text(_CONFIG.format(root=root))
+    (root / "config.toml").write_text(config)
     with (root / "log").open("wb") as log:
         process = subprocess.Popen(["containerd", "--config", str(root / "config.toml")], stdout=log, stderr=log)
     try:
