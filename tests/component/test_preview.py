@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bridge.core.model import ContainerSecurity, ImageSpec, MountRequest, NamespaceMode, NamespaceOptions
+from bridge.core.model import ContainerSecurity, ImageSpec, MountRequest, NamespaceMode, NamespaceOptions, Resources
 from bridge.core.preview import Preview
 from bridge.core.services import Services
 from bridge.errors import InvalidRequest, NotFound, Unsupported
@@ -95,10 +95,11 @@ async def test_a_pod_in_the_nodes_network_has_no_namespaces_of_its_own(core: Ser
 async def test_the_container_that_a_pod_has_for_itself(world: World, kind: SandboxKind) -> None:
     world.backend = Showing(kind)
     async with world.started() as core:
-        made = await core.previewer.sandbox("", pod(hostname="inside"))
+        made = await core.previewer.sandbox("", pod(hostname="inside", resources=Resources(cpu_shares=512)))
         assert [step.source for step in made.steps] == ["the request", "handler fake"]
         first, last = (step.spec for step in made.steps)
         assert (first["hostname"], first["annotations"]["io.kubernetes.cri.container-type"]) == ("inside", "sandbox")
+        assert first["linux"]["resources"]["cpu"] == {"shares": 512}
         assert last["annotations"] == {"shown": "5" * 64}
         assert (await preview(core)).steps[-1].spec["annotations"] == {"shown": "container"}
         assert dict(core.store.sandboxes) == {}

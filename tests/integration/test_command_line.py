@@ -103,3 +103,16 @@ async def test_the_demo_shows_every_enabled_handler_and_leaves_nothing() -> None
     assert said.count("hello from the first container") >= 1
     assert "after the end" in said.lower()
     assert "left behind" not in said
+
+
+async def test_a_running_server_is_tested_and_left_as_it_was(host: DemoHost, tmp_path: Path) -> None:
+    given = ["--config", str(host.config_file), "--socket", str(load([host.config_file]).server.socket), "--slowness", "3"]
+    only = ["--only", "exit-codes", "--only", "server-is-killed"]
+    report = json.loads(await command("conform", "runc", *given, *only, "--report", "json"))
+    outcomes = {result["spec"]: result["outcome"] for result in report["results"]}
+    assert outcomes == {"exit-codes": "passed", "server-is-killed": "impossible"}
+    async with connect(load([host.config_file]).server.socket) as cri:
+        assert (await cri.runtime.list_pod_sandbox(pb.ListPodSandboxRequest())).items == []
+        assert (await cri.image.list_images(pb.ListImagesRequest())).images == []
+    nobody = ["conform", "runc", "--config", str(host.config_file), "--socket", str(tmp_path / "none.sock"), "--only", "exit-codes"]
+    assert f"no server answers on {tmp_path}/none.sock" in await command(*nobody, code=1)

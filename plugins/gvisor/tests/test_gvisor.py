@@ -27,7 +27,7 @@ from bridge_gvisor.trial import Outcome
 from bridge_gvisor.words import mending, start_code
 
 from bridge.errors import ConfigError, HostError, MonitorGone, Unsupported
-from bridge.host import netdial
+from bridge.host import cgroups, netdial
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.plugins import Plugins
 from bridge.ports.host import HostContext, Monitor
@@ -123,18 +123,39 @@ def sandbox(**changes: Any) -> SandboxSpec:
 
 
 def test_the_sandbox_is_put_into_the_pods_cgroup() -> None:
-    made = specs.of_sandbox(sandbox(cgroup="/pods/web"), systemd_cgroup=False, seccomp=False)
+    made = specs.of_sandbox(sandbox(cgroup="/pods/web"), systemd_cgroup=False, seccomp=False, unified=False)
     assert made["annotations"] == {
         "a": "b",
         "io.kubernetes.cri.container-type": "sandbox",
         "io.kubernetes.cri.sandbox-id": "s1",
         "dev.gvisor.spec.cgroup-parent": "/pods/web",
     }
-    for other in (
-        specs.of_sandbox(sandbox(), systemd_cgroup=False, seccomp=False),
-        specs.of_sandbox(sandbox(cgroup="/pods.slice"), systemd_cgroup=True, seccomp=False),
-    ):
-        assert "dev.gvisor.spec.cgroup-parent" not in other["annotations"]
+    assert made["linux"]["resources"] == {}, "the pod's cgroup has the limits, and may be given others"
+
+
+@pytest.mark.parametrize("unified", [False, True], ids=["v1", "v2"])
+@pytest.mark.parametrize(
+    ("cgroup", "systemd", "path"),
+    [
+        ("/kubepods.slice/kubepods-pod7.slice", True, "kubepods-pod7.slice:cri-bridge-sandbox:s1"),
+        ("/pods/web", False, "/pods/web/cri-bridge-sandbox-s1"),
+    ],
+)
+def test_where_systemd_or_the_kernel_keeps_processes_out_of_the_pods_cgroup_it_is_below_that(
+    unified: bool, cgroup: str, systemd: bool, path: str
+) -> None:
+    given = sandbox(cgroup=cgroup, oci=oci(cgroupsPath=path, resources={"memory": {"limit": 1 << 30}}))
+    made = specs.of_sandbox(given, systemd_cgroup=systemd, seccomp=False, unified=unified)
+    assert made["linux"]["cgroupsPath"] == path
+    assert made["linux"]["resources"] == ({"memory": {"limit": 1 << 30}} if systemd else {}), "a slice may be nobody's who limits it"
+    assert ("dev.gvisor.spec.cgroup-parent" in made["annotations"]) is (not systemd and not unified)
+
+
+def test_a_pod_without_a_cgroup_has_its_limits_on_the_sandbox() -> None:
+    given = sandbox(oci=oci(resources={"memory": {"limit": 1 << 30}}))
+    made = specs.of_sandbox(given, systemd_cgroup=False, seccomp=False, unified=True)
+    assert made["linux"]["resources"] == {"memory": {"limit": 1 << 30}}
+    assert "dev.gvisor.spec.cgroup-parent" not in made["annotations"]
 
 
 @pytest.mark.parametrize("seccomp", [False, True])
@@ -425,7 +446,7 @@ def test_the_final_spec_is_shown(context: HostContext) -> None:
     assert made["linux"]["maskedPaths"] == ["/etc/hidden"], "what is gVisor's own needs no mount"
     assert made["process"]["capabilities"]["bounding"] == ["CAP_CHOWN"], "this runsc knows no younger ones"
     shown = backend_of(context).final_sandbox_spec(sandbox(cgroup="/pods/web"))
-    assert shown["annotations"]["dev.gvisor.spec.cgroup-parent"] == "/pods/web"
+    assert ("dev.gvisor.spec.cgroup-parent" in shown["annotations"]) is not cgroups.is_v2()
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,8 @@ class Previewer:
             namespaces={kind: str(pins / kind) for kind, mode in kinds.items() if mode is not NamespaceMode.NODE}
             | ({"user": str(pins / "user")} if pod_namespaces.user_namespace(pod) is not None else {}),
             cgroup_parent=pod.cgroup_parent or self.settings.default_cgroup_parent,
+            overhead=pod.overhead,
+            resources=pod.resources,
             hostname=podfiles.hostname(pod),
             opening=self.handlers.opening(handler),
         )

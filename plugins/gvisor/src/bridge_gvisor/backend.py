@@ -58,8 +58,7 @@ class GvisorBackend:
 
     def final_sandbox_spec(self, spec: SandboxSpec) -> Mapping[str, Any]:
         """The sandbox container's spec."""
-        settings = self._host.runsc.settings
-        return specs.of_sandbox(spec, systemd_cgroup=settings.systemd_cgroup, seccomp=settings.seccomp)
+        return self._host.sandbox_spec(spec)
 
     async def remove_strangers(self, known: Callable[[str], bool]) -> Sequence[str]:
         """See the port: of what runsc has state of below this handler's root, which nobody else uses. Members go first."""

@@ -9,14 +9,15 @@ from typing import Any, TypeVar
 
 from anyio import to_thread
 
+from bridge.host import cgroups
 from bridge.host.oci_documents import write_json
 from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, lasting
 from bridge.oci import strays
 from bridge.ports.host import HostContext, Monitor
-from bridge.ports.runtime import RuntimeFeatures
+from bridge.ports.runtime import RuntimeFeatures, SandboxSpec
 from bridge_gvisor.runsc import Runsc
 from bridge_gvisor.sampler import Sampler
-from bridge_gvisor.spec import without_young
+from bridge_gvisor.spec import of_sandbox, without_young
 
 T = TypeVar("T")
 
@@ -40,6 +41,11 @@ class GvisorHost:
     async def lasting(self, ask: Callable[[Monitor], Awaitable[T]], *, patience: float = MONITOR_RETURN_SECONDS) -> T:
         """Ask the monitor something that may be asked twice, again if it is replaced meanwhile. Raises MonitorGone."""
         return await lasting(self.context.monitor, ask, patience=patience)
+
+    def sandbox_spec(self, spec: SandboxSpec) -> dict[str, Any]:
+        """The sandbox container's spec as this runsc takes it on this host."""
+        settings = self.runsc.settings
+        return of_sandbox(spec, systemd_cgroup=settings.systemd_cgroup, seccomp=settings.seccomp, unified=cgroups.is_v2())
 
     def process(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """A process as this runsc takes it."""

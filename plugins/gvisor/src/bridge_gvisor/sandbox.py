@@ -132,7 +132,7 @@ class GvisorSandbox:
         return await self._host.lasting(adopting, patience=patience)
 
     async def update(self, resources: Mapping[str, Any]) -> None:
-        """Nothing is to be done where the sandbox is in the pod's cgroup. Raises Unsupported where it has one of its own."""
+        """Nothing is to be done where the pod's cgroup has the limits. Raises Unsupported where the sandbox's own has them."""
         del resources
         if not self._spec.cgroup or self._host.runsc.settings.systemd_cgroup:
             raise Unsupported("this pod's sandbox has a cgroup of its own, whose limits were set when it was started")
@@ -188,7 +188,7 @@ async def create(host: GvisorHost, spec: SandboxSpec) -> GvisorSandbox:
     settings = host.runsc.settings
     if settings.network == "host" and spec.namespaces.net is not None:
         await forwarding.open_low_ports(spec.namespaces.net)
-    oci = specs.of_sandbox(spec, systemd_cgroup=settings.systemd_cgroup, seccomp=settings.seccomp)
+    oci = host.sandbox_spec(spec)
     sandbox = GvisorSandbox(host, spec)
     async with Rollback(f"start sandbox {spec.id[:13]}") as undo:
         undo.push("delete the sandbox", sandbox.delete)

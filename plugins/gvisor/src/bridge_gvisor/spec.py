@@ -22,13 +22,19 @@ _PROCESS_LEFT_OUT = ("apparmorProfile", "selinuxLabel")
 _NAMESPACES = ("network", "pid", "ipc", "uts", "mount")
 
 
-def of_sandbox(spec: SandboxSpec, *, systemd_cgroup: bool, seccomp: bool) -> dict[str, Any]:
-    """The sandbox container's spec. A pod without a cgroup of its own gets one for the sandbox alone."""
+def of_sandbox(spec: SandboxSpec, *, systemd_cgroup: bool, seccomp: bool, unified: bool) -> dict[str, Any]:
+    """The sandbox container's spec. In a pod without a cgroup of its own, and with systemd, the sandbox has one with the pod's limits.
+
+    Else the pod's cgroup has the limits, and the sandbox is in that; or, in cgroup v2 (``unified``), in one below it without any: a
+    cgroup there can't hold a process and hand controllers down to the containers' (cgroup-v2.rst, "No Internal Process Constraint").
+    """
     oci = _common(spec.oci or {}, seccomp=seccomp)
     notes = {**oci.get("annotations", {}), _CONTAINER_TYPE: "sandbox", SANDBOX_ID: spec.id}
-    if spec.cgroup and not systemd_cgroup:
+    if not spec.cgroup or systemd_cgroup:
+        return {**oci, "annotations": notes}
+    if not unified:
         notes[CGROUP_PARENT] = spec.cgroup
-    return {**oci, "annotations": notes}
+    return {**oci, "annotations": notes, "linux": {**oci["linux"], "resources": {}}}
 
 
 def without_young(process: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ sudo cri-bridge conform mine --config mine.toml               # a handler of tha
 sudo cri-bridge conform mine --only execs --skip 'exec-t*'    # specs or groups, by name or glob
 sudo cri-bridge conform kata --slowness 10                    # every deadline ten times as long
 sudo cri-bridge conform runc --report junit -o report.xml     # also: json
-sudo cri-bridge conform runc --socket /run/cri-bridge/cri-bridge.sock   # a server that runs already: it is not killed
+sudo cri-bridge conform runc --socket /run/cri-bridge/cri-bridge.sock   # a server that runs already, of the same --config: it is not killed
 cri-bridge conform --list                                     # the specs, each with its purpose and its source
 ```
 
