@@ -28,6 +28,7 @@ from bridge.testing.images import Entry, Layout, tar
 from bridge.testing.leaks import Scope, Snapshot, difference, snapshot
 from bridge.testing.registry import registry
 from tests.crash.chaos import Chaos, Worker
+from tests.crash.node_operations import NODE_OPERATIONS
 from tests.crash.nursery import nursery
 from tests.crash.operations import OPERATIONS, image_removed
 from tests.crash.stages import Operation, Stage
@@ -105,7 +106,8 @@ class Sweeper:
         Raises AssertionError where the model is wrong. ``counts`` can be watched meanwhile.
         """
         counts = Counter() if counts is None else counts
-        points = [point for each in OPERATIONS for point in await self.points(handlers[0], each) if "~" not in point]
+        kubelets = [each for each in OPERATIONS if each not in NODE_OPERATIONS]
+        points = [point for each in kubelets for point in await self.points(handlers[0], each) if "~" not in point]
         chance, over = random.Random(seed), anyio.Event()
         everyone = [
             Worker(number, self._node, handlers[number % len(handlers)], random.Random(f"{seed} {number}"), counts, self._image)

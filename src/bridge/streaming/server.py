@@ -120,11 +120,11 @@ class StreamServer:
         while True:
             try:
                 connection, _ = await loop.sock_accept(self._listener)
-            except OSError as exc:
+            except Exception as exc:  # noqa: BLE001 - whatever it was: without this loop there would be no streams any more
                 _logger.warning("a client can't be accepted: %s", exc)
-                if exc.errno in _OUT_OF_FILES:
+                if isinstance(exc, OSError) and exc.errno in _OUT_OF_FILES:
                     self._drop_oldest()
-                    await anyio.sleep(0.1)
+                await anyio.sleep(0.1)
                 continue
             self._supervisor.spawn("streaming connection", partial(self._serve, connection))
             await asyncio.sleep(0)  # those who are connected have their turn, however many come

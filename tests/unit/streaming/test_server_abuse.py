@@ -210,6 +210,26 @@ async def test_a_server_out_of_descriptors_lets_one_go_that_keeps_it_waiting(mon
         await until(lambda: server.waiting == 0)
 
 
+async def test_whatever_keeps_a_client_from_being_accepted_the_next_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    accept, failures = loop.sock_accept, [RuntimeError("a defect"), OSError(errno.ECONNABORTED, "gone")]
+
+    async def failing(listener: socket.socket) -> tuple[socket.socket, object]:
+        accepted = await accept(listener)
+        if failures:
+            accepted[0].close()
+            raise failures.pop()
+        return accepted
+
+    monkeypatch.setattr(loop, "sock_accept", failing)
+    async with serving() as (server, _):
+        for _ in range(2):
+            async with connected(server.base_url + "/") as refused:
+                assert await refused.is_hung_up_on()
+        assert not failures
+        await assert_others_are_served(server)
+
+
 # SPDY
 
 
