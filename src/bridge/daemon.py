@@ -7,12 +7,10 @@ again, its handlers serve the next pods, and disabled ones are tried again.
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import gc
 import os
 import signal
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -35,6 +33,7 @@ from bridge.core.injections import Sources
 from bridge.core.services import Ports, Services, assemble
 from bridge.core.state_file import open_state
 from bridge.core.store import Store
+from bridge.daemon_leaving import leave_after, stop_early
 from bridge.daemon_reload import close_retired, close_unused, needing_restart, with_handlers_of
 from bridge.daemon_settings import Host
 from bridge.daemon_status import InForce, NodeDetails, tell_plugins
@@ -56,7 +55,6 @@ from bridge.streaming.server import StreamServer
 from bridge.streaming.serving import CoreSessions
 
 _logger = log.get("daemon")
-_NAMED = 20
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -76,24 +74,45 @@ def run(config: Config, read: Callable[[], Config], watched: Callable[[Awaitable
 
 
 async def _serve(config: Config, read: Callable[[], Config]) -> None:
-    began, manager = time.monotonic(), ServiceManager.of(os.environ)
+    failure: BridgeError | None = None
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with running(config, manager) as daemon:
-            gc.collect()
-            gc.freeze()  # modules and code stay for ever: 50 000 objects that no later collection need look at
-            gc.enable()  # off since the process began (bridge.__main__)
-            manager.announce("READY=1")
-            _logger.info("ready after %.0f ms", (time.monotonic() - began) * 1000)
-            async with anyio.create_task_group() as reloads:
-                async for number in signals:
-                    if number != signal.SIGHUP:
-                        break
-                    reloads.start_soon(_reload, daemon, read, manager, name="reload")
-                reloads.cancel_scope.cancel()
-            _logger.info("%s: shutting down; containers go on", signal.Signals(number).name)
-            manager.announce("STOPPING=1")
-            _leave_after(config.server.shutdown_timeout + config.server.undo_timeout)
-            await daemon.wind_down(config.server.shutdown_timeout)
+        async with anyio.create_task_group() as whole:
+            starting = anyio.CancelScope()
+            whole.start_soon(stop_early, signals, starting, whole.cancel_scope, _patience(config), name="signals amid the start")
+            try:
+                await _until_stopped(config, read, signals, starting)
+            except BridgeError as exc:  # raised below: the group would wrap it
+                failure = exc
+            whole.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+def _patience(config: Config) -> float:
+    return config.server.shutdown_timeout + config.server.undo_timeout
+
+
+async def _until_stopped(
+    config: Config, read: Callable[[], Config], signals: AsyncIterator[signal.Signals], starting: anyio.CancelScope
+) -> None:
+    began, manager = time.monotonic(), ServiceManager.of(os.environ)
+    async with running(config, manager) as daemon:
+        starting.cancel()
+        gc.collect()
+        gc.freeze()  # modules and code stay for ever: 50 000 objects that no later collection need look at
+        gc.enable()  # off since the process began (bridge.__main__)
+        manager.announce("READY=1")
+        _logger.info("ready after %.0f ms", (time.monotonic() - began) * 1000)
+        async with anyio.create_task_group() as reloads:
+            async for number in signals:
+                if number != signal.SIGHUP:
+                    break
+                reloads.start_soon(_reload, daemon, read, manager, name="reload")
+            reloads.cancel_scope.cancel()
+        _logger.info("%s: shutting down; containers go on", signal.Signals(number).name)
+        manager.announce("STOPPING=1")
+        leave_after(_patience(config))
+        await daemon.wind_down(config.server.shutdown_timeout)
 
 
 async def _reload(daemon: Daemon, read: Callable[[], Config], manager: ServiceManager) -> None:
@@ -103,20 +122,6 @@ async def _reload(daemon: Daemon, read: Callable[[], Config], manager: ServiceMa
     finally:
         with anyio.CancelScope(shield=True):
             await run_sync(manager.announce, "READY=1")
-
-
-def _leave_after(seconds: float) -> None:
-    """End the process then, come what may: a thread that the kernel holds can't be cancelled, and a crash at any moment is safe."""
-
-    def leave() -> None:
-        names = ", ".join(sorted(task.get_name() for task in asyncio.all_tasks(loop))[:_NAMED])
-        _logger.error("work does not end and is left to the next start: %s", names)
-        os._exit(1)
-
-    loop = asyncio.get_running_loop()
-    last = threading.Timer(seconds, leave)
-    last.daemon = True
-    last.start()
 
 
 class Daemon:
