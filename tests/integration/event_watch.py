@@ -8,6 +8,7 @@ import anyio
 
 from bridge._proto.runtime import v1 as pb
 from bridge.client import CriClient
+from tests.integration.daemon_node import Kubelet
 
 CREATED, STARTED, STOPPED, DELETED = (
     pb.ContainerEventType[f"CONTAINER_{name}_EVENT"] for name in ("CREATED", "STARTED", "STOPPED", "DELETED")
@@ -25,6 +26,13 @@ class Watch:
         async with aclosing(cri.runtime.get_container_events()) as events:
             async for event in events:
                 self.events.append(event)
+
+    async def heard(self, kubelet: Kubelet) -> None:
+        """Have something happen until an event comes: from then on none is missed."""
+        pod = await kubelet.run()
+        with anyio.fail_after(30):
+            while not self.events:
+                await kubelet.remove(await kubelet.create(pod, name="marker"))
 
     def of(self, ident: str) -> list[pb.ContainerEventResponse]:
         """Those of one container, or of a sandbox itself."""

@@ -19,6 +19,7 @@ async def test_events_of_a_pods_life(kubelet: Kubelet) -> None:
     watch = Watch()
     async with connect(kubelet.node.socket) as cri, anyio.create_task_group() as group:
         group.start_soon(watch.run, cri)
+        await watch.heard(kubelet)
         pod = await kubelet.run()
         assert await watch.until(pod, STARTED) == [CREATED, STARTED]
         steady = await kubelet.started(pod, name="steady", memory=64 << 20)
