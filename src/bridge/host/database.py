@@ -132,6 +132,8 @@ class Database:
         self._reading = threading.Lock()
         self._queue: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._closing = False
+        # Transactions, and how many of them are known to be on the disk; what an earlier process left in the log counts as one.
+        self._committed, self._synced = 1, 0
         self._thread = threading.Thread(target=self._serve, name=f"database {path.name}", daemon=True)
         self._thread.start()
 
@@ -200,12 +202,16 @@ class Database:
     async def sync(self) -> None:
         """Have everything that was written on the disk when this returns: synchronous=NORMAL alone leaves that to the next checkpoint.
 
-        Raises HostError.
+        Costs nothing when that is so already. Raises HostError.
         """
+        count = self._committed
+        if count <= self._synced:
+            return
         try:
             await anyio.to_thread.run_sync(_sync, Path(f"{self.path}-wal"))
         except OSError as exc:
             raise HostError(f"database {self.path}: {exc.strerror}", errno=exc.errno) from exc
+        self._synced = max(self._synced, count)
 
     async def close(self) -> None:
         """Commit what is queued and close the file. Idempotent."""
@@ -233,6 +239,7 @@ class Database:
             last = item is None
             if jobs:
                 _run_batch(self._writer, jobs)
+                self._committed += 1
                 _publish(jobs)
                 if self._copy is not None:
                     self._copy.repeat(self._writer, [job.fn for job in jobs if job.error is None])

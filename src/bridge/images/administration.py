@@ -112,8 +112,9 @@ class Administration:
     async def inspect(self, text: str) -> Details:
         """Raises NotFound, InvalidRequest, and CorruptData when the manifest is damaged."""
         record, _ = self._meant(text)
-        documents = await self._catalogue.blobs([record.manifest, record.config_digest])
-        manifest, config = documents.get(record.manifest, b""), documents.get(record.config_digest, b"")
+        digests = (record.manifest, record.config_digest)
+        documents = await self._catalogue.blobs(digests)
+        manifest, config = (documents[digest].data if digest in documents else b"" for digest in digests)
         parsed = parse(manifest)
         if not isinstance(parsed, Manifest):
             raise CorruptData(f"the manifest of {record.id} is an index")

@@ -46,17 +46,21 @@ def plan(
     digests: Sequence[tuple[str, str]],
     *,
     checked: bool = True,
+    kept: bool = False,
 ) -> Plan:
-    """What becomes of ``manifest``, the last of the ``documents`` that led to it. Raises CorruptData when config and manifest disagree."""
+    """What becomes of ``manifest``, the last of the ``documents`` that led to it; ``kept`` as in NewImage.
+
+    Raises CorruptData when config and manifest disagree.
+    """
     blobs, last = [*documents, config], documents[-1].digest
     if manifest.artifact:
         found = artifacts.files(manifest)
-        new = NewImage(last, last, blobs, names, digests, manifest.artifact, config.digest)
+        new = NewImage(last, last, blobs, names, digests, manifest.artifact, config.digest, kept)
         return Plan(new, manifest.layers, artifacts.idents(found), found)
     diff_ids = parse_config(config.data).diff_ids
     if len(manifest.layers) != len(diff_ids):
         raise CorruptData(f"the manifest has {len(manifest.layers)} layers, the config names {len(diff_ids)}")
-    return Plan(NewImage(config.digest, last, blobs, names, digests), manifest.layers, diff_ids, checked=checked)
+    return Plan(NewImage(config.digest, last, blobs, names, digests, kept=kept), manifest.layers, diff_ids, checked=checked)
 
 
 class Assembler:

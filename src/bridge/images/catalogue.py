@@ -22,10 +22,11 @@ from bridge.errors import BridgeError, HostError, InUse, NotFound
 from bridge.host.database import Database
 from bridge.images import contents, schema
 from bridge.images.contents import Contents
-from bridge.images.rows import Layer, NewImage, Record
+from bridge.images.rows import Blob, Layer, NewImage, Record
 
 T = TypeVar("T")
 _logger = log.get("images.catalogue")
+_BLOBS = "SELECT digest, media_type, data FROM blobs WHERE digest IN (SELECT value FROM json_each(?))"
 _UPDATE = "UPDATE layers SET disk_bytes = ?, inodes = ?, tar_bytes = ?, exact = ?, listing = ?, fault = '', verified_ns = ? WHERE id = ?"
 # The digest is the document's own: one that differs is damaged.
 _ADD_BLOB = "INSERT INTO blobs VALUES (?,?,?) ON CONFLICT (digest) DO UPDATE SET data = excluded.data WHERE data IS NOT excluded.data"
@@ -139,7 +140,9 @@ class Catalogue:
 
     async def add_image(self, new: NewImage, layers: Sequence[Layer]) -> Record:
         """Add an image, or more names and digests to one that is there. A name that pointed elsewhere moves."""
-        now = time.time_ns()
+        now, known = time.time_ns(), self.images.get(new.id)
+        if known is not None and known.has_all_of(new):
+            return known
 
         def write(c: sqlite3.Connection) -> None:
             c.executemany(_ADD_BLOB, [(b.digest, b.media_type, b.data) for b in new.blobs])
@@ -233,14 +236,10 @@ class Catalogue:
     def _remember_hold(self, container: str, image: str) -> None:
         self.holds[container] = self.holds.get(container, frozenset()) | {image}
 
-    async def blobs(self, digests: Iterable[str]) -> Mapping[str, bytes]:
-        """The kept documents of ``digests``."""
+    async def blobs(self, digests: Iterable[str]) -> Mapping[str, Blob]:
+        """The kept documents of ``digests``, as they lie there: one may be damaged."""
         wanted = json.dumps(list(digests))
-
-        def read(c: sqlite3.Connection) -> dict[str, bytes]:
-            return dict(c.execute("SELECT digest, data FROM blobs WHERE digest IN (SELECT value FROM json_each(?))", (wanted,)).fetchall())
-
-        return await self._database.read(read)
+        return await self._database.read(lambda c: {row[0]: Blob(*row) for row in c.execute(_BLOBS, (wanted,))})
 
     async def next_id(self) -> int:
         """The number above every layer id ever given."""

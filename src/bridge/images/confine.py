@@ -13,6 +13,7 @@ import resource
 _NEW_NAMESPACES = 0x00020000 | 0x40000000 | 0x08000000 | 0x04000000  # mount, network, IPC, UTS
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 1 << 18
 _MS_NOSUID_NODEV_NOEXEC = 0x2 | 0x4 | 0x8
+_MS_NOATIME = 0x400
 _MS_REMOUNT = 0x20
 _MNT_DETACH = 2
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
@@ -37,7 +38,7 @@ def enter(layer: str) -> None:
     call("unshare", libc.unshare(_NEW_NAMESPACES))
     call("mount private", libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None))
     call("bind", libc.mount(path, path, None, ctypes.c_ulong(_MS_BIND), None))
-    call("remount", libc.mount(None, path, None, ctypes.c_ulong(_MS_BIND | _MS_REMOUNT | _MS_NOSUID_NODEV_NOEXEC), None))
+    call("remount", libc.mount(None, path, None, ctypes.c_ulong(_MS_BIND | _MS_REMOUNT | _MS_NOSUID_NODEV_NOEXEC | _MS_NOATIME), None))
     os.chdir(layer)
     call("pivot_root", libc.syscall(_SYS_PIVOT_ROOT[os.uname().machine], b".", b"."))
     call("umount", libc.umount2(b".", _MNT_DETACH))

@@ -167,9 +167,9 @@ class Exporter:
         wanted = {digest for image in images for digest in (image.record.manifest, image.record.config_digest)}
         found = await self._catalogue.blobs(wanted)
         for digest in wanted:
-            if digest not in found or not export_documents.digest_is(digest, found[digest]):
+            if digest not in found or not export_documents.digest_is(digest, found[digest].data):
                 raise CorruptData(f"document {digest} is damaged: cri-bridge image check --repair fetches it again")
-        return {digest: Document(digest, data) for digest, data in found.items()}
+        return {digest: Document(digest, blob.data) for digest, blob in found.items()}
 
     async def _artifacts(self, found: Sequence[tuple[Record, Document]], target: Target, progress: ExportProgress) -> dict[str, Written]:
         """Write the files of artifacts, each content once; by what they have for diff ids. They come out as they came in."""

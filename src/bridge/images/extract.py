@@ -2,6 +2,10 @@
 
 Being confined, it may use plain paths: whatever ``..`` or links an archive has, the kernel resolves them inside the layer. It
 decides what a member means for an overlay: whiteouts, repeated names, parents that the archive forgot, what is never made.
+
+It remembers nothing of what it made, so that a layer of a million entries takes no more memory than one of ten. What must be known later
+is on the disk: a character device is a whiteout, for no other is made. Each entry made in a directory changes that one's time of
+modification, so what the archive says of it waits in its time of access (nothing changes that: the layer is mounted noatime).
 """
 
 from __future__ import annotations
@@ -9,9 +13,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from bridge.images import layerfiles, tarstream
+from bridge.images import layerfiles, listing, tarstream
 from bridge.images.decompress import TooBig
 from bridge.images.tarstream import BadArchive, Member, TarReader
 
@@ -19,6 +23,8 @@ _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _OPAQUE_XATTR = "trusted.overlay.opaque"
 _FS_BLOCK = 4096
+_UNLISTED = 100_000_007 * 10**9
+"""The time of access (ns) of a directory that the archive does not list: some second of 1973, as whole as every file system can keep."""
 _IN_THE_WAY = (FileNotFoundError, FileExistsError, NotADirectoryError)
 _FAULTS_OF_ARCHIVE = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOENT, errno.EPERM, errno.EINVAL}
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -35,12 +41,12 @@ def clean(name: bytes, what: bytes) -> bytes:
 
 
 class Totals:
-    """What the parent wants to know. ``exact``: the tar can be made again from log and files."""
+    """What the parent wants to know. ``exact``: the tar can be made again from log and files. ``implicit``: directories not in it."""
 
-    __slots__ = ("bytes", "content", "devices", "entries", "exact", "inodes", "xattrs")
+    __slots__ = ("bytes", "content", "devices", "entries", "exact", "implicit", "inodes", "xattrs")
 
     def __init__(self) -> None:
-        self.bytes = self.inodes = self.entries = self.content = self.devices = self.xattrs = 0
+        self.bytes = self.inodes = self.entries = self.content = self.devices = self.xattrs = self.implicit = 0
         self.exact = True
 
 
@@ -49,14 +55,12 @@ class Extractor:
 
     def __init__(self, *, max_entries: int, max_bytes: int) -> None:
         self.totals = Totals()
-        self.implicit: set[bytes] = {b""}
         self._max_entries = max_entries
         self._max_bytes = max_bytes
-        self._dirs: dict[bytes, int] = {}
-        self._whiteouts: set[bytes] = set()
 
     def run(self, reader: TarReader) -> None:
         """Extract everything. Raises BadArchive, TooBig, and OSError for the host's own failures (disk full …)."""
+        _mark_unlisted(b".")
         for member in reader:
             self.totals.entries += 1
             if self.totals.entries > self._max_entries:
@@ -67,7 +71,23 @@ class Extractor:
                 if exc.errno in _FAULTS_OF_ARCHIVE:
                     raise BadArchive(f"{member.name!r}: {exc.strerror}") from exc
                 raise
-        self._finish()
+
+    def settled(self) -> Iterator[listing.Entry]:
+        """Everything that was made, in the listing's order, once each directory has its time, which every entry made in it had changed.
+
+        The totals are complete at the end: only now the blocks of directories are known.
+        """
+        for path, found in listing.walk():
+            if not stat.S_ISDIR(found.st_mode):
+                yield path, found, False
+                continue
+            self.totals.bytes += found.st_blocks * 512
+            unlisted = found.st_atime_ns == _UNLISTED
+            self.totals.implicit += unlisted
+            when = found.st_mtime_ns if unlisted else found.st_atime_ns
+            os.utime(path or b".", ns=(when, when), follow_symlinks=False)
+            yield path, os.lstat(path or b"."), unlisted
+        self.totals.inodes += 1
 
     def _add(self, member: Member, reader: TarReader) -> None:
         path = clean(member.name, member.name)
@@ -115,10 +135,9 @@ class Extractor:
             os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))
         except FileExistsError:
             # It hides only what is below, never what this layer itself adds: a directory is made opaque, the rest hides anyway.
-            if path not in self._whiteouts and stat.S_ISDIR(os.lstat(path).st_mode):
+            if stat.S_ISDIR(os.lstat(path).st_mode):
                 os.setxattr(path, _OPAQUE_XATTR, b"y")
         else:
-            self._whiteouts.add(path)
             self.totals.inodes += 1
 
     def _file(self, path: bytes, member: Member, reader: TarReader) -> None:
@@ -150,21 +169,20 @@ class Extractor:
                 os.mkdir(path, 0o700)
                 self.totals.inodes += 1
             except FileExistsError:
-                self._existing_directory(path)
+                self._existing_directory(path, os.lstat(path).st_mode, 0o700)
             except _IN_THE_WAY:
                 self._ensure(path)
-        self.implicit.discard(path)
+        if member.mtime == _UNLISTED:
+            member.mtime += 1
         self._attributes(path or b".", member)
-        self._dirs[path] = member.mtime
 
-    def _existing_directory(self, path: bytes) -> None:
-        if stat.S_ISDIR(os.lstat(path).st_mode):
+    def _existing_directory(self, path: bytes, found: int, mode: int) -> None:
+        if stat.S_ISDIR(found):
             return
-        hides = path in self._whiteouts
         self._clear(path)
-        os.mkdir(path, 0o700)
+        os.mkdir(path, mode)
         self.totals.inodes += 1
-        if hides:
+        if stat.S_ISCHR(found):
             os.setxattr(path, _OPAQUE_XATTR, b"y")
 
     def _hardlink(self, path: bytes, member: Member) -> None:
@@ -195,18 +213,13 @@ class Extractor:
             found = os.lstat(path)
         except FileNotFoundError:
             return
-        if path in self._whiteouts:
-            self._whiteouts.discard(path)
-        else:
+        if not stat.S_ISCHR(found.st_mode):
             self.totals.exact = False
         if not stat.S_ISDIR(found.st_mode):
             os.unlink(path)
             self.totals.inodes -= 1
             return
         self.totals.inodes -= layerfiles.remove_tree(path)
-        for known in [d for d in self._dirs if d == path or d.startswith(path + b"/")]:
-            del self._dirs[known]
-        self.implicit = {d for d in self.implicit if d != path and not d.startswith(path + b"/")}
 
     def _ensure(self, path: bytes) -> None:
         """Make the directories of ``path`` that the archive did not list; the parent copies their attributes from lower layers."""
@@ -215,29 +228,26 @@ class Extractor:
             try:
                 os.mkdir(path, 0o755)
             except FileExistsError:
-                if path in self._whiteouts:
-                    self._existing_directory(path)
-                    self.implicit.add(path)
+                found = os.lstat(path).st_mode
+                if stat.S_ISCHR(found):
+                    self._existing_directory(path, found, 0o755)
+                    _mark_unlisted(path)
                 break
             except (FileNotFoundError, NotADirectoryError):
                 missing.append(path)
                 path = path.rpartition(b"/")[0]
                 continue
-            self.implicit.add(path)
+            _mark_unlisted(path)
             self.totals.inodes += 1
             break
         for path in reversed(missing):
             os.mkdir(path, 0o755)
-            self.implicit.add(path)
+            _mark_unlisted(path)
             self.totals.inodes += 1
 
     def _attributes(self, target: bytes | int, member: Member) -> None:
         self.totals.xattrs += layerfiles.set_attributes(target, member)
 
-    def _finish(self) -> None:
-        """Directory times last, for every entry made in one changes them; their blocks are known only now."""
-        for path, mtime in reversed(self._dirs.items()):
-            layerfiles.set_time(path or b".", mtime, follow_symlinks=False)
-            self.totals.bytes += os.lstat(path or b".").st_blocks * 512
-        self.totals.bytes += _FS_BLOCK * len(self.implicit)
-        self.totals.inodes += 1
+
+def _mark_unlisted(path: bytes) -> None:
+    os.utime(path, ns=(_UNLISTED, _UNLISTED))

@@ -33,6 +33,8 @@ _REDIRECTS = 5
 _REDIRECT = frozenset((301, 302, 303, 307, 308))
 _HARMLESS = frozenset(("Accept", "Range"))
 """Headers that a redirect takes along to another origin."""
+IF_NONE_MATCH, NOT_MODIFIED = "If-None-Match", 304
+"""The condition under which a registry need not send what is known already, and its answer then (RFC 9110 §13.1.2)."""
 _NETWORK_ERRORS = (aiohttp.ClientError, ssl.SSLError, OSError, TimeoutError)
 
 
@@ -47,7 +49,10 @@ class Exchange:
 
     @asynccontextmanager
     async def get(self, endpoint: Endpoint, path: str, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """GET ``path`` below the repository; a 401 is answered with a token or basic credentials, once."""
+        """GET ``path`` below the repository; a 401 is answered with a token or basic credentials, once.
+
+        The answer is 200, 206 or, where ``headers`` have a condition, 304.
+        """
         query = {"ns": endpoint.place.namespace} if endpoint.place.namespace else {}
         challenged = False
         while True:
@@ -61,7 +66,7 @@ class Exchange:
                     challenged = True
                     if await self._answer(endpoint, response.headers.getall("WWW-Authenticate", [])):
                         continue
-                if response.status not in (200, 206):
+                if response.status not in (200, 206) and not (response.status == NOT_MODIFIED and IF_NONE_MATCH in headers):
                     raise await self._refusal(endpoint, response, path)
                 if endpoint.plain:
                     self.plain.add(endpoint.host)

@@ -1,7 +1,8 @@
 """Attributes of directories that a layer's tar did not list, copied from the layers below. Blocks.
 
 In an overlay the topmost directory of a name decides owner, mode and attributes. One that exists only because a file lies
-in it must therefore look like the one it covers. Paths come from hostile archives: no link is followed, on any component.
+in it must therefore look like the one it covers. Which they are, the layer's listing tells; there may be many, so they are read from there
+one by one. Paths come from hostile archives: no link is followed, on any component.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import errno
 import gzip
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+from bridge.errors import HostError
 from bridge.images import listing
 from bridge.images.layerfiles import allowed_xattr
 from bridge.images.listing import LISTING
@@ -22,13 +26,17 @@ from bridge.images.unpack import FILES, TAR_LOG
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE = "trusted.overlay.opaque"
 _BLOCK = 4096
+_CHUNK = 1 << 16
 _HIDDEN = {errno.ENOTDIR, errno.ELOOP}
 
 
-def copy_attributes(layer: Path, implicit: Iterable[bytes], lowers: Sequence[Path]) -> None:
-    """Give each directory ``implicit`` of ``layer`` the looks of the one it covers in ``lowers`` (topmost first), if there is one."""
-    for path in sorted(implicit, key=lambda p: -p.count(b"/")):
-        with _walk(layer, path) as (target, _):
+def copy_attributes(directory: Path, implicit: int, lowers: Sequence[Path]) -> None:
+    """Give each of the ``implicit`` directories of the layer in ``directory`` the looks of the one it covers in ``lowers``, if any.
+
+    ``lowers`` are the files of the layers below, topmost first. Raises HostError when the listing can't be read.
+    """
+    for path in _implicit(directory, implicit):
+        with _walk(directory / FILES, path) as (target, _):
             if target is None or _is_opaque(target):
                 continue
             for lower in lowers:
@@ -39,27 +47,45 @@ def copy_attributes(layer: Path, implicit: Iterable[bytes], lowers: Sequence[Pat
                     break
 
 
-def complete(directory: Path, implicit: Iterable[bytes]) -> tuple[str, int, int]:
+def complete(directory: Path, implicit: int) -> tuple[str, int, int]:
     """Append to the listing of the layer in ``directory`` what its ``implicit`` directories look like now, in the listing's order.
 
-    Its digest, and the bytes and inodes on disk of what lies there beside the files.
+    Its digest, and the bytes and inodes on disk of what lies there beside the files. Raises HostError when the listing can't be read.
     """
     with (directory / LISTING).open("r+b") as file:
         file.seek(0, os.SEEK_END)
-        file.write(gzip.compress(_records(directory / FILES, implicit), mtime=0))
+        with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+            for path in _implicit(directory, implicit):
+                packed.write(_record(directory / FILES, path))
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     sizes = [(directory / name).stat().st_size for name in (LISTING, TAR_LOG)]
     return f"sha256:{digest}", sum(-(-size // _BLOCK) * _BLOCK for size in sizes) + directory.stat().st_blocks * 512, len(sizes) + 1
 
 
-def _records(layer: Path, implicit: Iterable[bytes]) -> bytes:
-    parts = []
-    for path in sorted(implicit, key=lambda p: p.split(b"/")):
-        with _walk(layer, path) as (target, _):
-            if target is not None:
-                parts.append(b"%b\0%b\0\0" % (listing.looks(target, os.fstat(target), dated=False), path))
-    return b"".join(parts)
+def _implicit(directory: Path, count: int) -> Iterator[bytes]:
+    """The directories that the listing in ``directory`` does not know the looks of; there are ``count``."""
+    if not count:
+        return
+    try:
+        with gzip.open(directory / LISTING) as file:
+            # read1 does not look ahead: behind what was listed there may be something half written.
+            for looks, path, _ in listing.parse(iter(partial(file.read1, _CHUNK), b"")):
+                if looks == listing.LATER:
+                    yield path
+                    count -= 1
+                    if not count:
+                        return
+    except (EOFError, gzip.BadGzipFile, zlib.error) as exc:
+        raise HostError(f"the listing in {directory} can't be read: {exc}") from exc
+    raise HostError(f"the listing in {directory} lacks {count} directories")
+
+
+def _record(layer: Path, path: bytes) -> bytes:
+    with _walk(layer, path) as (target, _):
+        if target is None:
+            return b""
+        return b"%b\0%b\0\0" % (listing.looks(target, os.fstat(target), dated=False), path)
 
 
 @contextlib.contextmanager

@@ -199,7 +199,7 @@ class LayerStore:
             raise Unavailable(f"layer {chain_id} is no longer staged: pull again")
         lowers = [self._directories.files(layer.id) for layer in reversed(below)]
         implicit, found = staged.unpacked.implicit, staged.unpacked
-        await disk.blocking(copy_attributes, staged.directory / FILES, implicit, lowers)
+        await disk.blocking(copy_attributes, staged.directory, implicit, lowers)
         listing, own_bytes, own_inodes = await disk.blocking(complete, staged.directory, implicit)
         damaged = self._catalogue.layers.get(chain_id)
         if damaged is None:

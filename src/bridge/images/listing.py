@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 
+from bridge.images import sorted_names
 from bridge.images.layerfiles import allowed_xattr
 
 LISTING = "files.gz"
@@ -24,6 +25,9 @@ _OVERLAY = b"trusted.overlay."
 
 Content = Callable[[bytes], bytes]
 """The digest of the content of the regular file at a path."""
+
+Entry = tuple[bytes, os.stat_result, bool]
+"""A path, what it is, and whether it is a directory whose looks are not known yet."""
 
 
 def no_content(path: bytes) -> bytes:
@@ -44,25 +48,41 @@ def content(path: bytes) -> bytes:
     return digest.hexdigest().encode()
 
 
-def walk(totals: list[int]) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Every path below the current directory, b"" first, then depth first by name; ``totals`` counts bytes on disk and inodes.
+def walk() -> Iterator[tuple[bytes, os.stat_result]]:
+    """Every path below the current directory, b"" first, then depth first by name. Takes little memory, however much there is.
 
     The kernel keeps these paths below PATH_MAX: that is how they were made.
     """
-    todo = [b""]
-    linked: set[int] = set()
+    yield b"", os.lstat(b".")
+    todo = [(b"", sorted_names.of(b"."))]
     while todo:
-        path = todo.pop()
-        found = os.lstat(path or b".")
-        if found.st_nlink == 1 or stat.S_ISDIR(found.st_mode) or found.st_ino not in linked:
-            totals[0] += found.st_blocks * 512
-            totals[1] += 1
+        prefix, names = todo[-1]
+        for name in names:
+            path = prefix + name
+            found = os.lstat(path)
+            yield path, found
+            if stat.S_ISDIR(found.st_mode):
+                todo.append((path + b"/", sorted_names.of(path)))
+                break
+        else:
+            todo.pop()
+
+
+class Usage:
+    """What files take on disk: each ``add``ed once for each of its names, and an inode counts once."""
+
+    def __init__(self) -> None:
+        self.bytes = self.inodes = 0
+        self._linked: set[int] = set()
+
+    def add(self, found: os.stat_result) -> None:
+        """Count one path."""
         if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
-            linked.add(found.st_ino)
-        yield path, found
-        if stat.S_ISDIR(found.st_mode):
-            names = sorted(os.listdir(path or b"."), reverse=True)
-            todo += [path + b"/" + name for name in names] if path else names
+            if found.st_ino in self._linked:
+                return
+            self._linked.add(found.st_ino)
+        self.bytes += found.st_blocks * 512
+        self.inodes += 1
 
 
 def looks(place: bytes | int, found: os.stat_result, digest: Content = no_content, *, dated: bool = True) -> bytes:
@@ -97,9 +117,18 @@ def record(path: bytes, found: os.stat_result, digest: Content = no_content, *, 
     return b"%b\0%b\0%b\0" % (LATER if later else looks(path or b".", found, digest), path, target)
 
 
-def records(log_digest: bytes, implicit: Iterable[bytes], digest: Content) -> Iterator[bytes]:
-    """The listing of the layer that is the current directory."""
+def records(log_digest: bytes, entries: Iterable[Entry], digest: Content) -> Iterator[bytes]:
+    """The listing of the layer that is the current directory and has these ``entries``."""
     yield b"%b\0\0\0" % log_digest
-    unknown = frozenset(implicit)
-    for path, found in walk([0, 0]):
-        yield record(path, found, digest, later=path in unknown)
+    for path, found, later in entries:
+        yield record(path, found, digest, later=later)
+
+
+def parse(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """The records in ``chunks`` of a listing: looks, path and target."""
+    left = b""
+    for chunk in chunks:
+        *fields, left = (left + chunk).split(b"\0")
+        whole = len(fields) // 3 * 3
+        yield from zip(fields[0:whole:3], fields[1:whole:3], fields[2:whole:3], strict=True)
+        left = b"\0".join([*fields[whole:], left])

@@ -19,7 +19,7 @@ from bridge.images.assemble import Assembler, plan
 from bridge.images.auth import Credentials
 from bridge.images.catalogue import Catalogue
 from bridge.images.gate import Gate
-from bridge.images.manifest import Descriptor, Index, Manifest, is_what_it_says, parse
+from bridge.images.manifest import Descriptor, Index, Manifest, parse
 from bridge.images.platforms import choose
 from bridge.images.policy import Policy
 from bridge.images.progress import Pull
@@ -28,11 +28,10 @@ from bridge.images.reference import parse as parse_reference
 from bridge.images.registry import Fetched, RegistryClient, Repository
 from bridge.images.rows import Blob, Record
 from bridge.images.settings import ImageSettings
+from bridge.images.shelf import Shelf
 from bridge.images.signature_sources import NetworkSource
 from bridge.images.signatures import Document, document
 from bridge.ports.images import RegistryAuth
-
-_CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 
 
 class Puller:
@@ -88,36 +87,30 @@ class Puller:
     async def _fetch(
         self, reference: Reference, repository: Repository, shown: Pull, policy: Policy | None, damaged: Record | None
     ) -> Record:
-        documents, manifest = await self._resolve(reference, repository)
+        shelf = Shelf(self._catalogue, repository, reference)
+        documents, manifest = await self._resolve(shelf)
         if policy is not None:
             source = NetworkSource(self._client.exchange, repository, reference)
             ident = documents[-1].digest if manifest.artifact else manifest.config.digest
             await self._gate.check(reference, policy, ident, _subjects(documents), source)
         blobs = [Blob(document.digest, document.media_type, document.data) for document in documents]
         names, digests = [] if damaged else [str(reference)], [(reference.repository, documents[0].digest)]
-        wanted = plan(manifest, blobs, await self._config(repository, manifest), names, digests)
+        config = await shelf.config(manifest.config)
+        wanted = plan(manifest, blobs, config, names, digests, kept=shelf.complete)
         if damaged is not None and wanted.new.id != damaged.id:
             raise CorruptData(f"it leads to image {wanted.new.id} now, not to {damaged.id}")
         return await self._assembler.assemble(wanted, lambda layer, again: _layer(repository, layer, again), shown)
 
-    async def _config(self, repository: Repository, manifest: Manifest) -> Blob:
-        """The config, fetched unless it is here."""
-        wanted = manifest.config
-        data = (await self._catalogue.blobs([wanted.digest])).get(wanted.digest)
-        if data is None or not is_what_it_says(wanted.digest, data):
-            data = await repository.small_blob(wanted)
-        return Blob(wanted.digest, wanted.media_type or _CONFIG_TYPE, data)
-
-    async def _resolve(self, reference: Reference, repository: Repository) -> tuple[list[Fetched], Manifest]:
+    async def _resolve(self, shelf: Shelf) -> tuple[list[Fetched], Manifest]:
         """The documents from what the reference names down to the manifest for our platform."""
         limits = self._settings.limits
-        documents = [await repository.manifest(reference.digest or reference.tag)]
+        documents = [await shelf.top()]
         for _ in range(limits.index_depth):
             fetched = documents[-1]
             parsed = parse(fetched.data, fetched.media_type, max_layers=limits.layers)
             if isinstance(parsed, Manifest):
                 return documents, parsed
-            documents.append(await repository.manifest(_chosen(parsed, self._settings)))
+            documents.append(await shelf.manifest(_chosen(parsed, self._settings)))
         raise CorruptData(f"indexes nest deeper than {limits.index_depth}")
 
 

@@ -23,7 +23,7 @@ from bridge.images import endpoints, routing
 from bridge.images.auth import Credentials
 from bridge.images.auth_files import AuthFiles
 from bridge.images.endpoints import Endpoint
-from bridge.images.http import Exchange, on_network
+from bridge.images.http import IF_NONE_MATCH, NOT_MODIFIED, Exchange, on_network
 from bridge.images.manifest import ACCEPT, Descriptor
 from bridge.images.reference import Reference
 from bridge.images.settings import ImageSettings
@@ -93,9 +93,18 @@ class Repository:
 
     async def manifest(self, target: str) -> Fetched:
         """The manifest of a tag or digest. Raises ImagePullFailed, RegistryUnavailable, CorruptData."""
+        found = await self.newer_manifest(target, "")
+        assert found is not None
+        return found
 
-        async def attempt(endpoint: Endpoint) -> Fetched:
-            async with self._exchange.get(endpoint, f"manifests/{target}", {"Accept": ACCEPT}) as response:
+    async def newer_manifest(self, target: str, known: str) -> Fetched | None:
+        """As ``manifest``, but None when the registry says that it is still the one with the digest ``known`` ("": none is)."""
+        condition = {IF_NONE_MATCH: f'"{known}"'} if known else {}
+
+        async def attempt(endpoint: Endpoint) -> Fetched | None:
+            async with self._exchange.get(endpoint, f"manifests/{target}", {"Accept": ACCEPT, **condition}) as response:
+                if response.status == NOT_MODIFIED:
+                    return None
                 data = await self._exchange.body(endpoint, response, self._settings.limits.manifest_bytes)
                 algorithm = target.partition(":")[0] if ":" in target else "sha256"
                 digest = f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"

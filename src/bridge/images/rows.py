@@ -66,10 +66,17 @@ class Record:
         """The digests of all that is kept of it in the index."""
         return frozenset((self.config_digest, self.manifest, *(digest for _, digest in self.digests)))
 
+    def has_all_of(self, new: NewImage) -> bool:
+        """Whether adding ``new`` to it would change nothing in the index."""
+        return new.kept and self.names.issuperset(new.names) and self.digests.issuperset(new.digests)
+
 
 @dataclass(frozen=True, slots=True)
 class NewImage:
-    """What a finished pull or import adds. The config is among ``blobs``; its digest is an image's id. See Record for an artifact."""
+    """What a finished pull or import adds. The config is among ``blobs``; its digest is an image's id. See Record for an artifact.
+
+    ``kept``: all of ``blobs`` were found in the index, as they are.
+    """
 
     id: str
     manifest: str
@@ -78,6 +85,7 @@ class NewImage:
     digests: Sequence[tuple[str, str]]
     artifact_type: str = ""
     own_config: str = ""
+    kept: bool = False
 
     @property
     def run(self) -> ImageConfig:

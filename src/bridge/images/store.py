@@ -187,7 +187,8 @@ class ImageStore:
 
     async def config_document(self, image_id: str) -> bytes:
         """See the port."""
-        return (await self._catalogue.blobs([image_id])).get(image_id, b"")
+        found = await self._catalogue.blobs([image_id])
+        return found[image_id].data if image_id in found else b""
 
     async def import_archive(self, path: Path, name: str | None = None) -> Sequence[Image]:
         """Import an OCI layout or docker archive; ``name`` is for an archive with one image. Its progress is that of pulls.

@@ -28,7 +28,7 @@ from bridge.images.listing import LISTING
 from bridge.images.settings import Limits
 
 _PIPE = 1 << 20
-_REPORT_LIMIT = 64 << 20
+_REPORT_LIMIT = 1 << 20
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _CODE = "import sys; sys.path[:0] = sys.argv[1].split(':'); from bridge.images.unpack_child import main; sys.exit(main(sys.argv[2:]))"
 FILES = "fs"
@@ -37,7 +37,7 @@ TAR_LOG = "tar.gz"
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """A layer as it lies on disk. ``disk_bytes`` is what it takes there, ``implicit`` the directories that its tar did not list.
+    """A layer as it lies on disk. ``disk_bytes`` is what it takes there, ``implicit`` how many directories its tar did not list.
 
     ``exact``: its tar can be made again byte for byte from files and log. ``skipped`` counts device nodes and attributes left out.
     """
@@ -49,7 +49,7 @@ class Unpacked:
     blob_bytes: int
     exact: bool
     skipped: int
-    implicit: tuple[bytes, ...]
+    implicit: int
 
 
 def import_path() -> str:
@@ -190,8 +190,7 @@ def _parse_report(completed: process.Completed) -> Unpacked:
     lines = completed.stdout.decode("utf-8", "replace").splitlines()
     last = lines[-1] if lines else ""
     if completed.returncode == 0 and last == "done":
-        pairs = [line.partition(" ")[::2] for line in lines[:-1]]
-        values = dict(pairs)
+        values = dict(line.partition(" ")[::2] for line in lines[:-1])
         return Unpacked(
             diff_id=values["diff_id"],
             disk_bytes=int(values["bytes"]),
@@ -200,7 +199,7 @@ def _parse_report(completed: process.Completed) -> Unpacked:
             blob_bytes=int(values["blob_bytes"]),
             exact=values["exact"] == "1",
             skipped=int(values["devices"]) + int(values["xattrs"]),
-            implicit=tuple(bytes.fromhex(value.strip("-")) for key, value in pairs if key == "implicit"),
+            implicit=int(values["implicit"]),
         )
     word, _, rest = last.partition(" ")
     kind, _, message = rest.partition(" ")

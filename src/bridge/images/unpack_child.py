@@ -113,9 +113,8 @@ def unpack(layer: str, data: int, log: int, files: int, content: str, *, max_byt
     totals = extractor.totals
     totals.exact = totals.exact and content == _UNKNOWN  # an artifact's file has no diff id, so its listing has the digest of its content
     _list(files, tar_log.close(), extractor, content)
-    lines = [f"{name} {int(getattr(totals, name))}" for name in ("bytes", "inodes", "entries", "devices", "xattrs", "exact")]
+    lines = [f"{name} {int(getattr(totals, name))}" for name in ("bytes", "inodes", "entries", "devices", "xattrs", "exact", "implicit")]
     lines += [f"diff_id {ahead.digest()}", f"tar_bytes {ahead.size}", f"blob_bytes {source.count}"]
-    lines += [f"implicit {path.hex() or '-'}" for path in sorted(extractor.implicit)]
     return [*lines, "done"]
 
 
@@ -124,7 +123,7 @@ def _list(fd: int, log_digest: bytes, extractor: Extractor, content: str) -> Non
     digest: listing.Content = listing.no_content if extractor.totals.exact else listing.content
     if content.startswith(_SHA256):  # the parent compares it with what comes
         digest = _known(content.removeprefix(_SHA256).encode())
-    for record in listing.records(log_digest, extractor.implicit, digest):
+    for record in listing.records(log_digest, extractor.settled(), digest):
         packed.add(record)
     packed.close()
 

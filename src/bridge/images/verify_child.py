@@ -103,23 +103,14 @@ def _key(path: bytes) -> list[bytes]:
     return path.split(b"/")
 
 
-def _records(chunks: Iterator[bytes]) -> Iterator[tuple[bytes, bytes, bytes]]:
-    left = b""
-    for chunk in chunks:
-        *fields, left = (left + chunk).split(b"\0")
-        whole = len(fields) // 3 * 3
-        yield from zip(fields[0:whole:3], fields[1:whole:3], fields[2:whole:3], strict=True)
-        left = b"\0".join([*fields[whole:], left])
-
-
 def compare(records: Iterator[tuple[bytes, bytes, bytes]], content: listing.Content | None, problems: Problems) -> tuple[int, int]:
     """Compare the current directory with its listing, both in the same order; bytes and inodes on disk.
 
     Digests of content are compared when ``content`` is given.
     """
     later: dict[bytes, bytes] = {}
-    totals = [0, 0]
-    walked = listing.walk(totals)
+    usage = listing.Usage()
+    walked = _counted(usage)
     actual = next(walked, None)
     for expected, path, target in records:
         if path in later:
@@ -140,7 +131,13 @@ def compare(records: Iterator[tuple[bytes, bytes, bytes]], content: listing.Cont
     while actual is not None:
         problems.add(f"{_shown(actual[0])} was added")
         actual = next(walked, None)
-    return totals[0], totals[1]
+    return usage.bytes, usage.inodes
+
+
+def _counted(usage: listing.Usage) -> Iterator[tuple[bytes, os.stat_result]]:
+    for path, found in listing.walk():
+        usage.add(found)
+        yield path, found
 
 
 def _looks(path: bytes, found: os.stat_result, expected: bytes, content: listing.Content | None, problems: Problems) -> bytes:
@@ -186,7 +183,7 @@ def verify(layer: str, log: int, files: int, *, diff_id: str, listing_digest: st
     totals, log_digest = (0, 0), ""
     if packed_list is not None:
         try:
-            records = _records(iter(packed_list))
+            records = listing.parse(packed_list)
             log_digest = next(records, (b"",))[0].decode("ascii", "replace")
             totals = compare(records, reader.digest if content else None, problems)
         except BadStream:

@@ -352,4 +352,4 @@ async def test_a_damaged_document_is_replaced_by_the_right_one(database: Databas
     await catalogue.add_image(image(1, "a:1"), [])
     await database.write(lambda c: c.execute("UPDATE blobs SET data = x'00' WHERE digest = 'manifest1'"))
     await catalogue.add_image(image(1, "a:1"), [])
-    assert await catalogue.blobs(["manifest1"]) == {"manifest1": b"{}"}
+    assert await catalogue.blobs(["manifest1"]) == {"manifest1": Blob("manifest1", "m", b"{}")}
