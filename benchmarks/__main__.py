@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mebibytes", type=int, default=256, help="what each stream of the streaming benchmark carries (default 256)")
     parser.add_argument("--connections", type=int, default=1000, help="forwarded connections of a session (default 1000)")
     parser.add_argument("--memory", action="store_true", help="with pull: peak memory by the size of the image instead")
+    parser.add_argument("--again", action="store_true", help="with pull: --rounds times a small image that is there instead")
     parser.add_argument("--server", action="append", choices=list(SERVERS), help="only this one; may be repeated (default: both)")
     parser.add_argument("--runtime", type=Path, default=_default_runtime(), help="runc, used by both servers (default %(default)s)")
     parser.add_argument("--runsc", type=Path, default=Path(shutil.which("runsc") or "runsc"), help="for gvisor (default %(default)s)")
@@ -78,6 +79,8 @@ async def _fresh(workspace: Workspace, arguments: argparse.Namespace, what: str)
             full = functools.partial(stats.measure, pods=arguments.pods, containers=arguments.containers)
             return await full(running, rounds=arguments.rounds, seconds=arguments.seconds)
         if what == "pull":
+            if arguments.again:
+                return await pulls.measure_again(running, workspace, rounds=arguments.rounds)
             if arguments.memory:
                 return await pulls.measure_memory(running, workspace, rounds=arguments.pulls)
             return await pulls.measure(running, workspace, rounds=arguments.pulls, sizes=Sizes())

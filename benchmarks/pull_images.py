@@ -117,6 +117,11 @@ def push(host: str, sizes: Sizes, copies: int) -> Pushed:
     return Pushed(big, small, total, len(paths))
 
 
+def push_one(host: str, sizes: Sizes) -> str:
+    """A single image of one gzip layer; its reference."""
+    return _one(host, "again", 0, [_Layer(_chosen(sizes)[0], "gzip")], "gzip")
+
+
 def push_sizes(host: str, mebibytes: Sequence[int], copies: int) -> Sequence[dict[int, str]]:
     """Images of one gzip layer of about so many MiB each, the same files again and again: references by size, for each copy."""
     unit = min(mebibytes)

@@ -23,7 +23,7 @@ from bridge._proto.runtime import v1 as cri
 from bridge.testing.registry import registry
 
 from .memory import pss_mib
-from .pull_images import Sizes, push, push_sizes
+from .pull_images import Sizes, push, push_one, push_sizes
 from .report import Table
 from .rpc import IMAGE
 from .servers import Running
@@ -32,6 +32,8 @@ from .workspace import Workspace
 TOOLS = "skopeo+umoci"
 SIZES = (100, 300, 1000)
 """MiB of the images of the memory table."""
+_SMALL = Sizes(8 << 20, 200)
+"""Of the image that is pulled again and again: its size does not matter then."""
 _SECONDS = 600.0
 _REST = 1.0  # for what a server does behind the caller's back, so that its CPU time counts
 _SAMPLE = 0.05
@@ -173,6 +175,30 @@ async def measure_memory(servers: Sequence[Running], workspace: Workspace, *, ro
                 for size, reference in references.items():
                     await tables.timed(workspace, server.name, f"{size} MiB", lambda s=server, r=reference: _pull(s, r))  # type: ignore[misc]
     return [tables.memory, tables.wall]
+
+
+async def measure_again(servers: Sequence[Running], workspace: Workspace, *, rounds: int) -> list[Table]:
+    """What it takes to pull an image that is there already: the servers take turns, CPU time is the mean of all rounds."""
+    names = [server.name for server in servers]
+    wall = Table("Pull an image that is there", "ms", names)
+    cpu = Table("CPU time of all processes for each of these pulls", "ms", names, shares=())
+    with registry(workspace.directory("images") / "registry") as host:
+        reference = await run_sync(push_one, host, _SMALL)
+        for server in servers:
+            for _ in range(2):  # the second is the first of its kind
+                await _pull(server, reference)
+        await anyio.run_process(["sync"])
+        await anyio.sleep(_REST)
+        before = {name: workspace.cpu_ms(name) for name in names}
+        for number in range(rounds):
+            for server in servers if number % 2 else reversed(servers):
+                begin = time.perf_counter()
+                await _pull(server, reference)
+                wall.add("again, when it is there", server.name, (time.perf_counter() - begin) * 1e3)
+        await anyio.sleep(_REST)
+        for name in names:
+            cpu.add("again, when it is there", name, (workspace.cpu_ms(name) - before[name]) / rounds)
+    return [wall, cpu]
 
 
 def _ratios(table: Table) -> str:

@@ -23,13 +23,19 @@ async def push(layout: Path, name: str, host: str, repository: str, *flags: str)
 
 
 class Proxy:
-    """Forwards to a registry. ``requests`` counts paths; ``fault`` may answer a request itself; ``tamper`` may change a body."""
+    """Forwards to a registry, with the ``conditions`` of requests.
+
+    ``requests`` counts paths, ``statuses`` are what the registry answered; ``fault`` may answer a request itself, ``tamper`` may
+    change a body.
+    """
 
     def __init__(self, upstream: str) -> None:
         self.upstream = upstream
         self.host = ""
         self.requests: Counter[str] = Counter()
         self.headers: list[dict[str, str]] = []
+        self.statuses: list[int] = []
+        self.conditions = ["If-None-Match"]
         self.fault: Callable[[web.Request], Awaitable[web.StreamResponse | None]] | None = None
         self.tamper: Callable[[str, bytes], bytes] = lambda path, body: body
 
@@ -38,9 +44,10 @@ class Proxy:
         self.headers.append(dict(request.headers))
         if self.fault is not None and (answer := await self.fault(request)) is not None:
             return answer
-        headers = {k: v for k, v in request.headers.items() if k in ("Accept", "Range")}
+        headers = {k: v for k, v in request.headers.items() if k in ("Accept", "Range", *self.conditions)}
         async with aiohttp.ClientSession() as session:
             async with session.get(f"http://{self.upstream}{request.path_qs}", headers=headers) as answered:
+                self.statuses.append(answered.status)
                 body = self.tamper(request.path, await answered.read())
                 kept = {k: v for k, v in answered.headers.items() if k in ("Content-Type", "Content-Range")}
                 return web.Response(status=answered.status, body=body, headers=kept)

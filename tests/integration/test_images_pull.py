@@ -369,3 +369,46 @@ async def test_shutdown_amid_a_pull_leaves_nothing_for_the_next_start(front: Pro
             await started.wait()
     async with opened(tmp_path / "s") as store:
         await nothing_left(store, tmp_path / "s")
+
+
+async def pull_again(store: ImageStore, front: Proxy, name: str) -> list[int]:
+    """What the registry answered to a pull of an image that is there, whose index must not be touched for it."""
+    front.statuses.clear()
+    image = store.find(name)
+    before = store._catalogue._database._committed
+    assert await store.pull(name) == image
+    assert store._catalogue._database._committed == before, "nothing was to be written"
+    return front.statuses
+
+
+@pytest.mark.parametrize(("repository", "cold"), [("gzip", 4), ("index", 4)])
+async def test_an_image_that_is_here_costs_one_question_and_no_write(front: Proxy, tmp_path: Path, repository: str, cold: int) -> None:
+    name = f"{front.host}/t/{repository}:v1"
+    async with opened(tmp_path / "s") as store:
+        await store.pull(name)
+        assert len(front.statuses) == cold
+        assert await pull_again(store, front, name) == [304]
+        front.conditions.clear()  # a registry that knows no conditions sends the manifest
+        assert await pull_again(store, front, name) == [200]
+        front.conditions.append("If-None-Match")
+    async with opened(tmp_path / "s") as store:  # nor is it different for a server that was started anew
+        assert await pull_again(store, front, name) == [304]
+        by_digest = store.list()[0].repo_digests[0]
+        await store.pull(by_digest)
+        assert await pull_again(store, front, by_digest) == [304]
+        front.fault = lambda request: refuse(403)
+        with pytest.raises(ImagePullFailed, match="403"):
+            await store.pull(name)
+
+
+async def test_a_document_that_was_damaged_is_asked_for_again(front: Proxy, tmp_path: Path) -> None:
+    name = f"{front.host}/t/gzip:v1"
+    async with opened(tmp_path / "s") as store:
+        image = await store.pull(name)
+        record = store._catalogue.images[image.id]
+        for digest, wanted in ((record.manifest, [200]), (image.id, [304, 200])):
+            await store._catalogue._database.write(lambda c, d=digest: c.execute("UPDATE blobs SET data = x'00' WHERE digest = ?", (d,)))
+            front.statuses.clear()
+            await store.pull(name)
+            assert front.statuses == wanted
+            assert await pull_again(store, front, name) == [304]

@@ -11,6 +11,7 @@ import anyio.to_thread
 import pytest
 
 from bridge.errors import AlreadyExists, ConfigError, CorruptData, HostError, IllegalTransition, InUse, Unavailable
+from bridge.host import database
 from bridge.host.database import Database
 
 SCHEMA = """
@@ -147,3 +148,26 @@ async def test_close_drains_and_refuses_later_writes(tmp_path: Path) -> None:
 async def test_an_unreachable_directory_is_a_host_error(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="can't open"):
         await Database.open(tmp_path / "none" / "x.db", [SCHEMA])
+
+
+async def test_a_sync_waits_for_the_disk_only_when_something_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(database, "_sync", synced.append)
+    async with await Database.open(tmp_path / "x.db", [SCHEMA]) as db:
+        await db.sync()
+        assert len(synced) == 1, "an earlier process may have left something"
+        await db.sync()
+        assert len(synced) == 1
+        await db.write(lambda c: c.execute("PRAGMA user_version"))
+        await db.sync()
+        await db.sync()
+        assert len(synced) == 2
+
+        def fails(_: Path) -> None:
+            raise OSError(5, "the disk is gone")
+
+        await db.write(lambda c: c.execute("PRAGMA user_version"))
+        monkeypatch.setattr(database, "_sync", fails)
+        for _ in range(2):
+            with pytest.raises(HostError, match="the disk is gone"):
+                await db.sync()

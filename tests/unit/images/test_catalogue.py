@@ -353,3 +353,19 @@ async def test_a_damaged_document_is_replaced_by_the_right_one(database: Databas
     await database.write(lambda c: c.execute("UPDATE blobs SET data = x'00' WHERE digest = 'manifest1'"))
     await catalogue.add_image(image(1, "a:1"), [])
     assert await catalogue.blobs(["manifest1"]) == {"manifest1": Blob("manifest1", "m", b"{}")}
+
+
+async def test_an_image_that_is_here_with_name_and_documents_is_not_written_again(database: Database) -> None:
+    catalogue = Catalogue(database)
+    record = await catalogue.add_image(image(1, "a:1"), [])
+    before = database._committed
+    assert await catalogue.add_image(replace(image(1, "a:1"), kept=True), []) is record
+    assert database._committed == before
+    assert "a:2" in (await catalogue.add_image(replace(image(1, "a:2"), kept=True), [])).names, "a name that is new"
+    assert database._committed == before + 1
+    more = replace(image(1, "a:1"), kept=True, digests=[("other.example/a", "manifest1")])
+    assert ("other.example/a", "manifest1") in (await catalogue.add_image(more, [])).digests
+    assert database._committed == before + 2
+    await catalogue.add_image(image(2, "a:1"), [])
+    assert (await catalogue.add_image(replace(image(1, "a:1"), kept=True), [])).names == {"a:1", "a:2"}, "it had moved"
+    assert catalogue.names["a:1"] == record.id
