@@ -31,6 +31,8 @@ _PIPE = 1 << 20
 _REPORT_LIMIT = 1 << 20
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _CODE = "import sys; sys.path[:0] = sys.argv[1].split(':'); from bridge.images.unpack_child import main; sys.exit(main(sys.argv[2:]))"
+# Of glibc: chunks always go back to the system at once. By default it takes to keeping them, and its heap grows with what passes through.
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
 FILES = "fs"
 TAR_LOG = "tar.gz"
 
@@ -157,7 +159,7 @@ class Unpacker:
 
 async def _run(argv: Sequence[str], descriptors: Sequence[int]) -> process.Completed | BridgeError:
     """Run the child to its end and close our copies of its descriptors; a failure to run it is returned, not raised."""
-    environment = {"LC_ALL": "C.UTF-8", **{k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}}
+    environment = {"LC_ALL": "C.UTF-8", **_ALLOCATOR, **{k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}}
     try:
         return await process.run(argv, env=environment, timeout=math.inf, max_output=_REPORT_LIMIT, pass_fds=descriptors)
     except BridgeError as exc:
