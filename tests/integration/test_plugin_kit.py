@@ -35,7 +35,7 @@ class Author:
         """What ``python -m …`` says there."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*_PATHS, *paths])), "MYPYPATH": str(_SOURCE)}
         done = subprocess.run(
-            [sys.executable, "-m", *words], cwd=self.top, env=environment, capture_output=True, text=True, timeout=150, check=False
+            [sys.executable, "-m", *words], cwd=self.top, env=environment, capture_output=True, text=True, timeout=280, check=False
         )
         assert not ok or done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -64,10 +64,16 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Author:
     return made
 
 
+@pytest.fixture(scope="module")
+def types_of_bridge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """mypy's cache: the second who uses the interface finds its types."""
+    return tmp_path_factory.mktemp("types")
+
+
 @pytest.mark.parametrize("whose", ["author", "example"])
-def test_it_is_typed_and_in_style(request: pytest.FixtureRequest, whose: str) -> None:
+def test_it_is_typed_and_in_style(request: pytest.FixtureRequest, types_of_bridge: Path, whose: str) -> None:
     author: Author = request.getfixturevalue(whose)
-    author.python("mypy", "--no-incremental")
+    author.python("mypy", f"--cache-dir={types_of_bridge}")
     author.python("ruff", "check", "--isolated", "--line-length", "140", "--select", "E,F,I,B,UP,SIM", ".")
     author.python("ruff", "format", "--isolated", "--line-length", "140", "--check", ".")
 
@@ -93,7 +99,7 @@ _SPECS = (
 )
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_the_worked_example_conforms(example: Author) -> None:
     only = [f"--only={spec}" for spec in _SPECS]
     said = example.python("bridge", "conform", "chroot", "--config", os.devnull, *only, paths=[example.site])

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from anyio import to_thread
 from bridge.errors import AlreadyExists, IllegalTransition, NotFound, RuntimeFailed
 from bridge.host import cgroup_limits, cgroups
+from bridge.host.cgroup_kill import kill_all
 from bridge.host.cgroup_limits import PodLimits
 from bridge.host.cgroup_stats import CgroupStats
 from bridge.host.oci_documents import merged, write_json
@@ -251,13 +252,13 @@ class ChrootContainer:
 
 def _remove(directories: Sequence[Path], timeout: float) -> None:
     for directory in directories:
-        cgroups.kill_all(directory, timeout=timeout)
+        kill_all(directory, timeout=timeout)
         cgroups.remove_directory(directory)
 
 
 def _kill(cgroup: str, timeout: float) -> None:
     for directory in cgroups.layout().directories(cgroup):
-        cgroups.kill_all(directory, timeout=timeout)
+        kill_all(directory, timeout=timeout)
 
 
 def _limit(cgroup: str, resources: Mapping[str, Any]) -> None:
