@@ -147,7 +147,7 @@ async def _is_reopened(kubelet: Kubelet, stage: Stage) -> None:
         if exc.code is not Status.UNIMPLEMENTED:
             raise
         return  # server and monitor were killed together: nobody has its pipes any more, and a kubelet is told so
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while not log_lines(stage.log):
             await anyio.sleep(0.02)
 

@@ -93,7 +93,7 @@ async def running(kubelet: Kubelet, stage: Stage) -> None:
     """A pod with a container that runs, and says at SIGTERM 3."""
     await created(kubelet, stage)
     await kubelet.start(stage.container)
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while not (stage.spare / "up").exists():
             await anyio.sleep(0.01)
 

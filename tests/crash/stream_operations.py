@@ -48,7 +48,7 @@ async def _exec(kubelet: Kubelet, stage: Stage) -> None:
 
 async def _execs(kubelet: Kubelet, stage: Stage) -> None:
     """Nothing is left of the command whose client or server has gone, and the next one works to its exit code."""
-    with anyio.fail_after(15):
+    with anyio.fail_after(30):
         while (left := await kubelet.output(stage.container, _LEFT)) != "0":
             assert left.isdigit(), left
             await anyio.sleep(0.05)

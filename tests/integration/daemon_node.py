@@ -229,7 +229,7 @@ class DaemonNode:
         pidfd = os.pidfd_open(pid)
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 await anyio.wait_readable(pidfd)
         finally:
             os.close(pidfd)
@@ -444,7 +444,7 @@ class Kubelet:
     async def log(self, pod: str, name: str = "app", *, until: Callable[[list[str]], bool] = bool) -> list[str]:
         """The log's lines ("stream tag text", the time checked and cut off) once ``until`` is satisfied."""
         path = Path(self.configs[pod].log_directory) / f"{name}.log"
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             while not until(lines := log_lines(path)):
                 await anyio.sleep(0.02)
         return lines

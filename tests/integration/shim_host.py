@@ -115,7 +115,7 @@ async def shim_host(root: Path, **options: Any) -> AsyncIterator[ShimHost]:
 
 async def logged(host: ShimHost, spec: ContainerSpec, count: int) -> list[str]:
     """The log's texts, once there are at least ``count``."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         while len(host.log(spec)) < count:
             await anyio.sleep(0.02)
     return host.log(spec)

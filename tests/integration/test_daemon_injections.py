@@ -347,7 +347,7 @@ async def _reload(node: DaemonNode, kubelet: Kubelet, pod: str, expected: str) -
     assert node.process is not None
     said = node.server_log.count("base specs were read")
     node.process.send_signal(signal.SIGHUP)
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while node.server_log.count("base specs were read") == said:
             await anyio.sleep(0.02)
     container = await kubelet.create(pod, name=f"env{said}")

@@ -35,7 +35,7 @@ def told(code: int) -> int:
 async def ready_again(cri: CriClient) -> float:
     """Seconds until RuntimeReady."""
     began = time.monotonic()
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while True:
             status = (await cri.runtime.status()).status
             assert status is not None
@@ -86,7 +86,7 @@ class Scene:
         assert (await kubelet.pod_status(self.shared)).state is pb.PodSandboxState.SANDBOX_READY
         os.kill(self.pause, 9)
         assert (await kubelet.exited(self.member)).exit_code == told(137)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while (await kubelet.pod_status(self.shared)).state is pb.PodSandboxState.SANDBOX_READY:
                 await anyio.sleep(0.02)
         await kubelet.clean()

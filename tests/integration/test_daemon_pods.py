@@ -75,7 +75,7 @@ async def test_a_port_mapping_is_reachable(kubelet: Kubelet, node: DaemonNode) -
     pod = await kubelet.run(config=kubelet.pod_config(port_mappings=[mapping]))
     await kubelet.started(pod, "exec httpd -f -p 8080 -h /etc")
     gateway = node.subnets[0].replace("0/24", "1")
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while True:
             with contextlib.suppress(OSError, anyio.EndOfStream):
                 async with await anyio.connect_tcp(gateway, port) as stream:
@@ -110,7 +110,7 @@ async def test_a_shared_pid_namespace(kubelet: Kubelet) -> None:
     assert await kubelet.output(two, "echo alive") == "alive"
     pause = (await kubelet.pod_info(pod))["pid"]
     os.kill(pause, 9)
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while (await kubelet.pod_status(pod)).state is not pb.PodSandboxState.SANDBOX_NOTREADY:
             await anyio.sleep(0.02)
     assert (await kubelet.exited(two)).exit_code == 137
@@ -227,7 +227,7 @@ async def test_without_a_network_configuration_and_with_a_disabled_handler(leak_
             await kubelet.clean()
             await use_ranges(kubelet, template)
             node.write_cni()
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 while not all(c.status for c in (await cri.runtime.status()).status.conditions):  # type: ignore[union-attr]
                     await anyio.sleep(0.02)
             await kubelet.run()

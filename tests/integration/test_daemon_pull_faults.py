@@ -127,6 +127,6 @@ async def test_each_fault_has_its_code_and_words_and_leaves_nothing(hub: str, pu
 
 async def nothing_left(node: DaemonNode, layers: int) -> None:
     """So many layers, nothing on its way in or out, no process."""
-    with anyio.fail_after(15):
+    with anyio.fail_after(30):
         while (found := contents(node)) and (found[1] or len(found[0]) != layers or len(children(node)) > 0):
             await anyio.sleep(0.05)

@@ -208,7 +208,7 @@ async def test_a_port_mapping_is_reachable(kubelet: Kubelet, node: DaemonNode) -
     mapping = pb.PortMapping(container_port=80, host_port=port)
     pod = await kubelet.run(config=kubelet.pod_config(options=mapped(), port_mappings=[mapping]))
     await kubelet.started(pod, "exec httpd -f -p 80 -h /etc", options=mapped())
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while True:
             with contextlib.suppress(OSError, anyio.EndOfStream):
                 async with await anyio.connect_tcp(node.subnets[0].replace("0/24", "1"), port) as stream:
@@ -276,7 +276,7 @@ async def test_users_and_terminals(kubelet: Kubelet) -> None:
     assert await kubelet.output(one, "stat -c %u:%g /etc/passwd /made/here; tail -n 1 /etc/passwd | cut -d: -f1") == "0:0\n0:0\n4321"
     await kubelet.started(pod, "tty; stat -c %u:%g $(tty); exec sleep 1000", name="tty", tty=True, linux=linux, log_path="tty.log")
     path = Path(kubelet.configs[pod].log_directory) / "tty.log"
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while len(lines := log_lines(path)) < 2:
             await anyio.sleep(0.02)
     assert [line.split()[-1] for line in lines] == ["/dev/pts/0", "4321:5"]

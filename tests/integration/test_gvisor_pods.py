@@ -93,7 +93,7 @@ def unowned(node: DaemonNode, found: Sequence[str]) -> list[str]:
 
 
 async def not_ready(kubelet: Kubelet, pod: str) -> None:
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         while (await kubelet.pod_status(pod)).state is not NOT_READY:
             await anyio.sleep(0.02)
 

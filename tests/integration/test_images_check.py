@@ -299,7 +299,7 @@ async def test_layers_are_verified_in_the_background(tmp_path: Path) -> None:
         await anyio.sleep(0)
         assert len(store.list()) == 1
     async with opened(root, verify_days=1e-9, verify_rate=1 << 20) as store:
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             while store.list():
                 await anyio.sleep(0.02)
         assert set(store._catalogue.faults) == {2}

@@ -48,7 +48,7 @@ async def check(root: Path, layout: Path) -> None:
                 assert (root / "layers" / str(store._catalogue.layers[chain_id].id) / "fs").is_dir()
         known = {str(layer.id) for layer in store._catalogue.layers.values()}
         assert set(os.listdir(root / "layers")) == known
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             while os.listdir(root / "tmp"):
                 await anyio.sleep(0.01)
         images = await store.import_archive(layout)

@@ -34,6 +34,6 @@ async def test_the_row_of_a_removed_layer_follows_later(tmp_path: Path, target: 
             assert not target.is_mount()
             await wait_empty(tmp_path / "store" / "snapshots")
             assert list(store.containers()) == ["c"]
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             while list(store.containers()):
                 await anyio.sleep(0.01)

@@ -45,14 +45,14 @@ def small_disk(root: Path, options: str) -> Iterator[None]:
 
 async def swept(root: Path) -> None:
     """Until nothing is below tmp any more."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while os.listdir(root / "tmp"):
             await anyio.sleep(0.005)
 
 
 async def emptied(store: ImageStore, root: Path) -> None:
     """Until all that arrived and was kept for a retry is pruned."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while os.listdir(root / "tmp") or os.listdir(root / "layers"):
             await store.administration.prune(every=False)
             await anyio.sleep(0.02)
@@ -255,6 +255,6 @@ async def test_layers_whose_image_could_not_be_recorded_go_by_themselves(tmp_pat
         store._catalogue.add_image = fail  # type: ignore[assignment,method-assign]
         with pytest.raises(HostError, match="no room"):
             await store.import_archive(tmp_path / "layout")
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while os.listdir(tmp_path / "store/layers") or os.listdir(tmp_path / "store/tmp"):
                 await anyio.sleep(0.01)

@@ -37,7 +37,7 @@ async def opened(root: Path, **changes: object) -> AsyncIterator[ImageStore]:
 
 async def wait_empty(path: Path) -> None:
     """Until background removal is done."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while os.listdir(path):
             await anyio.sleep(0.01)
 
@@ -103,7 +103,7 @@ async def test_usage_is_what_du_says(tmp_path: Path, target: Path) -> None:
         (target / "big").write_bytes(os.urandom(500_000))
         (target / "d/f200").unlink()
         os.link(target / "big", target / "again")
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while store.container_usage().used_bytes < 500_000:
                 await anyio.sleep(0.01)
         await du_agrees(store.container_usage, rootfs.upper)
@@ -383,7 +383,7 @@ async def test_writable_layers_are_measured_in_the_background(tmp_path: Path, ta
         (image,) = await store.import_archive(tmp_path / "layout")
         await store.mount_rootfs("c1", image.id, target)
         (target / "big").write_bytes(b"x" * 1_000_000)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while store.container_usage().used_bytes < 1_000_000:
                 await anyio.sleep(0.01)
         usage = store.snapshots.usage("c1")

@@ -110,7 +110,7 @@ async def exec_in(container: ContainerHandle, *args: str) -> tuple[int, bytes]:
         made = await container.exec(ExecSpec(os.urandom(8).hex(), process, None, write, None))
         os.close(write)
         write = -1
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             status = await made.wait()
         await made.delete()
         return status.code, os.read(read, 4096)
@@ -131,7 +131,7 @@ async def test_life_of_a_pod(kata: KataNode) -> None:
         container = await machine.create_container(spec)
         await container.start()
         assert container.cgroup is None
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             while len(kata.node.log(spec)) < 2:
                 await anyio.sleep(0.02)
         assert sorted(kata.node.log(spec)) == ["err", "out"]
@@ -141,7 +141,7 @@ async def test_life_of_a_pod(kata: KataNode) -> None:
         assert look.cpu_ns
         assert await container.stats() is look, "asked again within seconds it answers from memory"
         await container.kill(signal.SIGTERM)
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             assert (await container.wait()).code == 4
         await container.release()
         await container.delete()
@@ -157,7 +157,7 @@ async def test_sigkill_goes_by_the_verb_for_a_stand_in_could_not_pass_it_on(kata
         container = await machine.create_container(kata.container(pod, "/bin/sleep", "1000"))
         await container.start()
         await container.kill(signal.SIGKILL)
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             assert (await container.wait()).code == 137
         assert f"kill --all {container.id} 9" in kata.calls.read_text()
         await container.delete()
@@ -182,7 +182,7 @@ async def test_the_end_of_the_machine_is_told(kata: KataNode) -> None:
         machine = await backend.create_sandbox(await kata.pod())
         assert machine.pid is not None
         os.kill(machine.pid, signal.SIGKILL)
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             assert (await machine.wait()).code == 137
         await machine.delete()
 
@@ -207,7 +207,7 @@ async def test_after_a_restart_of_the_server_all_is_as_it_was(kata: KataNode) ->
         container = await machine.load_container(spec, records[1])
         assert await exec_in(container, "/bin/true") == (0, b"")
         await container.kill(signal.SIGTERM)
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             assert (await container.wait()).code == 6
         await container.delete()
         await machine.delete()

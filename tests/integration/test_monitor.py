@@ -105,7 +105,7 @@ async def test_a_launch_that_hangs_is_killed_with_everything_it_made(node: Node)
                 on_failure=["sh", "-c", f"echo cleaned > {cleaned}"],
             )
         assert caught.value.exit_code is None
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 30
         assert cleaned.exists()
         found = [int(line) for line in pids.read_text().split()]
         assert len(found) == 3

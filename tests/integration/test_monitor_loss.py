@@ -59,7 +59,7 @@ async def lose(link: MonitorLink) -> MonitorClient:
 
 async def succeeded(link: MonitorLink, before: MonitorClient) -> MonitorClient:
     """The client of the monitor after ``before``."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         await before.closed.wait()
         while True:
             try:
@@ -128,7 +128,7 @@ async def test_stdin_and_attach_go_on_and_its_end_is_seen(node: Node) -> None:
         mine.sendall(b"one\n")
         await until(lambda: ("stdout", "F", "got one") in node.logged("c"))
         mine.shutdown(socket.SHUT_WR)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             assert (await client.wait("c")).code in (8, 255)
         theirs.close()
         with mine, mine.makefile("rb") as output:
@@ -140,7 +140,7 @@ async def test_stdin_that_was_closed_stays_closed(node: Node) -> None:
     async with linked(node) as link:
         await node.run(link.client(), "c", "cat; exit 4", stdin=True)
         await link.client().close_stdin("c")
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             assert (await link.client().wait("c")).code == 4
 
 

@@ -27,7 +27,7 @@ def numbers(node: Node, name: str) -> list[int]:
 
 async def renewed(node: Node, before: MonitorClient) -> None:
     await starting.renew(before, node.socket, log_level="debug")
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         await before.closed.wait()
 
 
@@ -99,7 +99,7 @@ async def test_a_server_renews_a_monitor_of_another_release(node: Node, monkeypa
         before = link.client()
         await node.run(before, "c", "exec sleep 60", stdin=True)
         held = len(os.listdir("/proc/self/fd"))
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             await before.closed.wait()
         monkeypatch.setattr("bridge.monitor.link.program", lambda: before.program)
         await until(lambda: not link.fault and link.client() is not before, 20)

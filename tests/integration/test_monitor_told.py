@@ -161,6 +161,6 @@ async def test_a_monitor_that_ends_takes_its_commands_along(node: Node, boxed: S
         await boxed.launch(client)
         await until(lambda: bool(boxed.waiters()))
         await client.shutdown(force=True)
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         while not all(gone(pid) for pid in boxed.waiters()):
             await anyio.sleep(0.02)

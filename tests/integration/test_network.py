@@ -120,7 +120,7 @@ async def open_site(tmp_path: Path, clean_host: str, octet: int, *more: Mapping[
         yield site
         for directory in tmp_path.iterdir():
             await namespaces.remove(directory)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while site.ports():
                 await anyio.sleep(0.02)  # the kernel frees a network namespace in a work queue; nothing tells when
 

@@ -38,7 +38,7 @@ class Running:
             started = await self.container.exec(self.spec(*args, stdout=write, **process))
         finally:
             os.close(write)
-        with anyio.fail_after(20), open(read) as output:
+        with anyio.fail_after(30), open(read) as output:
             status = await started.wait()
             await started.delete()
             return status.code, output.read()
@@ -53,7 +53,7 @@ class Running:
         return set(cgroups.pids(directory))
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             while not condition():
                 await anyio.sleep(0.02)
 
@@ -164,7 +164,7 @@ async def test_cancelled_while_it_starts(running: Running) -> None:
 async def test_kill(running: Running) -> None:
     started = await running.container.exec(running.spec("sleep", "1000"))
     await started.kill(signal.SIGINT)
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         status = await started.wait()
     assert (status.code, status.signal) == (130, 2)
     await started.kill(signal.SIGINT)
@@ -180,7 +180,7 @@ async def test_the_console_goes_to_the_caller(running: Running) -> None:
         connection, _ = listener.accept()
         with connection:
             _, descriptors, _, _ = socket.recv_fds(connection, 4096, 1)
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             assert (await started.wait()).code == 0
         assert os.read(descriptors[0], 4096).startswith(b"/dev/pts/")
         os.close(descriptors[0])

@@ -30,7 +30,7 @@ async def node(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
 
 async def ended(container: OciContainer) -> ExitStatus:
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         return await container.wait()
 
 
@@ -65,7 +65,7 @@ async def test_signals_reach_it_and_an_ended_one_is_success(node: OciNode) -> No
         spec = node.container(pod, ["/bin/sh", "-c", "trap 'exit 7' TERM; echo up; while true; do sleep 0.05; done"])
         container = await sandbox.create_container(spec)
         await container.start()
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             while not (spec.bundle / "log").exists() or not node.log(spec):
                 await anyio.sleep(0.02)
         await container.kill(signal.SIGTERM)
@@ -159,7 +159,7 @@ async def test_shared_pid_namespace(node: OciNode) -> None:
             assert os.readlink(f"/proc/{await members[-1].start()}/ns/pid") == inside
         directory = members[0]._kill_directory()
         assert directory is not None
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             while len(cgroups.pids(directory)) < 2:
                 await anyio.sleep(0.02)
         await members[0].kill(signal.SIGKILL)
@@ -241,7 +241,7 @@ async def test_stdin_and_log_rotation(node: OciNode) -> None:
         spec = node.container(pod, ["/bin/sh", "-c", "echo one; until [ -e /proc/self/root/tmp/go ]; do sleep 0.02; done; echo two"])
         container = await sandbox.create_container(spec)
         await container.start()
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             while not (spec.bundle / "log").exists() or not node.log(spec):
                 await anyio.sleep(0.02)
         (spec.bundle / "log").rename(spec.bundle / "log.1")

@@ -30,7 +30,7 @@ async def host(tmp_path: Path) -> AsyncIterator[ShimHost]:
 
 
 async def ended(container: ShimContainer) -> ExitStatus:
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         return await container.wait()
 
 

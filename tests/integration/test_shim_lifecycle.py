@@ -28,7 +28,7 @@ async def host(tmp_path: Path) -> AsyncIterator[ShimHost]:
 
 
 async def ended(container: ShimContainer) -> ExitStatus:
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         return await container.wait()
 
 
@@ -186,7 +186,7 @@ async def test_a_shared_pid_namespace_ends_with_its_owner(host: ShimHost) -> Non
         assert await logged(host, spec, 1) != ["1"], "the sandbox's process is the first"
         os.kill(sandbox.pid, signal.SIGKILL)
         assert (await ended(container)).code == 137
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             assert (await sandbox.wait()).code == 137
         await container.delete()
         await sandbox.delete()
@@ -205,7 +205,7 @@ async def test_a_sandbox_container_comes_first_and_its_shim_serves_the_pod(host:
         os.kill(host.pids()[0], signal.SIGKILL)
         died = await ended(container)
         assert (died.code, died.reason) == (137, "ShimDied")
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             assert (await sandbox.wait()).reason == "ShimDied"
         another = await sandbox.create_container(host.container(pod, ["/bin/true"]))
         with pytest.raises(IllegalTransition, match="died with its shim"):

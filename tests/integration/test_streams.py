@@ -243,7 +243,7 @@ async def test_port_forward(tmp_path: Path) -> None:
 
 async def forward(sessions: CoreSessions, sandbox_id: str, listener: socket.socket) -> None:
     client = Forwards()
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as group:
             group.start_soon(sessions.port_forward, PortForwardRequest(sandbox_id), client)
             data, error = client.open(listener.getsockname()[1])

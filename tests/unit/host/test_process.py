@@ -100,11 +100,11 @@ async def test_timeout_kills_the_whole_group_and_reaps(tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(TimedOut, match=r"sh did not end within 0\.3 s"):
         await process.run(["sh", "-c", f"trap '' TERM; sleep 60 & echo $! $$ > {pids}; wait"], timeout=0.3)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 20
     child, leader = map(int, pids.read_text().split())
     assert not Path(f"/proc/{leader}").exists()
     assert _children() == before
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 20
     while not _gone(child):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
@@ -141,7 +141,7 @@ async def test_a_grandchild_holding_the_pipe_does_not_hold_the_caller(tmp_path: 
     start = time.monotonic()
     done = await process.run(["sh", "-c", f"sleep 60 & echo $! > {pids}; echo done"], timeout=30)
     try:
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20
         assert done == process.Completed(0, b"done\n", b"")
     finally:
         os.kill(int(pids.read_text()), signal.SIGKILL)
