@@ -21,6 +21,7 @@ from bridge.host import cgroups, namespaces
 from bridge.host.runtime_words import merge
 from bridge.host.trial_bundle import MAPPING, exit_program, make_bundle, trial_spec
 from bridge.host.user_namespaces import IdMaps, IdRange
+from bridge.oci import strays
 from bridge.oci.cli import OciCli
 from bridge.oci.dialect import Launch, Scope, flag
 
@@ -76,13 +77,21 @@ async def _run(cli: OciCli, name: str, bundle: Path, timeout: float) -> None:
                 raise cli.failure("trial start", None, ("its container did not end",))
             await cli.delete(name)
     except BaseException:
-        try:  # what went wrong first is what is told
-            await cli.delete(name, force=True)
-            if not cli.settings.systemd_cgroup:
-                await to_thread.run_sync(lambda: cgroups.remove(f"/{name}"))
-        except BridgeError as exc:
-            _logger.warning("what is left of a failed trial of handler %s can't be removed: %s", cli.settings.handler, exc)
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + cli.settings.timeouts.delete):
+            await _tidy(cli, name)
         raise
+
+
+async def _tidy(cli: OciCli, name: str) -> None:
+    # What went wrong first is what is told. A runtime that was killed may know nothing of whom it started.
+    try:
+        try:
+            await cli.delete(name, force=True)
+        finally:
+            if not cli.settings.systemd_cgroup:
+                await to_thread.run_sync(strays.end_cgroup, f"/{name}", cli.settings.timeouts.kill)
+    except BridgeError as exc:
+        _logger.warning("what is left of a failed trial of handler %s can't be removed: %s", cli.settings.handler, exc)
 
 
 def _pid_file(cli: OciCli, bundle: Path) -> list[str]:
