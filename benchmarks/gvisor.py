@@ -115,8 +115,7 @@ class Bare:
 
         def start(out: int) -> None:
             for bundle, name in ((outer, sandbox), (inner, member)):
-                self.run("create", "--bundle", str(bundle), name)
-                self.run("start", name, stdout=out, stderr=out)
+                self.run("run", "--detach", "--bundle", str(bundle), name, stdout=out, stderr=out)
 
         return _first_line(start)
 
