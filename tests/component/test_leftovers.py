@@ -8,9 +8,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from bridge.core import sandbox_run
 from bridge.core.services import Services
 from bridge.errors import HostError, NotFound, Unavailable
+from bridge.host import files
 from bridge.ports.network import PortMapping
 from tests.component.conftest import World, container, pod
 from tests.component.test_recovery import running_pod
@@ -41,14 +41,14 @@ def refuse_created(monkeypatch: pytest.MonkeyPatch, core: Services, method: str)
 
 
 def busy_directory(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    busy, real = [True], sandbox_run.files.remove_tree
+    busy, real = [True], files.remove_tree
 
     async def remove_tree(path: Path) -> None:
         if busy and path.is_relative_to(world.run_dir / "sandboxes"):
             raise HostError(f"can't remove {path}: Device or resource busy")
         await real(path)
 
-    monkeypatch.setattr(sandbox_run.files, "remove_tree", remove_tree)
+    monkeypatch.setattr(files, "remove_tree", remove_tree)
     return busy.clear
 
 
