@@ -82,7 +82,7 @@ async def test_a_rate_is_that_of_a_quota(kubelet: Kubelet) -> None:
         return len(set(rates)) >= 2
 
     await eventually(some)
-    assert all(0 < each < 260_000_000 for each in rates), rates  # periods begin and end within a window of a second
+    assert all(0 < each < 400_000_000 for each in rates), rates  # with the start, and periods that a window cuts
 
 
 async def test_a_pod_and_its_network(kubelet: Kubelet) -> None:
@@ -151,4 +151,4 @@ async def test_lists_streams_and_absent_ones(kubelet: Kubelet) -> None:
         now = (await runtime.list_container_stats(pb.ListContainerStatsRequest())).stats
         return any(each.cpu is not None and each.cpu.timestamp > told.timestamp for each in now)
 
-    await eventually(another_look, 8.0)  # less than the period
+    await eventually(another_look, 20.0)
