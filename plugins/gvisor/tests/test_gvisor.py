@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -456,3 +457,17 @@ async def test_a_pods_limits_are_those_of_its_cgroup(context: HostContext, cgrou
     held = GvisorSandbox(backend_of(context, cgroup_driver=driver)._host, sandbox(cgroup=cgroup))
     with pytest.raises(Unsupported, match="has a cgroup of its own") if refused else nullcontext():
         await held.update({"memory": {"limit": 1 << 30}})
+
+
+@pytest.mark.parametrize(
+    ("driver", "path"),
+    [("systemd", "kubepods-pod7.slice:cri-bridge:c1"), ("cgroupfs", "/kubepods.slice/kubepods-pod7.slice/cri-bridge-c1.scope")],
+)
+async def test_a_runsc_that_makes_cgroups_itself_gets_a_path_on_a_host_of_systemd(
+    context: HostContext, tmp_path: Path, driver: Any, path: str
+) -> None:
+    host = backend_of(context, cgroup_driver=driver)._host
+    given = oci(cgroupsPath="kubepods-pod7.slice:cri-bridge:c1")
+    await host.write_bundle(tmp_path / "bundle", given)
+    assert json.loads((tmp_path / "bundle/config.json").read_text())["linux"]["cgroupsPath"] == path
+    assert host.sandbox_spec(sandbox(oci=given))["linux"]["cgroupsPath"] == path

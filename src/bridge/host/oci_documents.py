@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bridge.host.cgroup_paths import CgroupDriver, of_cgroups_path
+
 _LISTS = {"hugepageLimits": "pageSize"}
 
 
@@ -51,6 +53,15 @@ def with_pid_namespace(oci: Mapping[str, Any], placeholder: str, path: str) -> M
         return oci
     linux["namespaces"] = [{**n, "path": path} if n.get("path") == placeholder else n for n in namespaces]
     return {**oci, "linux": linux}
+
+
+def in_cgroupfs(oci: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``oci`` for a runtime that makes cgroups itself where the server has systemd do it: the path that slice:prefix:name stands for."""
+    linux = oci.get("linux", {})
+    path = linux.get("cgroupsPath", "")
+    if path.count(":") != 2:
+        return oci
+    return {**oci, "linux": {**linux, "cgroupsPath": of_cgroups_path(path, CgroupDriver.SYSTEMD)}}
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

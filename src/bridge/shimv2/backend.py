@@ -52,7 +52,7 @@ class ShimBackend:
 
     def final_spec(self, oci: Mapping[str, Any]) -> Mapping[str, Any]:
         """A container's spec as it stands in the bundle, but for the place of a shared PID namespace, which only a pod knows."""
-        return at_start(sandbox.grouped(oci, str(oci.get("annotations", {}).get(sandbox.SANDBOX_ID, ""))))
+        return at_start(self._runtime.fitting(sandbox.grouped(oci, str(oci.get("annotations", {}).get(sandbox.SANDBOX_ID, "")))))
 
     def final_sandbox_spec(self, spec: SandboxSpec) -> Mapping[str, Any]:
         """The same of a pod's own container, before plugins adjust it."""

@@ -18,7 +18,7 @@ from anyio import to_thread
 from bridge.aio import Supervisor
 from bridge.host import cgroup_kill, cgroup_paths, cgroups
 from bridge.host.cgroup_paths import CgroupDriver
-from bridge.host.oci_documents import write_json
+from bridge.host.oci_documents import in_cgroupfs, write_json
 from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, lasting
 from bridge.ports.host import HostContext, Monitor, RuntimeTimeouts
 from bridge.ports.runtime import ContainerIO, SandboxKind
@@ -108,6 +108,10 @@ class ShimRuntime:
         if not path or not self.settings.own_cgroups:
             return None
         return cgroup_paths.of_cgroups_path(path, CgroupDriver.SYSTEMD if self.settings.systemd_cgroup else CgroupDriver.CGROUPFS)
+
+    def fitting(self, oci: Mapping[str, Anything]) -> Mapping[str, Anything]:
+        """A spec with its cgroup in the form that this handler's driver takes."""
+        return oci if self.settings.systemd_cgroup else in_cgroupfs(oci)
 
     # What was started is marked on disk before, and unmarked when nothing of it is left: a server that lost its records finds it.
 

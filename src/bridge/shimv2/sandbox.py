@@ -71,7 +71,7 @@ class ShimSandbox:
     async def start_main(self) -> None:
         """Start the sandbox's own container. Raises RuntimeFailed, ShimGone; then nothing is left."""
         spec = main_spec(self._spec)
-        adjusted = self._runtime.context.adjust_spec(grouped(spec.oci, self.id), self._facts(), {"id": self.id})
+        adjusted = self._runtime.context.adjust_spec(self._runtime.fitting(grouped(spec.oci, self.id)), self._facts(), {"id": self.id})
         async with Rollback(f"start the sandbox of {self.id[:13]}") as undo:
             undo.push("end the shim", self._end_shim)
             self.main = await ShimContainer.create(self._runtime, self, replace(spec, oci=adjusted), quiet=True)
@@ -86,7 +86,7 @@ class ShimSandbox:
             oci = with_pid_namespace(oci, SANDBOX_PID_NAMESPACE, f"/proc/{self.pid}/ns/pid")
         elif self.pid is None and with_pid_namespace(oci, SANDBOX_PID_NAMESPACE, "") is not oci:
             raise IllegalTransition(f"sandbox {self.id} has no process whose PID namespace could be shared")
-        return await ShimContainer.create(self._runtime, self, replace(spec, oci=grouped(oci, self.id)))
+        return await ShimContainer.create(self._runtime, self, replace(spec, oci=self._runtime.fitting(grouped(oci, self.id))))
 
     def _facts(self) -> dict[str, Any]:
         spec = self._spec

@@ -65,3 +65,13 @@ def test_a_guests_cgroups_are_not_the_hosts(tmp_path: Path) -> None:
     assert runtime(tmp_path, systemd=True, own_cgroups=False).cgroup({"linux": {"cgroupsPath": SYSTEMD[0]}}) is None
     assert runtime(tmp_path, systemd=True).cgroup({}) is None
     assert (kill_directory(None), oom_kills(None)) == (None, 0)
+
+
+@pytest.mark.parametrize("systemd", [True, False])
+def test_a_handler_that_makes_cgroups_itself_gets_a_path_on_a_host_of_systemd(tmp_path: Path, systemd: bool) -> None:
+    found = runtime(tmp_path, systemd=systemd)
+    made = found.fitting({"linux": {"cgroupsPath": SYSTEMD[0], "seccomp": {}}})
+    assert made == {"linux": {"cgroupsPath": SYSTEMD[0] if systemd else f"/{SYSTEMD[1]}", "seccomp": {}}}
+    assert found.cgroup(made) == f"/{SYSTEMD[1]}"
+    assert found.fitting({"linux": {"cgroupsPath": CGROUPFS[0]}}) == {"linux": {"cgroupsPath": CGROUPFS[0]}}
+    assert found.fitting({}) == {}

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from anyio import to_thread
 
 from bridge.host import cgroups
-from bridge.host.oci_documents import write_json
+from bridge.host.oci_documents import in_cgroupfs, write_json
 from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, lasting
 from bridge.oci import strays
 from bridge.ports.host import HostContext, Monitor
@@ -45,7 +45,8 @@ class GvisorHost:
     def sandbox_spec(self, spec: SandboxSpec) -> dict[str, Any]:
         """The sandbox container's spec as this runsc takes it on this host."""
         settings = self.runsc.settings
-        return of_sandbox(spec, systemd_cgroup=settings.systemd_cgroup, seccomp=settings.seccomp, unified=cgroups.is_v2())
+        made = of_sandbox(spec, systemd_cgroup=settings.systemd_cgroup, seccomp=settings.seccomp, unified=cgroups.is_v2())
+        return made if settings.systemd_cgroup else dict(in_cgroupfs(made))
 
     def process(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """A process as this runsc takes it."""
@@ -60,7 +61,7 @@ class GvisorHost:
 
         def write() -> None:
             bundle.mkdir(mode=0o700, exist_ok=True)
-            write_json(bundle / "config.json", oci)
+            write_json(bundle / "config.json", oci if self.runsc.settings.systemd_cgroup else in_cgroupfs(oci))
 
         await to_thread.run_sync(write)
 
