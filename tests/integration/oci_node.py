@@ -47,7 +47,7 @@ class OciNode:
         self.socket = root / "monitor.sock"
         self.client: MonitorClient | None = None
         self.cgroup = pod_cgroups.top(f"cbt{secrets.token_hex(4)}")
-        self.timeouts = RuntimeTimeouts(probe=60)  # the tests share their machine
+        self.timeouts = RuntimeTimeouts(probe=60, trial=60)  # the tests share their machine
 
     def context(self) -> HostContext:
         def monitor() -> MonitorClient:

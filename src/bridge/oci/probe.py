@@ -154,7 +154,7 @@ async def _probe(cli: OciCli, scratch: Path, closed: Sequence[str]) -> Findings:
 async def _verified(cli: OciCli, scratch: Path, seccomp: bool) -> str:
     if not cli.dialect.trial:
         return "claimed, not tried: its handler's options say that it can't run the trial program"
-    return await trial(cli, scratch, seccomp=seccomp, timeout=cli.settings.timeouts.probe)
+    return await trial(cli, scratch, seccomp=seccomp, timeout=cli.settings.timeouts.trial)
 
 
 def _closed(*paths: Path) -> list[str]:
@@ -171,7 +171,7 @@ def _no_way(closed: Sequence[str]) -> Feature:
 async def _user_namespaces(cli: OciCli, scratch: Path, seccomp: bool) -> Feature:
     """Whether it runs a container in the user namespace of a pod: what it claims is another thing, to make one of its own."""
     try:
-        verified = await trial(cli, scratch, seccomp=seccomp, timeout=cli.settings.timeouts.probe, user_namespace=True)
+        verified = await trial(cli, scratch, seccomp=seccomp, timeout=cli.settings.timeouts.trial, user_namespace=True)
     except (RuntimeFailed, HostError, TimedOut) as exc:
         return Feature(Support.UNSUPPORTED, exc.message)
     return Feature(Support.SUPPORTED, verified)

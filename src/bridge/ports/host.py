@@ -120,7 +120,10 @@ class PauseProcess:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeTimeouts:
-    """Deadlines in seconds. A handler's options may override them."""
+    """Deadlines in seconds. A handler's options may override them.
+
+    ``trial`` is for a whole container, also on a node that is busy with all else that starts with it: who misses it disables the handler.
+    """
 
     create: float = 60.0
     start: float = 60.0
@@ -128,6 +131,7 @@ class RuntimeTimeouts:
     delete: float = 30.0
     kill: float = 10.0
     probe: float = 10.0
+    trial: float = 30.0
 
 
 AdjustSpec = Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
