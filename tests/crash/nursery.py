@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
 
@@ -35,6 +36,8 @@ class Forked:
         self.returncode: int | None = None
         self._nursery = nursery
         self._pidfd = os.pidfd_open(pid)
+        self._reaping = threading.Lock()
+        weakref.finalize(self, os.close, self._pidfd)
 
     def poll(self) -> int | None:
         """Its exit code once it has ended, negative for a signal."""
@@ -47,8 +50,9 @@ class Forked:
         if self.returncode is None:
             if not select.select([self._pidfd], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired([f"server {self.pid}"], timeout or 0)
-            self.returncode = self._nursery.reap(self.pid)
-            os.close(self._pidfd)
+            with self._reaping:  # threads may wait at once
+                if self.returncode is None:
+                    self.returncode = self._nursery.reap(self.pid)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
