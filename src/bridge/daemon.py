@@ -108,10 +108,10 @@ async def _until_stopped(
                 if number != signal.SIGHUP:
                     break
                 reloads.start_soon(_reload, daemon, read, manager, name="reload")
+            leave_after(_patience(config))  # also when a reload hangs in a thread, which nothing cancels
             reloads.cancel_scope.cancel()
         _logger.info("%s: shutting down; containers go on", signal.Signals(number).name)
         manager.announce("STOPPING=1")
-        leave_after(_patience(config))
         await daemon.wind_down(config.server.shutdown_timeout)
 
 

@@ -59,7 +59,7 @@ async def _restarted(kubelet: Kubelet, stage: Stage) -> None:
 async def _reload(kubelet: Kubelet, stage: Stage) -> None:
     """A handler more."""
     file = kubelet.node.config_file
-    stage.others["config"] = text = stage.others.get("config") or file.read_text()
+    stage.others["config"] = text = file.read_text().partition(f"[runtime.handlers.{_LATE}]")[0]
     file.write_text(f'{text}[runtime.handlers.{_LATE}]\nplugin = "runc"\noptions.path = "runc"\n')
     await _until_handlers(kubelet, late=True)
 
