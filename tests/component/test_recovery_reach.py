@@ -7,8 +7,10 @@ import anyio
 import pytest
 
 from bridge.core.entities import ContainerState, SandboxState
-from bridge.errors import NotFound, Unavailable
+from bridge.errors import HostError, NotFound, Unavailable
+from bridge.ports.runtime import ContainerSpec, Record
 from bridge.testing.fake_handlers import FakeHandlers
+from bridge.testing.fakes import FakeContainer, FakeSandbox
 from tests.component.conftest import World, container, pod
 from tests.component.test_recovery import running_pod
 
@@ -62,6 +64,37 @@ async def test_a_pod_whose_backend_is_away_is_kept(world: World, monkeypatch: py
         await core.containers.stop(ident, 1)
         assert core.containers.find(ident).exit_code == 143
         await core.sandboxes.remove(sandbox)
+    assert world.leftovers() == []
+
+
+@pytest.mark.parametrize("failures", [2, 99])
+async def test_a_failure_that_passes_is_no_death(world: World, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    async with world.started() as core:
+        sandbox, ident = await running_pod(core)
+    load = FakeSandbox.load_container
+    left = failures
+
+    async def failing(self: FakeSandbox, spec: ContainerSpec, record: Record) -> FakeContainer:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise HostError("config.json: Too many open files")
+        return await load(self, spec, record)
+
+    async with world.started() as core:
+        with monkeypatch.context() as patch, anyio.fail_after(10):
+            patch.setattr(FakeSandbox, "load_container", failing)
+            await dataclasses.replace(core.recovery, pause=0.01).run()
+            assert core.containers.find(ident).state is ContainerState.RUNNING, "nobody knows better yet"
+            while core.live.unreachable:
+                await anyio.sleep(0.01)
+        lasting = failures == 99
+        assert core.containers.find(ident).state is (ContainerState.EXITED if lasting else ContainerState.RUNNING)
+        assert core.sandboxes.find(sandbox).state is (SandboxState.STOPPED if lasting else SandboxState.READY)
+        await core.sandboxes.remove(sandbox)
+    if lasting:
+        world.backend.containers.clear()
+        world.images.mounted.clear()
     assert world.leftovers() == []
 
 

@@ -7,7 +7,8 @@ Assumptions, in order:
 3. A record in phase creating belongs to nobody: the client got no id. It is undone.
 4. For everything else the backend's handle says what is true now. A container that is gone without a known exit is reported
    as exited, code 255; never as running.
-5. A backend that can't be reached now says nothing of what it runs: the records stay, and it is tried again.
+5. A backend that can't be reached now says nothing of what it runs: the records stay, and it is tried again. So it is, a few times,
+   after a failure of the host or the runtime.
 6. What no record owns (a record was unreadable, or the whole database) is removed: see orphans.
 Each sandbox is handled on its own and in parallel with a bound; one that can't be handled is logged and left as stopped.
 """
@@ -34,7 +35,7 @@ from bridge.core.orphans import Orphans
 from bridge.core.sandbox_run import sandbox_spec
 from bridge.core.sandboxes import SandboxService
 from bridge.core.surroundings import Surroundings
-from bridge.errors import BridgeError, NotFound, Unavailable
+from bridge.errors import BridgeError, HostError, NotFound, RuntimeFailed, Unavailable
 from bridge.host import files
 from bridge.ports.handlers import Handlers
 from bridge.ports.network import Network
@@ -44,6 +45,9 @@ _logger = log.get("core.recovery")
 LOST_CODE = 255
 """Exit code of a container whose real one nobody could learn."""
 _PARALLEL = 16
+_PASSING = (HostError, RuntimeFailed)
+"""What may be over in a moment: no descriptor or memory left, a disk that fails, a runtime that is being replaced."""
+_TRIES = 4
 _HALF = (SandboxState.CREATING, SandboxState.REMOVING)
 
 
@@ -80,7 +84,7 @@ class Recovery:
         if records:
             _logger.info("recovered %d pods, %d containers", len(self.daemon.store.sandboxes), len(self.daemon.store.containers))
 
-    async def _one(self, sandbox: Sandbox, limiter: anyio.CapacityLimiter) -> None:
+    async def _one(self, sandbox: Sandbox, limiter: anyio.CapacityLimiter, tries: int = _TRIES) -> None:
         live = self.daemon.live
         async with limiter:
             with log.context(pod=sandbox.id[:13]):
@@ -88,30 +92,32 @@ class Recovery:
                     await self._sandbox(sandbox)
                     live.unreachable.pop(sandbox.id, None)
                 except Exception as exc:  # noqa: BLE001 - one pod's fault must not be the others'
-                    await self._failed(sandbox, exc, limiter)
+                    await self._failed(sandbox, exc, limiter, tries)
                 finally:
                     live.recovering.pop(sandbox.id).set()
 
-    async def _failed(self, sandbox: Sandbox, exc: Exception, limiter: anyio.CapacityLimiter) -> None:
+    async def _failed(self, sandbox: Sandbox, exc: Exception, limiter: anyio.CapacityLimiter, tries: int) -> None:
         if not isinstance(exc, BridgeError):
             _logger.error("recovering the pod raised what no code should", exc_info=exc)
         why = exc.message if isinstance(exc, BridgeError) else describe(exc)
         current = self.daemon.store.sandboxes.get(sandbox.id)
         if current is not None and current.state in _HALF:  # its name is free from now on, also while its backend is away
             await self.daemon.leftovers.keep(sandbox.id, why)
-        elif isinstance(exc, Unavailable):
+        elif isinstance(exc, Unavailable) or (isinstance(exc, _PASSING) and tries > 1):
             _logger.error("pod can't be reached, its records stay as they are: %s", why)
             self.daemon.live.unreachable[sandbox.id] = why
-            self.daemon.supervisor.spawn(f"reach pod {sandbox.id}", lambda: self._again(sandbox.id, limiter))
+            left = tries if isinstance(exc, Unavailable) else tries - 1
+            self.daemon.supervisor.spawn(f"reach pod {sandbox.id}", lambda: self._again(sandbox.id, limiter, left))
         else:
             _logger.error("pod can't be recovered and counts as stopped: %s", why)
             await self._count_as_dead(sandbox, why)
+            self.daemon.live.unreachable.pop(sandbox.id, None)
 
-    async def _again(self, sandbox_id: str, limiter: anyio.CapacityLimiter) -> None:
+    async def _again(self, sandbox_id: str, limiter: anyio.CapacityLimiter, tries: int) -> None:
         """Recover a pod whose handler was disabled or whose monitor was away, with its containers perhaps running all the while."""
         await anyio.sleep(self.pause)
         self.daemon.live.recovering[sandbox_id] = anyio.Event()
-        await self._one(self.daemon.store.sandboxes[sandbox_id], limiter)
+        await self._one(self.daemon.store.sandboxes[sandbox_id], limiter, tries)
 
     async def _sandbox(self, sandbox: Sandbox) -> None:
         if sandbox.state in _HALF:
