@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import anyio
 import pytest
 
 from bridge.core.services import Services
@@ -97,6 +98,18 @@ async def test_a_pod_has_its_containers_its_network_and_no_cgroup_of_others(core
     stopped = await core.stats.sandbox(sandbox)
     assert stopped.network is None
     assert (stopped.cgroup, stopped.containers[0].cgroup) == (None, None)
+
+
+async def test_the_files_of_what_ends_are_closed_when_it_ends(core: Services, world: World) -> None:
+    one, two = await started(core, world, "one"), await started(core, world, "two")
+    world.backend.containers[two].cgroup = None  # one cgroup, that of this process, for both would be closed for both
+    await core.stats.containers()
+    assert core.stats.sampler.open_files > 0
+    world.backend.containers[one].exit(0)
+    await core.live.container(one).exited.wait()
+    with anyio.fail_after(10):
+        while core.stats.sampler.open_files:
+            await anyio.sleep(0.01)
 
 
 async def test_lists_tell_samples_and_single_ones_the_moment(core: Services, world: World) -> None:

@@ -85,6 +85,7 @@ class Sampler:
         self._asking: dict[str, anyio.Event] = {}
         self._rates = CpuRates()
         self._samples: dict[str, Sample] = {}
+        self._opened: dict[str, str] = {}
         self._files, self._backends = Pace(settings), Pace(settings)
         self._details_asked = float("-inf")
 
@@ -108,7 +109,7 @@ class Sampler:
                 await self._ask(stale, oldest)
         found = {each.ident: self._samples[each.ident] for each in wanted if self._serves(each, now - self._settings.period, False)}
         if self._files.asleep:
-            await self._forget_the_ended()
+            await self.forget_the_ended()
         return found
 
     async def run(self) -> None:
@@ -135,13 +136,24 @@ class Sampler:
             at = anyio.current_time()
             await self._read(targets[start : start + _AT_A_TIME], began, detailed)
             await anyio.sleep(anyio.current_time() - at)  # leaves half of the time to others
-        await self._forget_the_ended()
+        await self.forget_the_ended()
 
-    async def _forget_the_ended(self) -> None:
+    async def forget(self, ident: str) -> None:
+        """It has ended: close its files."""
+        self._samples.pop(ident, None)
+        cgroup = self._opened.pop(ident, None)
+        if cgroup is not None:
+            async with self._reading:
+                self._reader.drop(cgroup)
+
+    async def forget_the_ended(self) -> None:
+        """Forget all that does not run any more."""
         targets = self._targets()
         alive = {each.ident for each in targets}
         for ident in [ident for ident in self._samples if ident not in alive]:
             del self._samples[ident]
+        for ident in [ident for ident in self._opened if ident not in alive]:
+            del self._opened[ident]
         self._rates.forget(alive.__contains__)
         async with self._reading:
             self._reader.keep_only({each.cgroup for each in targets if each.cgroup is not None})
@@ -159,6 +171,8 @@ class Sampler:
             for start in range(0, len(left), _AT_A_TIME):
                 some, now = left[start : start + _AT_A_TIME], anyio.current_time()
                 own_thread = any(each.netns is not None for each in some)
+                if keep_open:
+                    self._opened.update({each.ident: each.cgroup for each in some if each.cgroup is not None})
                 work = partial(self._look, some, detailed, keep_open)
                 looks = await (in_own_thread(work) if own_thread else run_sync(work))
                 for each in some:

@@ -17,12 +17,14 @@ from bridge.core.pod_sums import PodSums
 from bridge.core.sampler import Sample, Sampler, Target
 from bridge.core.sandboxes import SandboxService
 from bridge.core.surroundings import Surroundings
+from bridge.errors import LimitExceeded
 from bridge.host.cgroup_details import CgroupDetails
 from bridge.host.cgroup_stats import CgroupStats
 from bridge.host.net_stats import NetworkStats
 from bridge.ports.images import FsUsage, Images
 
 _HALF = (ContainerState.CREATING, ContainerState.REMOVING)
+_ALIVE = (ContainerState.RUNNING, SandboxState.READY)
 _NOTHING = Sample()
 
 
@@ -85,6 +87,18 @@ class StatsService:
         self._sums = PodSums()
         self.sampler = Sampler(self._all_targets, daemon.settings.sampler)
         daemon.supervisor.spawn("statistics", self.sampler.run)
+        daemon.supervisor.spawn("statistics of what ended", self._forget_for_ever)
+
+    async def _forget_for_ever(self) -> None:
+        """Close the files of what ends when it ends: they name cgroups that are being removed."""
+        while True:
+            try:
+                async with self._store.changes.subscribe() as changes:
+                    async for change in changes:
+                        if change.before is not None and (change.after is None or change.after.state not in _ALIVE):
+                            await self.sampler.forget(change.before.id)
+            except LimitExceeded:
+                await self.sampler.forget_the_ended()
 
     async def container(self, ident: str) -> ContainerUsage:
         """Of one container, read now. Raises NotFound."""

@@ -66,20 +66,21 @@ class CgroupReader:
 
         found = cgroup_stats.parse(text, is_v2=hierarchies.is_v2)
         if found.cpu_ns is None and found.memory is None:  # it is gone, or was not there yet: nothing of it is worth remembering
-            self._drop(cgroup)
+            self.drop(cgroup)
             return found, None
         return found, cgroup_details.parse(text, is_v2=hierarchies.is_v2) if detailed else None
 
     def keep_only(self, cgroups: Collection[str]) -> None:
         """Close the files of all others."""
         for cgroup in [each for each in self._kept if each not in cgroups]:
-            self._drop(cgroup)
+            self.drop(cgroup)
 
     def close(self) -> None:
         """Close every file; a later look opens them again."""
         self.keep_only(())
 
-    def _drop(self, cgroup: str) -> None:
+    def drop(self, cgroup: str) -> None:
+        """Close its files, if any are open."""
         for descriptor in self._kept.pop(cgroup, _Files()).open.values():
             if descriptor is not None:
                 self._count -= 1
