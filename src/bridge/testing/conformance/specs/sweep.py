@@ -138,7 +138,7 @@ async def _sweep(stage: Stage, calls: tuple[str, ...], moments: int) -> None:
     stage.note(f"{len(calls) * moments} kills in {', '.join(calls)}")
 
 
-@spec("kill -9 of the server at any moment: journal before effect", kills=True, timeout=300)
+@spec("kill -9 of the server at any moment: journal before effect", kills=True, timeout=600)
 async def kills_at_every_call(stage: Stage) -> None:
     """The server is killed at several moments of every call: the call made again succeeds and nothing is left"""
     await _sweep(stage, CALLS, _MOMENTS)
