@@ -13,7 +13,7 @@ from typing import Any, cast
 import anyio
 import bridge_gvisor
 import pytest
-from bridge_gvisor import forwarding, hiding
+from bridge_gvisor import execs, forwarding, hiding
 from bridge_gvisor import spec as specs
 from bridge_gvisor.backend import GvisorBackend
 from bridge_gvisor.handler import settings
@@ -471,3 +471,31 @@ async def test_a_runsc_that_makes_cgroups_itself_gets_a_path_on_a_host_of_system
     await host.write_bundle(tmp_path / "bundle", given)
     assert json.loads((tmp_path / "bundle/config.json").read_text())["linux"]["cgroupsPath"] == path
     assert host.sandbox_spec(sandbox(oci=given))["linux"]["cgroupsPath"] == path
+
+
+class Guest:
+    """A runsc that knows its guest's processes, parents by pid, and ends those that it is told to."""
+
+    settings = SimpleNamespace(timeouts=SimpleNamespace(kill=1.0))
+
+    def __init__(self, parents: Mapping[int, int]) -> None:
+        self.parents = dict(parents)
+
+    async def processes(self, ident: str) -> Mapping[int, int]:
+        return dict(self.parents)
+
+    async def check(self, verb: str, flag: str, pid: str, ident: str, signal: str, *, timeout: float) -> bytes:
+        assert (verb, flag, ident, signal) == ("kill", "--pid", "c1", "9")
+        del self.parents[int(pid)]
+        return b""
+
+
+async def test_what_a_lost_server_executed_is_ended(tmp_path: Path) -> None:
+    guest = Guest({1: 0, 2: 1, 7: 0, 8: 7, 9: 0})
+    (tmp_path / "exec-aa.json").write_text("{}")
+    (tmp_path / "exec-aa.guest").write_text("7")
+    (tmp_path / "exec-bb.json").write_text("{}")  # whose launch was cut off
+    (tmp_path / "config.json").write_text("{}")
+    await execs.end_orphans(cast("GvisorHost", SimpleNamespace(runsc=guest)), "c1", tmp_path)
+    assert guest.parents == {1: 0, 2: 1, 9: 0}, "with whom it had forked; the container's own go on"
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

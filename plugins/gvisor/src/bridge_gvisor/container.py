@@ -22,6 +22,7 @@ from bridge.monitor.protocol import LaunchFailed
 from bridge.oci.strays import LOST_CODE, start_ticks
 from bridge.ports.host import Monitor, Task
 from bridge.ports.runtime import Ability, ContainerSpec, ExecSpec, ExitStatus, Record
+from bridge_gvisor import execs
 from bridge_gvisor.execs import GvisorExec
 from bridge_gvisor.host import GvisorHost
 
@@ -210,8 +211,9 @@ async def load(host: GvisorHost, spec: ContainerSpec, record: Record) -> GvisorC
     pid, ticks = int(record.get("pid", 0)), int(record.get("start_ticks", 0))
     task = await _task(host, spec.id)
     if task is not None:
-        return GvisorContainer(host, spec, pid=task.pid, ticks=ticks or start_ticks(task.pid) or 0)
+        pid, ticks = task.pid, ticks or start_ticks(task.pid) or 0
     if pid:
+        await execs.end_orphans(host, spec.id, spec.bundle)
         return GvisorContainer(host, spec, pid=pid, ticks=ticks)
     if not await to_thread.run_sync((spec.bundle / "config.json").exists):
         raise NotFound(f"container {spec.id}: neither the monitor nor its bundle knows it")

@@ -110,6 +110,15 @@ class GvisorExec:
         finally:
             await to_thread.run_sync(self._files.remove)
 
+    async def end_orphan(self) -> None:
+        """``delete`` of one whose runsc a monitor has killed with its caller's connection. Never raises for it."""
+        try:
+            await self._end_guests()
+        except BridgeError as exc:
+            _logger.warning("what an earlier server executed in %s is left: %s", self._container[:13], exc)
+        finally:
+            await to_thread.run_sync(self._files.remove)
+
     async def _end_guests(self) -> None:
         """The process and everyone below it, again until nobody is found: they may fork meanwhile."""
         top = await to_thread.run_sync(self._guest_pid)
@@ -154,3 +163,13 @@ class GvisorExec:
             await self.delete()
         except BridgeError as exc:
             _logger.warning("what is left of a failed exec can't be removed: %s", exc)
+
+
+async def end_orphans(host: GvisorHost, container_id: str, bundle: Path) -> None:
+    """End the execs that a lost server had in a container: their callers are gone, and only the guest knows their processes.
+
+    What withstands is logged: it must not keep the container from being taken over, and ends with it.
+    """
+    for file in await to_thread.run_sync(lambda: sorted(bundle.glob("exec-*.json"))):
+        orphan = GvisorExec(host, container_id, ExecSpec(file.stem.removeprefix("exec-"), {}), bundle)
+        await orphan.end_orphan()
