@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anyio
 import pytest
 
 from tests.crash.node_operations import NODE_OPERATIONS
+from tests.crash.nursery import nursery
 from tests.crash.operations import OPERATIONS
 from tests.crash.stages import FAULTS
 from tests.crash.stream_operations import STREAM_OPERATIONS
 from tests.crash.sweep import Sweeper, cases, sweeper
+from tests.integration.daemon_node import environment
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 SEED = 20261122
@@ -34,6 +37,16 @@ def test_a_kubelet_amid_chaos(crun_hierarchy: None, tmp_path: Path) -> None:
         counts = anyio.run(functools.partial(swept.chaos, ["runc", "crun"], SEED, OPERATIONS_AMID_CHAOS))
     assert sum(counts[fault] for fault in ("kill-server", "kill-monitor", "kill-both", "kill-starting", "error")) > 5
     assert counts["StartContainer"] > OPERATIONS_AMID_CHAOS / 20
+
+
+def test_all_who_wait_for_a_server_learn_how_it_ended(tmp_path: Path) -> None:
+    """A fault's thread and the operation that restarts the server may both wait for it."""
+    with nursery(environment()) as start, (tmp_path / "log").open("wb") as log, ThreadPoolExecutor(4) as threads:
+        for _ in range(10):
+            server = start(["--no-such-flag"], environment(), log)
+            codes = list(threads.map(lambda _: server.wait(60), range(4)))  # noqa: B023 - they have ended before the next
+            assert codes == [codes[0]] * 4
+            server.kill()
 
 
 async def _sample(swept: Sweeper) -> None:
