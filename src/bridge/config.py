@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -121,6 +121,9 @@ class Streaming(Table):
         return self
 
 
+MetricGroup = Literal["cpu", "disk", "diskIO", "hugetlb", "memory", "network", "oom", "pressure", "process", "spec"]
+
+
 class Stats(Table):
     """Statistics and metrics of pods and containers."""
 
@@ -133,6 +136,10 @@ class Stats(Table):
     """Pause between two measurements of all writable layers, one after the other. Why: each looks at every file that was written."""
     concurrency: Count = 8
     """Backends asked at once for what only they can tell (gVisor, virtual machines). Why: each question may cost a process."""
+    pod_metrics: list[MetricGroup] = Field(default_factory=lambda: list(get_args(MetricGroup)))
+    """Groups of metrics that ListPodSandboxMetrics tells and ListMetricDescriptors describes; `container_last_seen` is always told. A
+    kubelet asks once which there are: restart it after a change. Why: who takes metrics from here wants those that cAdvisor has; the
+    dearest group is `process`, with a system call for each open file."""
 
 
 class Config(Table):

@@ -163,7 +163,8 @@ def _annotation_in_words(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join("unset" if arg is type(None) else _annotation_in_words(arg) for arg in args)
     if origin is list:
-        return f"list of {_annotation_in_words(args[0])}s"
+        words = _annotation_in_words(args[0])
+        return f"list of {words}" if get_origin(args[0]) is Literal else f"list of {words}s"
     if origin is dict:
         return "table"
     if args:  # Annotated

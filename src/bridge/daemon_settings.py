@@ -10,6 +10,7 @@ from typing import Any
 
 from bridge import config_images
 from bridge.config import Config
+from bridge.core.metric_groups import Group
 from bridge.core.model import DeviceRequest, ProfileType
 from bridge.core.pace import SamplerSettings
 from bridge.core.settings import CoreSettings
@@ -84,7 +85,13 @@ def core(config: Config, host: Host) -> CoreSettings:
         relabel_timeout=config.security.selinux_relabel_timeout,
         additional_devices=tuple(_device(text) for text in runtime.additional_devices),
         device_ownership=runtime.device_ownership_from_security_context,
-        sampler=SamplerSettings(period=config.stats.period, idle=config.stats.idle_timeout, at_once=config.stats.concurrency),
+        sampler=SamplerSettings(
+            period=config.stats.period,
+            idle=config.stats.idle_timeout,
+            at_once=config.stats.concurrency,
+            count_processes=Group.PROCESS in config.stats.pod_metrics,
+        ),
+        metric_groups=tuple(map(Group, config.stats.pod_metrics)),
     )
 
 

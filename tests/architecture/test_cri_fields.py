@@ -32,6 +32,7 @@ REQUESTS = (
 ANSWERS = (pb.ContainerEventResponse, pb.ContainerEventType, pb.PodSandboxStatusResponse)
 """With their own fields only: what is in those, the requests have asked for."""
 STATISTICS = (pb.ContainerStatsFilter, pb.PodSandboxStatsFilter, pb.ContainerStats, pb.PodSandboxStats)
+METRICS = (pb.PodSandboxMetrics, pb.MetricDescriptor)
 WINDOWS = "Windows messages"
 ENUM_NAMES = {pb.SecurityProfileProfileType: "SecurityProfile.ProfileType"}
 
@@ -55,7 +56,7 @@ def wanted() -> dict[str, set[str]]:
     """Fields by message and members by enum, of all that the requests can carry; Windows messages only by name."""
     found: dict[str, set[str]] = {WINDOWS: set()}
     seen: set[type[Any]] = set()
-    left: list[type[Any]] = [*REQUESTS, *ANSWERS, *STATISTICS]
+    left: list[type[Any]] = [*REQUESTS, *ANSWERS, *STATISTICS, *METRICS]
     while left:
         cls = left.pop()
         if cls in seen:

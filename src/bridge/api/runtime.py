@@ -9,6 +9,7 @@ from bridge import __version__
 from bridge._proto.runtime import v1
 from bridge.api.containers import ContainerRpcs
 from bridge.api.events import EventRpcs
+from bridge.api.metrics import MetricsRpcs
 from bridge.api.sandboxes import SandboxRpcs
 from bridge.api.stats import StatsRpcs
 from bridge.api.streaming import StreamingRpcs, Urls
@@ -34,7 +35,7 @@ class NodeView:
     details: Callable[[], Mapping[str, str]]
 
 
-class RuntimeRpcs(SandboxRpcs, ContainerRpcs, StreamingRpcs, StatsRpcs, EventRpcs):
+class RuntimeRpcs(SandboxRpcs, ContainerRpcs, StreamingRpcs, StatsRpcs, MetricsRpcs, EventRpcs):
     """The RuntimeService. RPCs that no class here overrides answer UNIMPLEMENTED."""
 
     def __init__(self, core: Services, node: NodeView, urls: Urls) -> None:

@@ -16,11 +16,15 @@ _LEAST_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class SamplerSettings:
-    """Seconds. ``period`` bounds the age of what is told; unasked it goes on for ``idle``; ``at_once`` bounds the backends asked."""
+    """Seconds. ``period`` bounds the age of what is told; unasked it goes on for ``idle``; ``at_once`` bounds the backends asked.
+
+    ``count_processes``: details have the processes' counts, the dearest part of them.
+    """
 
     period: float = 10.0
     idle: float = 60.0
     at_once: int = 8
+    count_processes: bool = True
 
 
 class Pace:

@@ -20,12 +20,13 @@ from bridge import log
 from bridge.core.cpu_rates import CpuRates
 from bridge.core.pace import Pace, SamplerSettings
 from bridge.errors import BridgeError
-from bridge.host import net_stats
+from bridge.host import net_stats, process_counts
 from bridge.host.cgroup_details import CgroupDetails
 from bridge.host.cgroup_reader import CgroupReader
 from bridge.host.cgroup_stats import CgroupStats
 from bridge.host.namespaces import in_own_thread
 from bridge.host.net_stats import NetworkStats
+from bridge.host.process_counts import ProcessCounts
 from bridge.ports.runtime import ContainerHandle
 
 _logger = log.get("core.sampler")
@@ -41,20 +42,24 @@ _ANSWER_SECONDS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A container that runs, or a pod. ``backend`` is asked where there is no ``cgroup``; ``began_ns`` is when it started, 0 unknown."""
+    """A container that runs, or a pod. ``backend`` is asked where there is no ``cgroup``; ``began_ns`` is when it started, 0 unknown.
+
+    ``pid`` is a container's first process, 0 of what has none here: a pod, or one whose cgroup is a sandbox's.
+    """
 
     ident: str
     cgroup: str | None = None
     backend: ContainerHandle | None = None
     netns: Path | None = None
     began_ns: int = 0
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """The last look at a target, at ``taken`` of the event loop's clock; each part has its own Unix time, and is None when not found.
 
-    ``details`` were read if ``detailed``, which costs more: only while somebody asks for them, and only of cgroups.
+    ``details`` and ``processes`` were read if ``detailed``, which costs more: only while somebody asks for them, and only of cgroups.
     """
 
     taken: float = float("-inf")
@@ -63,6 +68,7 @@ class Sample:
     network: NetworkStats | None = None
     details: CgroupDetails | None = None
     detailed: bool = False
+    processes: ProcessCounts | None = None
 
 
 @dataclass(slots=True)
@@ -70,6 +76,7 @@ class _Looks:
     """What one hop brings."""
 
     cgroups: dict[str, tuple[CgroupStats, CgroupDetails | None]]
+    processes: Mapping[str, ProcessCounts | None]
     networks: Mapping[str, NetworkStats]
 
 
@@ -177,11 +184,13 @@ class Sampler:
                 looks = await (in_own_thread(work) if own_thread else run_sync(work))
                 for each in some:
                     look, details = looks.cgroups.get(each.ident, (None, None))
-                    self._keep(each, Sample(now, look, None, looks.networks.get(each.ident), details, detailed))
+                    network, processes = looks.networks.get(each.ident), looks.processes.get(each.ident)
+                    self._keep(each, Sample(now, look, None, network, details, detailed, processes))
 
     def _look(self, targets: Sequence[Target], detailed: bool, keep_open: bool) -> _Looks:
         """In a worker thread; with network namespaces in one that ends with it."""
         found: dict[str, tuple[CgroupStats, CgroupDetails | None]] = {}
+        processes: dict[str, ProcessCounts | None] = {}
         for each in targets:
             if each.cgroup is None:
                 continue
@@ -192,7 +201,11 @@ class Sampler:
                 continue
             if look.cpu_ns is not None or look.memory is not None:  # else it ended meanwhile, or has none yet
                 found[each.ident] = (look, details)
-        return _Looks(found, net_stats.read_in_this_thread({each.ident: each.netns for each in targets if each.netns is not None}))
+                if detailed and each.pid and self._settings.count_processes:
+                    processes[each.ident] = process_counts.read(each.cgroup, each.pid, on=self._reader.hierarchies)
+        return _Looks(
+            found, processes, net_stats.read_in_this_thread({each.ident: each.netns for each in targets if each.netns is not None})
+        )
 
     async def _backends_round(self) -> None:
         """Each once a period. In the rounds between, for who asks twice, only where they are few: a question may be a process."""

@@ -19,6 +19,7 @@ from bridge.core.hostports import HostPorts
 from bridge.core.injections import Injections, Sources
 from bridge.core.leftovers import Leftovers
 from bridge.core.live import Live
+from bridge.core.metrics import MetricsService
 from bridge.core.orphans import Orphans
 from bridge.core.preview import Previewer
 from bridge.core.recovery import Recovery
@@ -59,13 +60,18 @@ class Services:
     streams: StreamService
     resources: ResourceService
     stats: StatsService
+    metrics: MetricsService
     recovery: Recovery
-    traces: Traces
     ports: Ports
     lookups: Lookups
     previewer: Previewer
     daemon: Surroundings
     events: EventHub
+
+    @property
+    def traces(self) -> Traces:
+        """Of what was done lately."""
+        return self.daemon.traces
 
     def load(self) -> Mapping[str, object]:
         """What is being made and started now, who waits for a turn, and how many tasks the event loop holds."""
@@ -119,12 +125,11 @@ def assemble(
     """Build core over a loaded store. ``sources`` are the watched directories of CDI specs and hooks, None for none."""
     detacher = Detacher(store, ports.network, supervisor)
     daemon = _surroundings(store, settings, supervisor, detacher)
-    live, traces, leftovers = daemon.live, daemon.traces, daemon.leftovers
-    lookups, confiner = Lookups(supervisor), Confiner(facts, spec_settings)
+    live, leftovers, lookups, confiner = daemon.live, daemon.leftovers, Lookups(supervisor), Confiner(facts, spec_settings)
     injections = Injections(ports.handlers, sources or Sources.none())
     host_ports, net, images, handlers = HostPorts(store), ports.network, ports.images, ports.handlers
     creator = ContainerCreator(store, live, leftovers, handlers, images, lookups, settings, facts, spec_settings, injections, confiner)
-    previewer = Previewer(ports.handlers, ports.images, settings, facts, spec_settings, injections, confiner, lookups)
+    preview = Previewer(ports.handlers, ports.images, settings, facts, spec_settings, injections, confiner, lookups)
     containers = ContainerService(daemon, ports.images, creator)
     runner = SandboxRunner(store, live, leftovers, net, images, detacher, settings, facts, spec_settings, host_ports, handlers, confiner)
     sandboxes = SandboxService(daemon, ports.handlers, containers, runner, detacher)
@@ -139,14 +144,15 @@ def assemble(
         facts=facts,
         spec_settings=spec_settings,
     )
-    resources = ResourceService(daemon, ports.handlers, containers, sandboxes, facts)
+    limits = ResourceService(daemon, ports.handlers, containers, sandboxes, facts)
     stats = StatsService(daemon, containers, sandboxes, ports.images, spec_settings.cgroup_driver)
+    metrics = MetricsService(stats, settings.metric_groups)
     streams = StreamService(store=store, live=live, handlers=ports.handlers, settings=settings)
     execs = ExecService(streams=streams, settings=settings)
     events = EventHub(store)
     _attend(supervisor, store, events, lambda: leftovers.tend(recovery.finish))
     return Services(
-        store, live, sandboxes, containers, execs, streams, resources, stats, recovery, traces, ports, lookups, previewer, daemon, events
+        store, live, sandboxes, containers, execs, streams, limits, stats, metrics, recovery, ports, lookups, preview, daemon, events
     )
 
 

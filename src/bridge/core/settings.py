@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bridge.core.metric_groups import CHOICES, Group
 from bridge.core.model import DeviceRequest
 from bridge.core.pace import SamplerSettings
 from bridge.host.selinux import Contexts
@@ -23,7 +24,7 @@ class CoreSettings:
     ``selinux`` is None where no labels are given; ``selinux_categories`` is the number of categories that pods' pairs are drawn
     from, ``relabel_timeout`` bounds the labelling of one volume.
     ``additional_devices`` are every container's; with ``device_ownership`` devices that it asks for belong to its user.
-    ``sampler`` is the rhythm of statistics.
+    ``sampler`` is the rhythm of statistics, ``metric_groups`` what of metrics is told.
     """
 
     run_dir: Path
@@ -47,6 +48,7 @@ class CoreSettings:
     additional_devices: tuple[DeviceRequest, ...] = ()
     device_ownership: bool = False
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    metric_groups: tuple[Group, ...] = CHOICES
 
     def sandbox_dir(self, sandbox_id: str) -> Path:
         """State of one sandbox: hostname, hosts, resolv.conf, shm, namespace pins."""

@@ -21,6 +21,7 @@ from bridge.errors import LimitExceeded
 from bridge.host.cgroup_details import CgroupDetails
 from bridge.host.cgroup_stats import CgroupStats
 from bridge.host.net_stats import NetworkStats
+from bridge.host.process_counts import ProcessCounts
 from bridge.ports.images import FsUsage, Images
 
 _HALF = (ContainerState.CREATING, ContainerState.REMOVING)
@@ -32,7 +33,8 @@ _NOTHING = Sample()
 class ContainerUsage:
     """``cgroup`` (of one without a cgroup: what its backend said) and ``nano_cores`` are None of one that does not run.
 
-    ``layer`` is None of one whose layer was never measured, ``details`` unless they were asked for and the files tell them.
+    ``layer`` is None of one whose layer was never measured, ``details`` and ``processes`` unless they were asked for and
+    the files tell them.
     """
 
     container: Container
@@ -40,6 +42,7 @@ class ContainerUsage:
     nano_cores: int | None = None
     layer: FsUsage | None = None
     details: CgroupDetails | None = None
+    processes: ProcessCounts | None = None
 
     @property
     def id(self) -> str:
@@ -139,7 +142,7 @@ class StatsService:
             entry = self._live.containers.get(one.id)
             if one.state is ContainerState.RUNNING and entry is not None:
                 cgroup = entry.handle.cgroup
-                found.append(Target(one.id, cgroup, entry.handle if cgroup is None else None, began_ns=one.started_at))
+                found.append(Target(one.id, cgroup, entry.handle if cgroup is None else None, began_ns=one.started_at, pid=one.pid))
         return found
 
     def _pod_targets(self, sandboxes: Iterable[Sandbox]) -> list[Target]:
@@ -154,7 +157,7 @@ class StatsService:
 
     def _usage(self, container: Container, sample: Sample) -> ContainerUsage:
         layer = self._images.layer_usage(container.id)
-        return ContainerUsage(container, sample.cgroup, sample.nano_cores, layer, sample.details)
+        return ContainerUsage(container, sample.cgroup, sample.nano_cores, layer, sample.details, sample.processes)
 
     def _pod_usage(self, sandbox: Sandbox, members: Sequence[Container], samples: Mapping[str, Sample]) -> PodUsage:
         usages = tuple(self._usage(container, samples.get(container.id, _NOTHING)) for container in members)

@@ -45,12 +45,17 @@ class CgroupReader:
         """How many files are open between looks."""
         return self._count
 
+    @property
+    def hierarchies(self) -> CgroupLayout:
+        """Where cgroups are."""
+        return self._given or layout()
+
     def read(self, cgroup: str, *, detailed: bool = False, keep_open: bool = True) -> tuple[CgroupStats, CgroupDetails | None]:
         """What ``cgroup`` (a path from the hierarchies' root) uses now. Raises HostError when a file can't be read.
 
         Without ``keep_open`` no more files are left open than there were.
         """
-        hierarchies = self._given or layout()
+        hierarchies = self.hierarchies
         kept = self._kept.get(cgroup)
         if kept is None:
             kept = _Files()

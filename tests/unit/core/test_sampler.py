@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -120,6 +122,20 @@ async def test_details_are_read_for_who_asks_for_them(world: World) -> None:
     assert (await world.sampler.samples([target], detailed=True))["one"].details is not None
     assert (await world.sampler.samples([target]))["one"].details is not None
     assert len(world.reader.looks) == 2
+    await world.sampler._close()
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+async def test_processes_are_counted_of_containers_and_for_who_wants_details(tmp_path: Path, chosen: bool) -> None:
+    world = World(tmp_path, count_processes=chosen)
+    pod, container = world.add("pod"), replace(world.add("one"), pid=os.getpid())
+    for each in ("pod", "one"):
+        (tmp_path / each / "cgroup.procs").write_text(f"{os.getpid()}\n")
+    assert (await world.sampler.samples([container]))["one"].processes is None
+    found = await world.sampler.samples([pod, container], detailed=True)
+    assert found["pod"].processes is None
+    counts = found["one"].processes
+    assert (counts is not None and counts.processes == 1) == chosen
     await world.sampler._close()
 
 
