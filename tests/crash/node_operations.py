@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
@@ -107,9 +109,9 @@ async def _until_monitor(node: DaemonNode, true: object) -> None:
             await anyio.sleep(0.02)
 
 
-async def _writes_on(kubelet: Kubelet, stage: Stage) -> None:
-    """Its log goes on, and its end is told; but the pipes are gone with server and monitor."""
-    if stage.fault != "kill-both":
+async def _writes_on(kubelet: Kubelet, stage: Stage, *, lost: Sequence[str] = ("kill-both",)) -> None:
+    """Its log goes on, and its end is told; but the pipes are gone with server and monitor, as those faults take them."""
+    if stage.fault not in lost:
         so_far = len(log_lines(stage.log))
         with anyio.fail_after(_PATIENCE):
             while len(log_lines(stage.log)) < so_far + 3:
@@ -145,9 +147,12 @@ async def _renewed(kubelet: Kubelet, _stage: Stage) -> None:
     await _until_monitor(kubelet.node, lambda client: client.program == program())
 
 
+# A server that ends after its monitor did, and before another one has the pipes, takes them with it.
+_writes_on_if_held = functools.partial(_writes_on, lost=("kill-both", "kill-server", "hang"))
+
 NODE_OPERATIONS = [
     Operation("restart", _several, _restart, _restarted, faults=("kill-server", "kill-monitor", "kill-both", "error", "hang"), reads=False),
     Operation("reload", running, _reload, _is_reloaded, _as_before),
-    Operation("monitor-lost", writing, _lose_monitor, _writes_on),
+    Operation("monitor-lost", writing, _lose_monitor, _writes_on_if_held),
     Operation("monitor-renewed", _of_another_release, _renewed, _writes_on, nothing),
 ]
