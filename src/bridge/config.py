@@ -24,6 +24,7 @@ __all__ = [
     "Config",
     "Handler",
     "Images",
+    "Metrics",
     "Monitor",
     "Network",
     "Registry",
@@ -142,6 +143,40 @@ class Stats(Table):
     dearest group is `process`, with a system call for each open file."""
 
 
+class Metrics(Table):
+    """The server's own metrics for Prometheus, at `/metrics`; they need the package prometheus-client (`cri-bridge[metrics]`)."""
+
+    socket: AbsolutePath | None = None
+    """Unix socket to serve them on. Why: unset, nothing is counted and nothing is imported."""
+    socket_mode: Mode = 0o660
+    """Permission bits of that socket. Why: as the server's own; metrics name no pods, so that more may be let in."""
+    address: str = ""
+    """IP address and port to serve them on, such as `127.0.0.1:9537` or `[::1]:9537`. Why: empty, nobody listens."""
+    tls_certificate: AbsolutePath | None = None
+    """PEM file with the certificate for the address, and so TLS; read again when it changes. Why: unset, loopback needs none."""
+    tls_key: AbsolutePath | None = None
+    """Its key; unset, when it is in the same file. Why: as tools write them."""
+    tls_client_authorities: AbsolutePath | None = None
+    """PEM file with authorities, one of which must have signed a client's certificate. Why: unset, whoever reaches it may read."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.address:
+            host, _, port = self.address.rpartition(":")
+            try:
+                ip = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+                good = port.isdecimal() and 0 <= int(port) <= 65535 and (ip.version == 4) == (not host.startswith("["))
+            except ValueError:
+                good = False
+            if not good:
+                raise ValueError(f"address: must be an IP address with a port, such as 127.0.0.1:9537, not {self.address!r}")
+        if self.tls_certificate is None and (self.tls_key or self.tls_client_authorities):
+            raise ValueError("tls_key and tls_client_authorities: need tls_certificate")
+        if self.tls_certificate is not None and not self.address:
+            raise ValueError("tls_certificate: is for address, which is empty")
+        return self
+
+
 class Config(Table):
     """The whole configuration, valid and with every path absolute."""
 
@@ -153,6 +188,7 @@ class Config(Table):
     security: Security = Field(default_factory=Security)
     streaming: Streaming = Field(default_factory=Streaming)
     stats: Stats = Field(default_factory=Stats)
+    metrics: Metrics = Field(default_factory=Metrics)
 
     @model_validator(mode="after")
     def _place_paths(self) -> Self:

@@ -34,6 +34,7 @@ from bridge.core.services import Ports, Services, assemble
 from bridge.core.state_file import open_state
 from bridge.core.store import Store
 from bridge.daemon_leaving import leave_after, stop_early
+from bridge.daemon_metrics import told as metrics_told
 from bridge.daemon_reload import close_retired, close_unused, needing_restart, with_handlers_of
 from bridge.daemon_settings import Host
 from bridge.daemon_status import InForce, NodeDetails, tell_plugins
@@ -187,6 +188,7 @@ async def running(config: Config, manager: ServiceManager | None = None) -> Asyn
         streams = await stack.enter_async_context(StreamServer.open(settings_of.streaming(config), _sessions(config, core)))
         in_force = InForce(config)
         server = await stack.enter_async_context(_server(in_force, host, core, images, link, streams, plugins))
+        await stack.enter_async_context(metrics_told(config, core, images, link, streams, server))
         await server.listen(config.server.socket, mode=config.server.socket_mode, group=config.server.socket_group)
         await core.recovery.run()
         yield Daemon(core, handlers, server, in_force)

@@ -16,7 +16,7 @@ import secrets
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import anyio
 import h2.exceptions
@@ -57,6 +57,16 @@ class Method(NamedTuple):
     streaming: bool
 
 
+class Observer(Protocol):
+    """Told of each RPC, for metrics. Neither may wait or raise."""
+
+    def handler_of(self, request: Any) -> str:
+        """The runtime handler that ``request`` is about, "" when it is about none; asked before it is served."""
+
+    def called(self, rpc: str, handler: str, code: str, seconds: float, *, streaming: bool) -> None:
+        """It has ended: ``rpc`` is its name, "" for one that is unknown; ``code`` gRPC's, such as NOT_FOUND."""
+
+
 def methods_of(services: Iterable[ServiceBase]) -> dict[str, Method]:
     """The methods of ``services`` by path. Raises TypeError for one that takes a stream of requests: CRI has none.
 
@@ -80,7 +90,20 @@ def ender() -> Callable[[BridgeError], None]:
 class Call:
     """One RPC in flight. ``run`` is its task; ``cancel`` ends it early, with a status unless the peer is gone."""
 
-    __slots__ = ("_gone", "_headers", "_max_message", "_opened", "_stream", "_why", "_wire", "path", "scope", "streaming")
+    __slots__ = (
+        "_gone",
+        "_handler",
+        "_headers",
+        "_max_message",
+        "_observer",
+        "_opened",
+        "_stream",
+        "_why",
+        "_wire",
+        "path",
+        "scope",
+        "streaming",
+    )
 
     def __init__(self, stream: Stream, wire: H2Connection, headers: Headers, max_message: int) -> None:
         self._stream = stream
@@ -90,6 +113,8 @@ class Call:
         self._opened = False
         self._gone = False
         self._why: BridgeError | None = None
+        self._observer: Observer | None = None
+        self._handler = ""
         self.path = self._headers.get(":path", "")
         self.scope = anyio.CancelScope()
         self.streaming = False
@@ -100,9 +125,10 @@ class Call:
         self._gone = why is None
         self.scope.cancel()
 
-    async def run(self, methods: Mapping[str, Method]) -> None:
+    async def run(self, methods: Mapping[str, Method], observer: Observer | None = None) -> None:
         """Do the whole RPC. Raises nothing but the cancellation of the task itself."""
         began = time.monotonic()
+        self._observer = observer
         request = f"{_boot}-{next(_numbers)}"
         failure: Failure | None = None
         with log.context(request=request, rpc=self.path.rpartition("/")[2]):
@@ -115,6 +141,10 @@ class Call:
                 failure = status_of(self._why) if self._why else (Status.DEADLINE_EXCEEDED, "the caller's deadline passed")
             if failure is not None:
                 self._fail(*failure)
+            if observer is not None:
+                rpc = self.path.rpartition("/")[2] if self.path in methods else ""
+                code = failure[0].name if failure else "OK"
+                observer.called(rpc, self._handler, code, time.monotonic() - began, streaming=self.streaming)
             if _logger.isEnabledFor(logging.DEBUG):
                 _logger.debug("%s %s in %.2f ms", self.path, failure[0].name if failure else "OK", (time.monotonic() - began) * 1e3)
 
@@ -141,6 +171,8 @@ class Call:
         if timeout is not None:
             self.scope.deadline = anyio.current_time() + _seconds(timeout)
         request = await self._receive(method.request_type)
+        if self._observer is not None:
+            self._handler = self._observer.handler_of(request)
         if not method.streaming:
             await self._answer(_codec.encode(await method.handler(request), method.reply_type))
             return

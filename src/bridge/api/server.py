@@ -18,7 +18,7 @@ from betterproto2.grpclib import ServiceBase
 
 from bridge import log
 from bridge.api import sockets
-from bridge.api.calls import Call, methods_of
+from bridge.api.calls import Call, Observer, methods_of
 from bridge.api.connections import ServerProtocol
 from bridge.errors import Unavailable
 
@@ -42,6 +42,8 @@ class GrpcServer:
         self._calls: set[Call] = set()
         self._idle = anyio.Event()
         self._draining = False
+        self.observer: Observer | None = None
+        """Told of each RPC; None costs nothing."""
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
@@ -112,7 +114,7 @@ class GrpcServer:
 
     async def _run(self, call: Call, release: Callable[[], None]) -> None:
         try:
-            await call.run(self._methods)
+            await call.run(self._methods, self.observer)
         except Exception:
             # Only a defect of calls.py itself can come here; it must not take the other calls along.
             _logger.exception("%s could not be answered", call.path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from anyio.to_thread import run_sync
@@ -32,6 +32,13 @@ _SHORT = 32
 """Digits of a container's id in the name of its terminal's socket."""
 
 
+@dataclass(slots=True)
+class Tally:
+    """How many were removed since the server's start."""
+
+    removed: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Orphans:
     """Run ``remove`` after recovery, or whenever asked. Nothing that fails here is fatal: it is logged and tried at the next start."""
@@ -43,6 +50,7 @@ class Orphans:
     detacher: Detacher
     settings: CoreSettings
     spec_settings: SpecSettings
+    tally: Tally = field(default_factory=Tally)
 
     async def remove(self) -> Sequence[str]:
         """Processes first, then what they had mounted, then what they had written. Returns in words what was removed."""
@@ -58,6 +66,7 @@ class Orphans:
         for container in self.images.containers():
             if container not in self.store.containers:
                 removed += await self._tried(f"the root filesystem of container {container}", lambda: self._rootfs(container))  # noqa: B023
+        self.tally.removed += len(removed)
         return removed
 
     def _loose(self) -> list[Path]:

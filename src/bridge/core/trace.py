@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -25,10 +25,8 @@ class Span:
     failed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Open:
-    spans: list[Span]
-    depth: int = 0
+Observer = Callable[[str, str, float, bool], None]
+"""Told of each span that ends: operation (RunPodSandbox), phase (its own name again for the whole), seconds, whether it failed."""
 
 
 @dataclass(slots=True)
@@ -37,6 +35,7 @@ class Traces:
 
     limit: int = 512
     pods: OrderedDict[str, list[Span]] = field(default_factory=OrderedDict)
+    observer: Observer | None = None
 
     def of(self, sandbox_id: str) -> list[Span]:
         """Spans of one pod; empty when unknown."""
@@ -53,6 +52,14 @@ class Traces:
         return spans
 
 
+@dataclass(frozen=True, slots=True)
+class _Open:
+    traces: Traces
+    spans: list[Span]
+    operation: str
+    depth: int = 0
+
+
 _current: ContextVar[_Open | None] = ContextVar("bridge_trace", default=None)
 _SPANS_PER_POD = 256
 
@@ -60,7 +67,7 @@ _SPANS_PER_POD = 256
 @contextlib.contextmanager
 def recording(traces: Traces, sandbox_id: str, name: str) -> Iterator[None]:
     """Record the block, and every span inside it, as request ``name`` of the pod."""
-    token = _current.set(_Open(traces._spans(sandbox_id)))
+    token = _current.set(_Open(traces, traces._spans(sandbox_id), name.partition(" ")[0]))
     try:
         with span(name):
             yield
@@ -72,13 +79,14 @@ def recording(traces: Traces, sandbox_id: str, name: str) -> Iterator[None]:
 def span(name: str) -> Iterator[None]:
     """Time the block under ``name`` in the current trace, if there is one."""
     trace = _current.get()
-    if trace is None or len(trace.spans) >= _SPANS_PER_POD:
+    if trace is None or (len(trace.spans) >= _SPANS_PER_POD and trace.traces.observer is None):
         yield
         return
     entry = Span(name, time.time_ns(), depth=trace.depth)
-    trace.spans.append(entry)
+    if len(trace.spans) < _SPANS_PER_POD:
+        trace.spans.append(entry)
     began = time.perf_counter_ns()
-    token = _current.set(_Open(trace.spans, trace.depth + 1))  # a task started inside the block gets it too
+    token = _current.set(_Open(trace.traces, trace.spans, trace.operation, trace.depth + 1))  # a task started inside the block gets it too
     try:
         yield
     except BaseException:
@@ -87,3 +95,5 @@ def span(name: str) -> Iterator[None]:
     finally:
         _current.reset(token)
         entry.duration = time.perf_counter_ns() - began
+        if trace.traces.observer is not None:
+            trace.traces.observer(trace.operation, name, entry.duration / 1e9, entry.failed)

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 
 class LayerState(StrEnum):
@@ -74,6 +75,16 @@ class Pull:
         self.layers = layers
 
 
+class Watcher(Protocol):
+    """Told of pulls and imports as they end, for metrics. ``reference`` is an image's, or an archive's path. Must not wait or raise."""
+
+    def pulled(self, reference: str, seconds: float, layers: int, *, failed: bool) -> None:
+        """It has ended; ``layers`` are those that were not here before it."""
+
+    def received(self, reference: str, size: int) -> None:
+        """A layer's transfer has ended, after ``size`` bytes."""
+
+
 class Board:
     """The running pulls of one store. ``has`` tells whether a layer is complete, by its chain id."""
 
@@ -81,16 +92,27 @@ class Board:
         self._has = has
         self._pulls: list[Pull] = []
         self._received: dict[str, int] = {}
+        self.watcher: Watcher | None = None
 
     @contextmanager
     def pull(self, reference: str) -> Iterator[Pull]:
         """A pull that is shown while the block runs."""
         made = Pull(reference, self._has)
         self._pulls.append(made)
+        began = time.monotonic()
         try:
             yield made
+        except Exception:
+            self._ended(made, began, failed=True)
+            raise
+        else:
+            self._ended(made, began, failed=False)
         finally:
             self._pulls.remove(made)
+
+    def _ended(self, pull: Pull, began: float, *, failed: bool) -> None:
+        if self.watcher is not None:
+            self.watcher.pulled(pull.reference, time.monotonic() - began, len(pull.layers) - len(pull.present), failed=failed)
 
     async def counted(self, chain_id: str, chunks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
         """``chunks``, counted for ``chain_id`` from nothing on. There is at most one such transfer at a time."""
@@ -102,7 +124,10 @@ class Board:
 
     def landed(self, chain_id: str) -> None:
         """The layer's transfer and unpacking are over, well or badly."""
-        self._received.pop(chain_id, None)
+        size = self._received.pop(chain_id, 0)
+        if self.watcher is not None:
+            pulls = (pull.reference for pull in self._pulls if any(layer.chain_id == chain_id for layer in pull.layers))
+            self.watcher.received(next(pulls, ""), size)
 
     def show(self) -> Sequence[PullProgress]:
         """The running pulls, the oldest first."""

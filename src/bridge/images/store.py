@@ -30,7 +30,7 @@ from bridge.images.gate import Gate
 from bridge.images.importing import Importer
 from bridge.images.kept_signatures import KeptSignatures
 from bridge.images.layers import LayerStore
-from bridge.images.progress import PullProgress
+from bridge.images.progress import PullProgress, Watcher
 from bridge.images.recovery import recover
 from bridge.images.rows import Record
 from bridge.images.settings import ImageSettings
@@ -223,6 +223,10 @@ class ImageStore:
     def progress(self) -> Sequence[PullProgress]:
         """How far the running pulls and imports are."""
         return self._assembler.board.show()
+
+    def watch_pulls(self, watcher: Watcher) -> None:
+        """Tell ``watcher`` of pulls and imports as they end."""
+        self._assembler.board.watcher = watcher
 
     def containers(self) -> Sequence[str]:
         """The containers that have a writable layer or a volume: for the daemon to remove those it does not know."""

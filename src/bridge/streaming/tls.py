@@ -14,10 +14,11 @@ _logger = log.get("streaming.tls")
 class Certificate:
     """A certificate with its key and, with ``authorities``, the demand that clients have one of theirs. Blocks: call it in a thread."""
 
-    def __init__(self, certificate: Path, key: Path, authorities: Path | None = None) -> None:
+    def __init__(self, certificate: Path, key: Path, authorities: Path | None = None, *, section: str = "streaming") -> None:
         self._certificate = certificate
         self._key = key
         self._authorities = authorities
+        self._section = section  # of the configuration, for errors
         self._seen: tuple[tuple[int, int], ...] = ()
         self._context: ssl.SSLContext | None = None
         self._fault = ""
@@ -25,7 +26,7 @@ class Certificate:
     def context(self) -> ssl.SSLContext:
         """For the next connection. Raises ConfigError at first only: later, what is broken is logged and the last good one serves."""
         try:
-            seen = tuple(_stamp(path) for path in (self._certificate, self._key, self._authorities) if path is not None)
+            seen = tuple(_stamp(path, self._section) for path in (self._certificate, self._key, self._authorities) if path is not None)
             if self._context is None or seen != self._seen:
                 self._seen = seen  # also of broken files: they are logged once, not for each connection
                 self._context = self._load()
@@ -48,7 +49,7 @@ class Certificate:
                 made.verify_mode = ssl.CERT_REQUIRED
         except (OSError, ValueError) as exc:
             files = ", ".join(str(path) for path in (self._certificate, self._key, self._authorities) if path is not None)
-            raise ConfigError(f"streaming.tls_*: {files}: are no PEM certificate, its key and authorities: {exc}") from exc
+            raise ConfigError(f"{self._section}.tls_*: {files}: are no PEM certificate, its key and authorities: {exc}") from exc
         return made
 
 
@@ -57,9 +58,9 @@ def _no_password() -> str:
     return ""
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(path: Path, section: str) -> tuple[int, int]:
     try:
         found = path.stat()
     except OSError as exc:
-        raise ConfigError(f"streaming.tls_*: {path}: {exc.strerror}") from exc
+        raise ConfigError(f"{section}.tls_*: {path}: {exc.strerror}") from exc
     return found.st_mtime_ns, found.st_ino

@@ -1,0 +1,1 @@
+"""The server's own metrics for Prometheus: only imported when the configuration asks for them."""
