@@ -49,7 +49,7 @@ async def test_what_the_manager_is_told_and_when_the_collector_works(monkeypatch
     ending = [signal.SIGHUP, signal.SIGTERM]
     monkeypatch.setattr(daemon, "running", running)
     monkeypatch.setattr(ServiceManager, "announce", announce)
-    monkeypatch.setattr(daemon, "_leave_after", lambda seconds: None)
+    monkeypatch.setattr(daemon, "leave_after", lambda seconds: None)
     gc.disable()
     await daemon._serve(Config(), Config)
     assert told == [("start", False), ("READY=1", True), ("RELOADING=1", True), ("READY=1", True), ("STOPPING=1", True)]
