@@ -82,7 +82,7 @@ async def _as_before(kubelet: Kubelet, stage: Stage) -> None:
 async def _until_handlers(kubelet: Kubelet, *, late: bool) -> None:
     """A handler whose probe was too slow, as on a node that is busy, is disabled; another reload tries it again."""
     assert kubelet.node.process is not None
-    with anyio.fail_after(2 * _PATIENCE):
+    with anyio.fail_after(6 * _PATIENCE):
         while True:
             kubelet.node.process.send_signal(signal.SIGHUP)
             with anyio.move_on_after(_PATIENCE / 2):
