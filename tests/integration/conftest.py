@@ -22,7 +22,7 @@ def nothing_is_left(tmp_path: Path) -> Iterator[None]:
     before = snapshot(scope, without=["file"])
     yield
     left = settle(scope, before, timeout=0.5)
-    if left:  # a server's handles that a test has dropped, with their descriptors, may be the collector's; collecting each time takes too long
+    if left:  # a handle that was dropped may wait for the collector with its descriptor; to collect after each test takes too long
         gc.collect()
         left = settle(scope, before, timeout=10)
     assert not left, "left behind:\n" + "\n".join(left)
