@@ -17,7 +17,7 @@ from bridge.client import CriError
 from bridge.config import Config
 from bridge.core.services import Services
 from bridge.daemon_metrics import told
-from bridge.errors import HostError
+from bridge.errors import ConfigError, HostError
 from bridge.testing.fakes import FakeBackend
 from tests.component.conftest import World, container, pod
 from tests.component.test_events import served, until
@@ -92,3 +92,12 @@ async def test_an_address_that_is_taken_is_named(core: Services) -> None:
             with pytest.raises(HostError, match=rf"metrics.address: can't listen on {address}"):
                 async with told(config, core, *parts(), server):
                     pytest.fail("it began")
+
+
+async def test_a_missing_package_is_named(core: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config = Config.model_validate({"metrics": {"socket": str(tmp_path / "metrics.sock")}})
+    async with GrpcServer([]) as server:
+        with pytest.raises(ConfigError, match=r"install cri-bridge\[metrics\]"):
+            async with told(config, core, *parts(), server):
+                pytest.fail("it began")

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -29,6 +30,7 @@ from bridge.metrics.endpoint import Endpoint
 from bridge.metrics.instruments import Instruments
 from bridge.metrics.readings import FAMILIES, Readings
 from bridge.ports.handlers import Handlers
+from bridge.streaming.tls import Certificate
 
 DASHBOARD = Path(__file__).parents[3] / "docs" / "grafana" / "cri-bridge.json"
 
@@ -190,6 +192,39 @@ async def test_a_client_that_says_nothing_is_hung_up_on(tmp_path: Path, monkeypa
     monkeypatch.setattr(endpoint, "SECONDS", 0.05)
     async with served(tmp_path / "m.sock") as ask:
         assert await ask(b"GET /met") == b""
+
+
+async def test_tls_and_a_certificate_that_is_renewed(tmp_path: Path) -> None:
+    async def render(accept: str) -> tuple[bytes, str]:
+        return b"page\n", "text/plain"
+
+    def make() -> None:
+        more = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+        argv = ["openssl", "req", "-x509", "-newkey", "ed25519", "-nodes", "-keyout", "k.pem", "-out", "c.pem", "-days", "2", *more]
+        subprocess.run(argv, cwd=tmp_path, check=True, capture_output=True)
+
+    async def ask(port: int, authority: str) -> bytes:
+        with anyio.fail_after(20):
+            context = ssl.create_default_context(cadata=authority)
+            context.check_hostname = False
+            async with await anyio.connect_tcp("127.0.0.1", port, ssl_context=context, tls_standard_compatible=False) as stream:
+                await stream.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+                return b"".join([chunk async for chunk in stream])
+
+    make()
+    first = (tmp_path / "c.pem").read_text()
+    certificate = Certificate(tmp_path / "c.pem", tmp_path / "k.pem", section="metrics")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        port = listener.getsockname()[1]
+        async with anyio.create_task_group() as group:
+            group.start_soon(Endpoint(listener, render, certificate).serve)
+            assert (await ask(port, first)).endswith(b"page\n")
+            make()
+            assert (await ask(port, (tmp_path / "c.pem").read_text())).endswith(b"page\n")
+            with pytest.raises(ssl.SSLError):
+                await ask(port, first)
+            group.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(
