@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -29,6 +30,7 @@ class Session:
     tell: Callable[[Result], None]
     report: Report | None = None
     fault: str = ""
+    interrupted: bool = False
 
     def pytest_configure(self, config: pytest.Config) -> None:
         """Say what is tested."""
@@ -45,8 +47,25 @@ class Session:
     def pytest_exception_interact(self, call: pytest.CallInfo[object]) -> None:
         """What is no result of a spec is a fault of the run: a server that does not start, a spec that there is not."""
         failure = call.excinfo.value if call.excinfo is not None else None
-        if call.when in ("collect", "setup") and failure is not None:
-            self.fault = str(failure) if isinstance(failure, BridgeError) else repr(failure)
+        if call.when in ("collect", "setup", "teardown") and failure is not None:
+            self.fault = _words(failure)
+
+    def pytest_keyboard_interrupt(self) -> None:
+        """A signal has ended the run."""
+        self.interrupted = True
+
+    def run(self, words: Sequence[str]) -> str:
+        """Have pytest run the suite, and end it whatever happens; what is wrong with the run as a whole, in words."""
+        code: int | pytest.ExitCode | None = None
+        try:
+            code = pytest.main([*words], plugins=[self])
+        except KeyboardInterrupt:
+            self.interrupted = True
+        except Exception as exc:  # noqa: BLE001 - pytest lets out what the end of an interrupted run raises; the report comes all the same
+            self.fault = self.fault or f"its end failed: {_words(exc)}"
+        if self.interrupted:
+            self.fault = "; ".join(filter(None, ["it was interrupted", self.fault]))
+        return self.fault or ("" if self.report is not None else f"pytest ended with {code!r}")
 
 
 def run(target: Target, *, only: Sequence[str], skip: Sequence[str], quick: bool, tell: Callable[[Result], None], root: Path) -> Report:
@@ -69,20 +88,43 @@ def run(target: Target, *, only: Sequence[str], skip: Sequence[str], quick: bool
     words += [f"--conform-only={each}" for each in only] + [f"--conform-skip={each}" for each in skip]
     words += ["--conform-quick"] if quick else []
     with _alone():
-        code = pytest.main(words, plugins=[session])
+        fault = session.run(words)
     if session.report is None:
-        raise HostError(session.fault or f"the suite could not be run (pytest ended with {code!r})")
-    interrupted = "it was interrupted" if code == pytest.ExitCode.INTERRUPTED else ""
-    return replace(session.report, fault=session.fault or interrupted)
+        raise HostError(f"no spec could be run: {fault}")
+    return replace(session.report, fault=fault)
+
+
+def _words(failure: BaseException) -> str:
+    return str(failure) if isinstance(failure, BridgeError) else repr(failure)
 
 
 @contextmanager
 def _alone() -> Iterator[None]:
     """No other pytest plugin has a say, and SIGTERM ends the run as SIGINT does: with the end of all that it has started."""
-    before, handler = os.environ.get(_NO_OTHERS), signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = os.environ.get(_NO_OTHERS)
+    # Where a shell has put the run into the background SIGINT is ignored, and asyncio would not take it.
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _once_as_interrupt()}
+    former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     os.environ[_NO_OTHERS] = "1"
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in former.items():
+            signal.signal(number, handler)
         os.environ.pop(_NO_OTHERS) if before is None else os.environ.update({_NO_OTHERS: before})
+
+
+def _once_as_interrupt() -> Callable[[int, FrameType | None], None]:
+    """A handler that raises SIGINT, which asyncio turns into the cancellation of what runs: an exception out of nowhere breaks its loop.
+
+    Only the first time: timeout(1) signals the process and then its group, and the second must not break off the cleaning up.
+    """
+    seen = False
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        nonlocal seen
+        if not seen:
+            seen = True
+            signal.raise_signal(signal.SIGINT)
+
+    return handle
