@@ -51,6 +51,8 @@ class Node:
         self.pod_cgroups = PodCgroups(CgroupDriver.CGROUPFS)
         self.server: PrivateServer | None = None
         self.left_behind: Sequence[str] = ()
+        self.stuck: set[str] = set()
+        """Pods that could not be removed."""
         self._logs = root / "logs"
         self._logs.mkdir()
 

@@ -14,6 +14,7 @@ from grpclib.const import Status
 
 from bridge._proto.runtime import v1 as pb
 from bridge.client import CriClient, CriError
+from bridge.errors import BridgeError
 from bridge.ports.runtime import Ability, Support
 from bridge.testing.conformance.logs import Line, read
 from bridge.testing.conformance.node import IMAGE, Node
@@ -107,13 +108,19 @@ class Stage:
         if config is not None and config.linux is not None:
             await run_sync(self.node.pod_cgroups.end_slice, config.linux.cgroup_parent)
 
-    async def clean(self) -> None:
-        """Stop and remove every pod that the suite made."""
+    async def clean(self) -> Sequence[str]:
+        """Stop and remove every pod that the suite made. Returns in words which could not be; later specs don't try these again."""
+        failed = []
         wanted = pb.PodSandboxFilter(label_selector={"suite": "conformance"})
         for pod in (await self.cri.runtime.list_pod_sandbox(pb.ListPodSandboxRequest(filter=wanted))).items:
-            if pod.metadata is not None and pod.metadata.namespace == "conformance":
-                await self.stop_pod(pod.id)
-                await self.remove_pod(pod.id)
+            if pod.metadata is not None and pod.metadata.namespace == "conformance" and pod.id not in self.node.stuck:
+                try:
+                    await self.stop_pod(pod.id)
+                    await self.remove_pod(pod.id)
+                except BridgeError as exc:
+                    self.node.stuck.add(pod.id)  # each try may take until a time-out, which every spec would pay for
+                    failed.append(f"pod {pod.id[:13]}, which can't be removed: {exc}")
+        return failed
 
     # --- containers
 
