@@ -54,6 +54,38 @@ def test_config_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert any("did you mean server.socket?" in line for line in lines)
 
 
+def test_config_check_judges_plugins_and_their_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = """
+[runtime.handlers.mine]
+plugin = "runc"
+options = { path = "/nowhere/mine", flagz = {} }
+
+[runtime.handlers.typo]
+plugin = "rnc"
+
+[runtime.handlers.later]
+plugin = "not-installed-yet"
+enabled = false
+"""
+    path = config_file(tmp_path, wrong)
+    assert main(["--config", str(path), "config", "check"]) == 1
+    options, plugin = capsys.readouterr().err.splitlines()
+    assert options.startswith(f"cri-bridge: {path}: runtime.handlers.mine: options.flagz: no such option; ")
+    assert plugin.startswith(f"cri-bridge: {path}: runtime.handlers.typo: plugin: no plugin serves 'rnc' (there are: ")
+    assert plugin.endswith("did you mean 'runc'?")
+
+
+def test_config_check_opens_no_handler_and_blames_no_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = config_file(tmp_path, '[runtime.handlers.mine]\nplugin = "runc"\noptions.path = "/nowhere/mine"\n')
+    assert main(["--config", str(path), "config", "check"]) == 0
+    monkeypatch.setattr("bridge.plugins.metadata.entry_points", lambda group: [])  # as where the plugin runc is not installed
+    assert main(["--config", str(config_file(tmp_path)), "config", "check"]) == 0
+    assert main(["--config", str(config_file(tmp_path, "[runtime.handlers.crun]\nenabled = true\n")), "config", "check"]) == 1
+    assert "runtime.handlers.crun: plugin: no plugin serves 'runc'" in capsys.readouterr().err
+
+
 def test_config_show_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", str(config_file(tmp_path)), "config", "show", "-o", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["server"]["socket"] == f"{tmp_path}/run/cri-bridge.sock"
