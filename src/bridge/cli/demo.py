@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from bridge.cli.demo_host import DemoHost, parent_cgroup, parent_slice, private_
 from bridge.cli.demo_pod import show_pod
 from bridge.cli.narration import Narration
 from bridge.client import CriClient
-from bridge.config import Config
+from bridge.config import Config, Handler
 from bridge.config_files import load
-from bridge.errors import Denied, HostError
+from bridge.errors import ConfigError, Denied, HostError
+from bridge.plugins import Plugins
 from bridge.testing.hierarchies import hugetlb_for_crun
 from bridge.testing.images import write_busybox_layout
 from bridge.testing.leaks import Scope, settle, snapshot
@@ -33,9 +34,35 @@ _BUSYBOX = (Path("/bin/busybox"), Path("/usr/bin/busybox"))
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demo; exit code 1 when a handler failed, none is enabled, or something was left behind."""
+    given = chosen(load(arguments.config), arguments.handler or [])
     if os.geteuid() != 0:
         raise Denied("the demo needs root: pods are made of namespaces, mounts and cgroups")
-    return anyio.run(_demo, arguments, load(arguments.config))
+    return anyio.run(_demo, arguments, given)
+
+
+def chosen(given: Config, only: Sequence[str]) -> Config:
+    """``given`` with the handlers ``only`` alone enabled, if some are named; the name of an installed plugin is one with its defaults.
+
+    Raises ConfigError for a name that is neither.
+    """
+    if not only:
+        return given
+    handlers = {name: handler.model_copy(update={"enabled": name in only}) for name, handler in given.runtime.handlers.items()}
+    plugins = Plugins()
+    plugins.load_entry_points()
+    for name in only:
+        if name not in handlers:
+            handlers[name] = _by_plugin(name, plugins, given.runtime.handlers)
+    return given.model_copy(update={"runtime": given.runtime.model_copy(update={"handlers": handlers, "default_handler": only[0]})})
+
+
+def _by_plugin(name: str, plugins: Plugins, configured: Collection[str]) -> Handler:
+    if name in plugins.runtimes:
+        return Handler(plugin=name)
+    if name in plugins.faults:
+        raise ConfigError(f"no handler {name!r} is configured, and plugin {name!r} can't be used: {plugins.faults[name]}")
+    there = f"configured: {', '.join(sorted(configured))}; installed plugins: {', '.join(plugins.runtimes)}"
+    raise ConfigError(f"no such handler {name!r} ({there})")
 
 
 async def _demo(arguments: argparse.Namespace, given: Config) -> int:
@@ -48,7 +75,7 @@ async def _demo(arguments: argparse.Namespace, given: Config) -> int:
             outside = Scope(roots=[host.root], bridges=[host.bridge], cgroup_marks=[host.name])
             before = snapshot(outside)
             try:
-                good = await _with_server(tell, host, given, arguments.handler or [])
+                good = await _with_server(tell, host, given)
             finally:
                 if arguments.keep_logs:
                     _keep_logs(host, arguments.keep_logs)
@@ -59,7 +86,7 @@ async def _demo(arguments: argparse.Namespace, given: Config) -> int:
     return 0 if good and not left else 1
 
 
-async def _with_server(tell: Narration, host: DemoHost, given: Config, only: Sequence[str]) -> bool:
+async def _with_server(tell: Narration, host: DemoHost, given: Config) -> bool:
     host.prepare(given)
     config = load([host.config_file])
     async with AsyncExitStack() as stack:
@@ -74,11 +101,11 @@ async def _with_server(tell: Narration, host: DemoHost, given: Config, only: Seq
         linux = (await client.runtime.runtime_config()).linux
         systemd = linux is not None and linux.cgroup_driver == pb.CgroupDriver.SYSTEMD
         await stack.enter_async_context(parent_slice(host.name) if systemd else parent_cgroup(f"/{host.name}"))
-        return await _every_handler(tell, client, host, host.scope([one for one in (pid, monitor) if one]), only)
+        return await _every_handler(tell, client, host, host.scope([one for one in (pid, monitor) if one]))
 
 
-async def _every_handler(tell: Narration, client: CriClient, host: DemoHost, scope: Scope, only: Sequence[str]) -> bool:
-    handlers = [one for one in (await client.admin.handlers()).handlers if not only or one.name in only]
+async def _every_handler(tell: Narration, client: CriClient, host: DemoHost, scope: Scope) -> bool:
+    handlers = (await client.admin.handlers()).handlers
     enabled = [one.name for one in handlers if one.enabled]
     tell.heading("Handlers")
     for one in handlers:

@@ -67,7 +67,7 @@ def _server_verbs(verbs: Verbs) -> None:
     monitor = verb(verbs, "monitor", "bridge.cli.serve:monitor", "run the monitor process (the server starts it by itself)")
     monitor.add_argument("rest", nargs=argparse.REMAINDER, help="the monitor's own arguments (see cri-bridge monitor --help)")
     demo = verb(verbs, "demo", "bridge.cli.demo:run", "run pods on every handler under a private root, and clean up")
-    demo.add_argument("--handler", action="append", help="only this handler; may be repeated")
+    demo.add_argument("--handler", action="append", help="only this handler, or plugin with its defaults; may be repeated")
     demo.add_argument("--keep-logs", type=Path, metavar="DIR", help="copy the logs of server and monitor here at the end")
 
 
