@@ -24,6 +24,7 @@ from bridge.config import Config
 from bridge.config_files import load
 from bridge.core import remains
 from bridge.errors import BridgeError, HostError, MonitorGone
+from bridge.host import trial_cgroups
 from bridge.monitor.client import MonitorClient
 
 _PATIENCE = 120.0
@@ -75,7 +76,13 @@ def audit(config: Config) -> Sequence[Leak]:
         still = {(trace.kind, trace.path) for trace in _look(config)}
         leaks = [leak for leak in leaks if (leak.kind, leak.path) in still]
     debts = [_debt(ident, recorded) for ident in recorded.detachments]
-    return [*leaks, *debts, *(_unremoved(ident, why, recorded) for ident, why in recorded.unremoved.items())]
+    return [*leaks, *debts, *(_unremoved(ident, why, recorded) for ident, why in recorded.unremoved.items()), *_trials()]
+
+
+def _trials() -> list[Leak]:
+    """Not certain, as their names don't tell whose they were; servers remove them all the same, as nobody can be using them."""
+    why = "its server was killed while it ran; the next start of a server removes it"
+    return [Leak("cgroup", f"/{name}", "", "trial of a handler", why, certain=False) for name in trial_cgroups.abandoned()]
 
 
 def judge(traces: Sequence[Trace], recorded: Recorded) -> list[Leak]:

@@ -22,7 +22,7 @@ from bridge.core.settings import CoreSettings
 from bridge.core.spec_inputs import SpecSettings
 from bridge.core.store import Store
 from bridge.errors import BridgeError, HostError
-from bridge.host import cgroup_kill, cgroups, files, namespaces
+from bridge.host import cgroup_kill, cgroups, files, namespaces, trial_cgroups
 from bridge.ports.handlers import Handlers
 from bridge.ports.images import Images
 from bridge.ports.network import Network, PodNetworkRequest
@@ -66,6 +66,7 @@ class Orphans:
         for container in self.images.containers():
             if container not in self.store.containers:
                 removed += await self._tried(f"the root filesystem of container {container}", lambda: self._rootfs(container))  # noqa: B023
+        await _abandoned_trials()
         self.tally.removed += len(removed)
         return removed
 
@@ -132,6 +133,16 @@ async def _remove(path: Path) -> None:
         await run_sync(lambda: path.unlink(missing_ok=True))
     except OSError as exc:
         raise HostError(f"can't remove {path}: {exc.strerror}", errno=exc.errno) from exc
+
+
+async def _abandoned_trials() -> None:
+    """Not counted among what was ours: the trials may have been those of any server here, mostly private ones that were killed."""
+    try:
+        for name in await run_sync(trial_cgroups.abandoned):
+            await run_sync(trial_cgroups.remove, name)
+            _logger.info("removed cgroup %s: its trial was broken off long ago", name)
+    except BridgeError as exc:
+        _logger.warning("the cgroups of trials that were broken off can't be removed: %s", exc)
 
 
 def _end_cgroups(found: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sqlite3
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from bridge.core.entities import Container, ContainerState, Sandbox, SandboxStat
 from bridge.core.model import ContainerConfig, ContainerMetadata, ImageSpec, PodConfig, PodMetadata
 from bridge.core.store import MIGRATIONS
 from bridge.errors import CorruptData, HostError
-from bridge.host.cgroup_paths import parse_mountinfo
+from bridge.host import cgroups
+from bridge.host.cgroup_paths import CgroupLayout, CgroupMount, parse_mountinfo
 
 POD, LOST, OTHER, CONTAINER, LOST_CONTAINER = ("a" * 64, "b" * 64, "c" * 64, "d" * 64, "e" * 64)
 
@@ -141,6 +143,15 @@ def test_what_could_not_be_removed_is_told(tmp_path: Path) -> None:
         ("container", "container app of pod shop/web", True),
     ]
     assert "umount: busy" in found[1].why
+
+
+def test_the_cgroup_of_a_broken_off_trial_may_be_anybodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cri-bridge-trial-runc-0a0b0c0d").mkdir()
+    os.utime(tmp_path / "cri-bridge-trial-runc-0a0b0c0d", (0, 0))
+    monkeypatch.setattr(cgroups, "layout", lambda: CgroupLayout({"": CgroupMount(tmp_path)}))
+    (found,) = leaks._trials()
+    assert (found.kind, found.path, found.certain) == ("cgroup", "/cri-bridge-trial-runc-0a0b0c0d", False)
+    assert "the next start of a server removes it" in found.why
 
 
 def test_the_copy_tells_of_a_database_that_is_gone(tmp_path: Path) -> None:
