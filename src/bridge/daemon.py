@@ -222,8 +222,10 @@ def _selinux(config: Config, mode: selinux.Mode, pause: PauseProcess | None) -> 
 
 def _lock(path: Path) -> IO[bytes]:
     """Held until the process ends: two servers over one state, or one run directory, would undo each other's work."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    handle = os.fdopen(descriptor, "r+b")
+    try:
+        handle = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
+    except OSError as exc:
+        raise HostError(f"can't open {path}: {exc.strerror}") from exc
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
