@@ -451,9 +451,9 @@ class Kubelet:
 
 
 def log_lines(path: Path) -> list[str]:
-    """The lines of a CRI log without their times."""
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    """The whole lines of a CRI log without their times: a reader may see a part of the one that is being written."""
+    lines, written = [], path.read_text() if path.exists() else ""
+    for line in written[: written.rfind("\n") + 1].splitlines():
         stamp, rest = line.split(" ", 1)
         assert time.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S"), line
         lines.append(rest)

@@ -56,8 +56,9 @@ class Node:
         return await client.launch(name, argv, cwd=self.root, pid_file=self.pid_file(name), io=stdio, timeout=timeout)
 
     def logged(self, name: str) -> list[tuple[str, str, str]]:
-        """Stream, tag and text of each entry of the log."""
-        lines = self.log_path(name).read_text().splitlines()
+        """Stream, tag and text of each whole entry of the log: a reader may see a part of what is being written."""
+        written = self.log_path(name).read_text()
+        lines = written[: written.rfind("\n") + 1].splitlines()
         return [(stream, tag, text) for _, stream, tag, text in (line.split(" ", 3) for line in lines)]
 
     def fds(self, client: MonitorClient) -> int:

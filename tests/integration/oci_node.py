@@ -124,7 +124,8 @@ class OciNode:
 
     def log(self, spec: ContainerSpec) -> list[str]:
         """The text of each log entry."""
-        return [line.split(" ", 3)[3] for line in (spec.bundle / "log").read_text().splitlines()]
+        written = (spec.bundle / "log").read_text()
+        return [line.split(" ", 3)[3] for line in written[: written.rfind("\n") + 1].splitlines()]
 
     def directories(self) -> list[Path]:
         return [d for d in cgroups.layout().directories(pod_cgroup(self.cgroup, pod_cgroups.DRIVER)) if d.exists()]

@@ -72,7 +72,8 @@ class ShimHost(OciNode):
 
     def log(self, spec: ContainerSpec) -> list[str]:
         assert spec.io.log_path is not None
-        return [line.split(" ", 3)[3] for line in spec.io.log_path.read_text().splitlines()] if spec.io.log_path.exists() else []
+        written = spec.io.log_path.read_text() if spec.io.log_path.exists() else ""
+        return [line.split(" ", 3)[3] for line in written[: written.rfind("\n") + 1].splitlines()]
 
     def marks(self) -> list[str]:
         return sorted(path.stem for path in (self.root / "state" / "shim").glob("*.json"))
