@@ -9,14 +9,15 @@ that it holds. Nothing here knows how a value is used: ``daemon.py`` hands each 
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from bridge.config_images import Images, Registry
 from bridge.config_runtime import DEFAULT_HANDLERS, Handler, Runtime, Security
-from bridge.config_types import MIB, AbsolutePath, Below, Bytes, Count, Mode, PortOrAny, RunPath, Seconds, Table, Unit
+from bridge.config_types import MIB, AbsolutePath, Below, Bytes, Count, HttpUrl, Mode, PortOrAny, RunPath, Seconds, Share, Table, Unit
 
 __all__ = [
     "DEFAULT_HANDLERS",
@@ -34,6 +35,7 @@ __all__ = [
     "Stats",
     "Streaming",
     "Table",
+    "Tracing",
     "Unit",
 ]
 
@@ -177,6 +179,54 @@ class Metrics(Table):
         return self
 
 
+class Tracing(Table):
+    """Traces of RPCs and their steps for OpenTelemetry, sent by OTLP over HTTP; they need the SDK (`cri-bridge[tracing]`).
+
+    An option that is unset or empty leaves it to the environment variable of OpenTelemetry that is named with it.
+    """
+
+    enabled: bool = False
+    """Whether they are made. Why: off, nothing is made and nothing is imported."""
+    endpoint: HttpUrl = ""
+    """URL that they are posted to, such as `http://127.0.0.1:4318/v1/traces`. Why: empty, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`,
+    `OTEL_EXPORTER_OTLP_ENDPOINT` or the collector's usual port here."""
+    sampling_ratio: Share | None = None
+    """Share of the traces that begin here which is kept; one that a caller began is kept when the caller keeps it. Why: unset,
+    `OTEL_TRACES_SAMPLER`, or all: a kubelet that traces chooses by its own rate, one that does not has no traces to choose from."""
+    headers: dict[str, SecretStr] = {}
+    """Headers of each request, such as `authorization`; their values are never shown. Why: with none, `OTEL_EXPORTER_OTLP_HEADERS`."""
+    tls_authorities: AbsolutePath | None = None
+    """PEM file with the authorities that an `https` endpoint is checked by. Why: unset, `OTEL_EXPORTER_OTLP_CERTIFICATE`, or those of
+    the Python package certifi."""
+    tls_certificate: AbsolutePath | None = None
+    """PEM file with the certificate to show it. Why: unset, `OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE`, or none."""
+    tls_key: AbsolutePath | None = None
+    """Its key; unset, when it is in the same file. Why: as tools write them."""
+    service_name: str = ""
+    """What the traces are listed under. Why: empty, `OTEL_SERVICE_NAME`, or `cri-bridge`."""
+    resource_attributes: dict[str, str] = {}
+    """What else is said of this server, such as `k8s.node.name`. Why: added to `OTEL_RESOURCE_ATTRIBUTES`, and to its version and host."""
+    queue: Count | None = None
+    """Spans that may wait to be sent; more are dropped. Why: unset, `OTEL_BSP_MAX_QUEUE_SIZE`, or 2048: some megabytes."""
+    period: Seconds | None = None
+    """Between two batches that are not full. Why: unset, `OTEL_BSP_SCHEDULE_DELAY`, or 5 s."""
+    timeout: Seconds | None = None
+    """For sending one batch, tries included. Why: unset, `OTEL_EXPORTER_OTLP_TIMEOUT`, or 10 s."""
+    flush_timeout: Seconds = 3.0
+    """How long the end of the server waits for the last ones. Why: a collector that is away must not hold up a restart."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.tls_key and self.tls_certificate is None:
+            raise ValueError("tls_key: needs tls_certificate")
+        for name, value in self.headers.items():
+            if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}", name):
+                raise ValueError(f"headers: {name!r} is no name of a header")
+            if not re.fullmatch(r"[\x20-\x7e]{0,8192}", value.get_secret_value()):
+                raise ValueError(f"headers: the value of {name} must be of ASCII characters that can be printed, at most 8192")
+        return self
+
+
 class Config(Table):
     """The whole configuration, valid and with every path absolute."""
 
@@ -189,6 +239,7 @@ class Config(Table):
     streaming: Streaming = Field(default_factory=Streaming)
     stats: Stats = Field(default_factory=Stats)
     metrics: Metrics = Field(default_factory=Metrics)
+    tracing: Tracing = Field(default_factory=Tracing)
 
     @model_validator(mode="after")
     def _place_paths(self) -> Self:

@@ -39,6 +39,12 @@ def _device(text: str) -> str:
     return text
 
 
+def _http_url(text: str) -> str:
+    if text and not re.fullmatch(r"https?://(\[[0-9A-Fa-f:.]+\]|[^\s/:?#@\[\]]+)(:[0-9]{1,5})?(/[^\s?#]*)?", text):
+        raise ValueError(f"must be a URL with http or https, without a user, such as http://127.0.0.1:4318/v1/traces, not {text!r}")
+    return text
+
+
 def _not_zero(number: int) -> int:
     if number == 0:
         raise ValueError("must be above 0, or -1 for none: nothing could run")
@@ -47,6 +53,7 @@ def _not_zero(number: int) -> int:
 
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 DevicePath = Annotated[str, AfterValidator(_device)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
 RunPath = Annotated[Path, Below("run_dir")]
 StatePath = Annotated[Path, Below("state_dir")]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False), Unit("seconds")]
@@ -54,6 +61,7 @@ Days = Annotated[float, Field(ge=0, le=3650, allow_inf_nan=False), Unit("days")]
 Bytes = Annotated[int, Field(ge=1), Unit("bytes")]
 PidsLimit = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PortOrAny = Annotated[int, Field(ge=0, le=65535)]
 Mode = Annotated[int, Field(ge=0, le=0o777), Unit("mode")]
 

@@ -38,6 +38,7 @@ from bridge.daemon_metrics import told as metrics_told
 from bridge.daemon_reload import close_retired, close_unused, needing_restart, with_handlers_of
 from bridge.daemon_settings import Host
 from bridge.daemon_status import InForce, NodeDetails, tell_plugins
+from bridge.daemon_tracing import traced
 from bridge.daemon_watchdog import beat
 from bridge.errors import BridgeError, HostError
 from bridge.handler_retries import keep_trying
@@ -188,6 +189,7 @@ async def running(config: Config, manager: ServiceManager | None = None) -> Asyn
         streams = await stack.enter_async_context(StreamServer.open(settings_of.streaming(config), _sessions(config, core)))
         in_force = InForce(config)
         server = await stack.enter_async_context(_server(in_force, host, core, images, link, streams, plugins))
+        await stack.enter_async_context(traced(settings_of.tracing(config), core, server))
         await stack.enter_async_context(metrics_told(config, core, images, link, streams, server))
         await server.listen(config.server.socket, mode=config.server.socket_mode, group=config.server.socket_group)
         await core.recovery.run()

@@ -25,6 +25,7 @@ from bridge.monitor.link import LinkSettings
 from bridge.network.cni import CniSettings
 from bridge.ports.host import PauseProcess, RuntimeTimeouts
 from bridge.streaming.server import StreamSettings
+from bridge.tracing.settings import TracingSettings
 
 SYSTEMD_MARK = Path("/run/systemd/system")
 SYSTEM_POLICY = Path("/etc/containers/policy.json")
@@ -202,6 +203,27 @@ def streaming(config: Config) -> StreamSettings:
         key=section.tls_key,
         authorities=section.tls_client_authorities,
         sessions=section.max_sessions,
+    )
+
+
+def tracing(config: Config) -> TracingSettings | None:
+    """For OpenTelemetry; None for no traces."""
+    section = config.tracing
+    if not section.enabled:
+        return None
+    return TracingSettings(
+        endpoint=section.endpoint,
+        ratio=section.sampling_ratio,
+        headers={name: value.get_secret_value() for name, value in section.headers.items()},
+        authorities=section.tls_authorities,
+        certificate=section.tls_certificate,
+        key=section.tls_key or section.tls_certificate,
+        service_name=section.service_name,
+        resource=section.resource_attributes,
+        queue=section.queue,
+        period=section.period,
+        timeout=section.timeout,
+        flush=section.flush_timeout,
     )
 
 

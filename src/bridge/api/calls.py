@@ -67,6 +67,23 @@ class Observer(Protocol):
         """It has ended: ``rpc`` is its name, "" for one that is unknown; ``code`` gRPC's, such as NOT_FOUND."""
 
 
+class Span(Protocol):
+    """One RPC that a tracer follows. Neither may wait or raise."""
+
+    def tell(self, message: Any) -> None:
+        """Its request, once that is read, and the answer of a unary one: who wants to knows by them what it is about."""
+
+    def end(self, status: Status, message: str) -> None:
+        """It has ended, in the task that began it."""
+
+
+class Tracer(Protocol):
+    """Follows each RPC, for tracing. May neither wait nor raise."""
+
+    def begin_rpc(self, path: str, headers: Headers, request: str, *, known: bool) -> Span:
+        """An RPC begins in this task, by the caller's ``headers``; ``request`` is its id in the log; ``known``: it is served."""
+
+
 def methods_of(services: Iterable[ServiceBase]) -> dict[str, Method]:
     """The methods of ``services`` by path. Raises TypeError for one that takes a stream of requests: CRI has none.
 
@@ -95,8 +112,10 @@ class Call:
         "_handler",
         "_headers",
         "_max_message",
+        "_metadata",
         "_observer",
         "_opened",
+        "_span",
         "_stream",
         "_why",
         "_wire",
@@ -108,12 +127,14 @@ class Call:
     def __init__(self, stream: Stream, wire: H2Connection, headers: Headers, max_message: int) -> None:
         self._stream = stream
         self._wire = wire
+        self._metadata = headers
         self._headers = dict(headers)
         self._max_message = max_message
         self._opened = False
         self._gone = False
         self._why: BridgeError | None = None
         self._observer: Observer | None = None
+        self._span: Span | None = None
         self._handler = ""
         self.path = self._headers.get(":path", "")
         self.scope = anyio.CancelScope()
@@ -125,12 +146,14 @@ class Call:
         self._gone = why is None
         self.scope.cancel()
 
-    async def run(self, methods: Mapping[str, Method], observer: Observer | None = None) -> None:
+    async def run(self, methods: Mapping[str, Method], observer: Observer | None = None, tracer: Tracer | None = None) -> None:
         """Do the whole RPC. Raises nothing but the cancellation of the task itself."""
         began = time.monotonic()
         self._observer = observer
         request = f"{_boot}-{next(_numbers)}"
         failure: Failure | None = None
+        if tracer is not None:
+            self._span = tracer.begin_rpc(self.path, self._metadata, request, known=self.path in methods)
         with log.context(request=request, rpc=self.path.rpartition("/")[2]):
             with self.scope:
                 try:
@@ -141,6 +164,8 @@ class Call:
                 failure = status_of(self._why) if self._why else (Status.DEADLINE_EXCEEDED, "the caller's deadline passed")
             if failure is not None:
                 self._fail(*failure)
+            if self._span is not None:
+                self._span.end(*(failure or (Status.OK, "")))
             if observer is not None:
                 rpc = self.path.rpartition("/")[2] if self.path in methods else ""
                 code = failure[0].name if failure else "OK"
@@ -173,8 +198,13 @@ class Call:
         request = await self._receive(method.request_type)
         if self._observer is not None:
             self._handler = self._observer.handler_of(request)
+        if self._span is not None:
+            self._span.tell(request)
         if not method.streaming:
-            await self._answer(_codec.encode(await method.handler(request), method.reply_type))
+            reply = await method.handler(request)
+            if self._span is not None:
+                self._span.tell(reply)
+            await self._answer(_codec.encode(reply, method.reply_type))
             return
         _streaming.set(self)  # for this task alone
         async with contextlib.aclosing(method.handler(request)) as replies:

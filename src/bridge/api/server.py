@@ -18,7 +18,7 @@ from betterproto2.grpclib import ServiceBase
 
 from bridge import log
 from bridge.api import sockets
-from bridge.api.calls import Call, Observer, methods_of
+from bridge.api.calls import Call, Observer, Tracer, methods_of
 from bridge.api.connections import ServerProtocol
 from bridge.errors import Unavailable
 
@@ -44,6 +44,8 @@ class GrpcServer:
         self._draining = False
         self.observer: Observer | None = None
         """Told of each RPC; None costs nothing."""
+        self.tracer: Tracer | None = None
+        """Follows each RPC, beside the observer; None costs nothing."""
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
@@ -114,7 +116,7 @@ class GrpcServer:
 
     async def _run(self, call: Call, release: Callable[[], None]) -> None:
         try:
-            await call.run(self._methods, self.observer)
+            await call.run(self._methods, self.observer, self.tracer)
         except Exception:
             # Only a defect of calls.py itself can come here; it must not take the other calls along.
             _logger.exception("%s could not be answered", call.path)

@@ -78,7 +78,7 @@ class ContainerService:
         name = config.metadata.name
         with log.context(pod=sandbox_id[:13], container=ident[:13]):
             async with self._creating.taken(sandbox_id):
-                with trace.recording(self._traces, sandbox_id, f"CreateContainer {name}"):
+                with trace.recording(self._traces, sandbox_id, f"CreateContainer {name}", ident):
                     container = await self._creator.create(ident, sandbox, config)
             _logger.info("container %s created", name)
             return container
@@ -131,7 +131,7 @@ class ContainerService:
         lifecycle.require(container, "starting")  # one that has ended since may have no backend any more
         entry, name = self._live.container(ident), container.config.metadata.name
         with log.context(pod=container.sandbox_id[:13], container=ident[:13]):
-            with trace.recording(self._traces, container.sandbox_id, f"StartContainer {name}"):
+            with trace.recording(self._traces, container.sandbox_id, f"StartContainer {name}", ident):
                 async with self._starting.taken(container.sandbox_id), entry.changing:
                     pid = await self._launch(ident, entry)
             self.watch(ident)
@@ -275,7 +275,7 @@ class ContainerService:
         if container is None:
             return
         with log.context(pod=container.sandbox_id[:13], container=ident[:13]):
-            with trace.recording(self._traces, container.sandbox_id, f"RemoveContainer {container.config.metadata.name}"):
+            with trace.recording(self._traces, container.sandbox_id, f"RemoveContainer {container.config.metadata.name}", ident):
                 await self.end(ident, 0.0)
                 await self._remover.take_away(self._store.containers[ident])
                 self._live.containers.pop(ident, None)

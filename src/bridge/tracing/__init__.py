@@ -1,0 +1,1 @@
+"""Traces for OpenTelemetry: only imported when the configuration asks for them."""
