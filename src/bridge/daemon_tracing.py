@@ -34,13 +34,14 @@ async def traced(settings: TracingSettings | None, core: Services, server: GrpcS
     if not all(map(_installed, _PACKAGES)):
         raise ConfigError("tracing.enabled: needs the SDK of OpenTelemetry and its exporter: install cri-bridge[tracing]")
     from bridge.tracing.batches import Batches
-    from bridge.tracing.provider import exporter, overheard, pace, provider
+    from bridge.tracing.provider import Connection, exporter, overheard, pace, provider
     from bridge.tracing.spans import Spans
 
     with overheard() as words:
-        sender = await run_sync(exporter, settings)
+        connection = Connection()
+        sender = await run_sync(exporter, settings, connection)
         made = await run_sync(provider, settings)
-        batches = Batches(sender, pace(settings), words.latest)
+        batches = Batches(sender, pace(settings), lambda: connection.why)
         try:
             words.at = logging.DEBUG
             made.add_span_processor(batches)

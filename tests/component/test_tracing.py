@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,8 +44,10 @@ class Collector(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Posted)
+        if context is not None:
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.code = 200
         self.posts = 0
         self.headers: Mapping[str, str] = {}
@@ -52,6 +56,9 @@ class Collector(ThreadingHTTPServer):
 
     def named(self) -> dict[str, Span]:
         return {span.name: span for span in self.spans}
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that hang up are what is tested."""
 
 
 class _Posted(BaseHTTPRequestHandler):
@@ -72,14 +79,22 @@ class _Posted(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    with Collector() as made:
+@contextmanager
+def collecting(context: ssl.SSLContext | None = None) -> Iterator[Collector]:
+    with Collector(context) as made:
         thread = threading.Thread(target=made.serve_forever, args=(0.01,))
         thread.start()
+        try:
+            yield made
+        finally:
+            made.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with collecting() as made:
         yield made
-        made.shutdown()
-        thread.join()
 
 
 def settings(port: int, **section: object) -> TracingSettings:
@@ -133,6 +148,7 @@ async def test_the_spans_of_a_pod_are_those_of_its_caller_and_of_the_waterfall_a
         ident = (await call(socket, "RunPodSandbox", request, pb.RunPodSandboxResponse, **metadata)).pod_sandbox_id
         with pytest.raises(CriError):
             await cri.runtime.container_status(pb.ContainerStatusRequest(container_id="absent"))
+        assert {span.trace_id for span in core.traces.of(ident)} == {TRACE}
         drawn = [(span.name, span.depth) for span in core.traces.of(ident)]
         counted = await scrape(tmp_path / "metrics.sock")
         await cri.runtime.remove_pod_sandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=ident))
@@ -195,6 +211,24 @@ async def test_nobody_at_the_endpoint_does_not_hold_up_the_end(core: Services, t
         async with served(core, tmp_path / "cri.sock") as (server, cri), traced(where, core, server):
             await cri.runtime.version(pb.VersionRequest())
     assert any("could not be sent in 0.05 s" in line for line in lines), lines
+
+
+async def test_tls_by_the_authorities_that_are_given_and_by_no_others(core: Services, tmp_path: Path) -> None:
+    for name in ("ours", "theirs"):
+        argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=x"]
+        argv += ["-keyout", f"{name}.key", "-out", f"{name}.pem", "-addext", "subjectAltName=IP:127.0.0.1"]
+        await anyio.to_thread.run_sync(lambda argv=argv: subprocess.run(argv, cwd=tmp_path, capture_output=True, check=True))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "ours.pem", tmp_path / "ours.key")
+    with collecting(context) as collector:
+        endpoint = f"https://127.0.0.1:{collector.server_port}/v1/traces"
+        for name, arrives in (("theirs", False), ("ours", True)):
+            where = settings(0, endpoint=endpoint, tls_authorities=str(tmp_path / f"{name}.pem"), timeout=1)
+            with overheard() as lines:
+                async with served(core, tmp_path / f"{name}.sock") as (server, cri), traced(where, core, server):
+                    await cri.runtime.version(pb.VersionRequest())
+                    await until(lambda arrives=arrives, lines=lines: bool(collector.posts if arrives else "dropped" in "".join(lines)))
+            assert bool(collector.spans) is arrives
 
 
 async def test_off_nothing_follows_calls_and_pods(core: Services) -> None:

@@ -29,7 +29,9 @@ class AdminRpcs(ImageAdminRpcs):
         spans = self._core.traces.of(sandbox.id)
         if not spans:
             raise NotFound(f"there is no trace of pod {sandbox.id}: it was started before this server was")
-        found = [v1.Span(name=span.name, start=span.start, duration=span.duration, depth=span.depth) for span in spans]
+        found = [
+            v1.Span(name=span.name, start=span.start, duration=span.duration, depth=span.depth, trace_id=span.trace_id) for span in spans
+        ]
         return v1.TraceResponse(pod_sandbox_id=sandbox.id, spans=found)
 
     async def handlers(self, message: v1.HandlersRequest) -> v1.HandlersResponse:

@@ -16,10 +16,16 @@ def run(arguments: argparse.Namespace) -> int:
     request = admin.TraceRequest(pod_sandbox_id=arguments.pod)
     answer: admin.TraceResponse = ask(arguments, lambda client: client.admin.trace(request))
     if arguments.output == "json":
-        spans = [{"name": one.name, "start": one.start, "duration": one.duration, "depth": one.depth} for one in answer.spans]
+        spans = [
+            {"name": one.name, "start": one.start, "duration": one.duration, "depth": one.depth, "trace_id": one.trace_id}
+            for one in answer.spans
+        ]
         as_json({"pod": answer.pod_sandbox_id, "spans": spans})
         return 0
     print(f"pod {answer.pod_sandbox_id}")
     for line in draw(answer.spans, width=shutil.get_terminal_size((100, 24)).columns):
         print(line)
+    for one in answer.spans:
+        if one.depth == 0 and one.trace_id:
+            print(f"trace {one.trace_id}  {one.name}")
     return 0

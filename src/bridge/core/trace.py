@@ -18,13 +18,17 @@ from typing import Any, Protocol
 
 @dataclass(slots=True)
 class Span:
-    """One step. ``start`` is Unix nanoseconds, ``duration`` nanoseconds; ``depth`` 0 is a request."""
+    """One step. ``start`` is Unix nanoseconds, ``duration`` nanoseconds; ``depth`` 0 is a request.
+
+    ``trace_id`` is the hexadecimal id under which a tracer sends it, "" when none does.
+    """
 
     name: str
     start: int
     duration: int = 0
     depth: int = 0
     failed: bool = False
+    trace_id: str = ""
 
 
 Observer = Callable[[str, str, float, bool], None]
@@ -34,8 +38,8 @@ Observer = Callable[[str, str, float, bool], None]
 class Tracer(Protocol):
     """Follows each span while it runs, and nests what the same task begins inside it. Neither may wait or raise."""
 
-    def begin(self, name: str, pod: str, container: str, depth: int) -> Any:
-        """A span begins; depth 0 is a request of ``pod``, about ``container`` if it is about one. Gives what ``end`` gets."""
+    def begin(self, span: Span, pod: str, container: str) -> Any:
+        """``span`` of ``pod``, and of ``container`` if it is about one, begins. Sets its trace id; gives what ``end`` gets."""
 
     def end(self, begun: Any, failure: str) -> None:
         """It ends, in the same task; ``failure`` says why it failed, "" if it did not."""
@@ -110,7 +114,7 @@ def span(name: str) -> Iterator[None]:
         _Open(trace.traces, trace.spans, trace.operation, trace.pod, trace.container, trace.depth + 1)
     )  # a task started inside the block gets it too
     tracer, failure = trace.traces.tracer, ""
-    begun = tracer.begin(name, trace.pod, trace.container, trace.depth) if tracer is not None else None
+    begun = tracer.begin(entry, trace.pod, trace.container) if tracer is not None else None
     try:
         yield
     except BaseException as exc:

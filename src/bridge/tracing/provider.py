@@ -9,10 +9,11 @@ import logging
 import os
 import socket
 import ssl
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import requests
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk import environment_variables as names
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -31,7 +32,7 @@ _WORDS = 300
 
 
 class Words(logging.Handler):
-    """Keeps what the SDK's loggers said last, and passes it on at ``level``: WARNING while it is set up, then DEBUG.
+    """Passes on what the SDK's loggers say, at the level ``at``: WARNING while it is set up, then DEBUG.
 
     Else it goes to stderr as it is, for each batch and for each wrong header of a caller.
     """
@@ -39,19 +40,29 @@ class Words(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.at = logging.WARNING
-        self._latest: deque[str] = deque(maxlen=2)
 
     def emit(self, record: logging.LogRecord) -> None:
         """See logging.Handler."""
-        words = record.getMessage()[:_WORDS]
-        self._latest.append(words)
-        _logger.log(self.at, "%s", words)
+        _logger.log(self.at, "%s", record.getMessage()[:_WORDS])
 
-    def latest(self) -> str:
-        """The last two."""
-        said = "; ".join(self._latest)
-        self._latest.clear()
-        return said
+
+class Connection(requests.Session):
+    """Remembers why a request failed: the exporter tells that to nobody once its time is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.why = ""
+
+    def request(self, *args: Any, **options: Any) -> requests.Response:
+        """See requests.Session."""
+        options.setdefault("verify", self.verify)  # else REQUESTS_CA_BUNDLE takes its place
+        try:
+            answer = super().request(*args, **options)
+        except Exception as exc:
+            self.why = f"{type(exc).__name__}: {exc}"[:_WORDS]
+            raise
+        self.why = "" if answer.ok else f"it answers {answer.status_code} {answer.reason}"[:_WORDS]
+        return answer
 
 
 @contextmanager
@@ -70,8 +81,8 @@ def overheard() -> Iterator[Words]:
         theirs.setLevel(level)
 
 
-def exporter(settings: TracingSettings) -> OTLPSpanExporter:
-    """Who sends. Reads files. Raises ConfigError."""
+def exporter(settings: TracingSettings, connection: Connection) -> OTLPSpanExporter:
+    """Who sends, by ``connection``. Reads files. Raises ConfigError."""
     for option, path in (("tls_authorities", settings.authorities), ("tls_certificate", settings.certificate)):
         if path is None:
             continue
@@ -90,6 +101,7 @@ def exporter(settings: TracingSettings) -> OTLPSpanExporter:
         client_key_file=str(settings.key) if settings.key else None,
         headers=dict(settings.headers) or None,
         timeout=settings.timeout,
+        session=connection,
     )
 
 

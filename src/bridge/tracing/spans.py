@@ -20,6 +20,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from bridge.api.calls import Headers
 from bridge.core.store import Store
+from bridge.core.trace import Span as Step
 from bridge.errors import BridgeError
 
 POD_ID = "cri_bridge.pod_sandbox.id"
@@ -74,19 +75,22 @@ class Spans:
         span = self._tracer.start_span(name, caller(headers), SpanKind.SERVER, attributes)
         return RpcSpan(span, self)
 
-    def begin(self, name: str, pod: str, container: str, depth: int) -> tuple[trace.Span, Token[Context], str] | None:
+    def begin(self, span: Step, pod: str, container: str) -> tuple[trace.Span, Token[Context], str] | None:
         """See core.trace.Tracer."""
         parent = trace.get_current_span()
         sampled = parent.get_span_context()
         if sampled.is_valid and not sampled.trace_flags.sampled:
             return None
-        if depth == 0 and isinstance(parent, ReadableSpan) and parent.end_time is not None:
-            span = self._tracer.start_span(name, Context(), links=[Link(sampled)])
+        whole = span.depth == 0
+        if whole and isinstance(parent, ReadableSpan) and parent.end_time is not None:
+            made = self._tracer.start_span(span.name, Context(), links=[Link(sampled)])
         else:
-            span = self._tracer.start_span(name)
-        if depth == 0 and span.is_recording():
-            self.describe(span, pod, container)
-        return span, context.attach(trace.set_span_in_context(span)), pod if depth == 0 else ""
+            made = self._tracer.start_span(span.name)
+        if made.is_recording():
+            span.trace_id = f"{made.get_span_context().trace_id:032x}"
+            if whole:
+                self.describe(made, pod, container)
+        return made, context.attach(trace.set_span_in_context(made)), pod if whole else ""
 
     def end(self, begun: tuple[trace.Span, Token[Context], str] | None, failure: str) -> None:
         """See core.trace.Tracer."""

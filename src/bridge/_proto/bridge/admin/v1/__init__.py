@@ -705,6 +705,11 @@ class Span(betterproto2.Message):
     Number of spans around this one.
     """
 
+    trace_id: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    Id of its trace as OpenTelemetry writes it, 32 hexadecimal digits; empty when it is in none that is kept.
+    """
+
 
 default_message_pool.register_message("bridge.admin.v1", "Span", Span)
 
