@@ -188,8 +188,8 @@ class Tracing(Table):
     enabled: bool = False
     """Whether they are made. Why: off, nothing is made and nothing is imported."""
     endpoint: HttpUrl = ""
-    """URL that they are posted to, such as `http://127.0.0.1:4318/v1/traces`. Why: empty, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`,
-    `OTEL_EXPORTER_OTLP_ENDPOINT` or the collector's usual port here."""
+    """URL that they are posted to, such as `http://127.0.0.1:4318/v1/traces`; without a path, `/v1/traces` is meant. Why: empty,
+    `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, `OTEL_EXPORTER_OTLP_ENDPOINT` or the collector's usual port here."""
     sampling_ratio: Share | None = None
     """Share of the traces that begin here which is kept; one that a caller began is kept when the caller keeps it. Why: unset,
     `OTEL_TRACES_SAMPLER`, or all: a kubelet that traces chooses by its own rate, one that does not has no traces to choose from."""
@@ -222,8 +222,8 @@ class Tracing(Table):
         for name, value in self.headers.items():
             if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}", name):
                 raise ValueError(f"headers: {name!r} is no name of a header")
-            if not re.fullmatch(r"[\x20-\x7e]{0,8192}", value.get_secret_value()):
-                raise ValueError(f"headers: the value of {name} must be of ASCII characters that can be printed, at most 8192")
+            if not re.fullmatch(r"([\x21-\x7e]([\x20-\x7e]{0,8190}[\x21-\x7e])?)?", value.get_secret_value()):
+                raise ValueError(f"headers: the value of {name} must be of printable ASCII characters without spaces around, at most 8192")
         return self
 
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import logging
 import ssl
 import subprocess
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import pytest
 from grpclib.client import Channel
 from grpclib.const import Cardinality
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from bridge._proto.runtime import v1 as pb
@@ -30,65 +27,14 @@ from bridge.daemon_settings import tracing
 from bridge.daemon_tracing import traced
 from bridge.errors import ConfigError
 from bridge.tracing.settings import TracingSettings
-from tests.component.conftest import World, pod
+from tests.component.conftest import pod
 from tests.component.test_events import served, until
 from tests.component.test_server_metrics import of, parts, scrape
+from tests.otlp_collector import Collector, collecting, said
 
 pytestmark = pytest.mark.root
 SERVICE = "/runtime.v1.RuntimeService"
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-
-
-class Collector(ThreadingHTTPServer):
-    """Keeps what it is sent, and answers with ``code``."""
-
-    daemon_threads = True
-
-    def __init__(self, context: ssl.SSLContext | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), _Posted)
-        if context is not None:
-            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
-        self.code = 200
-        self.posts = 0
-        self.headers: Mapping[str, str] = {}
-        self.resource: dict[str, str] = {}
-        self.spans: list[Span] = []
-
-    def named(self) -> dict[str, Span]:
-        return {span.name: span for span in self.spans}
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are what is tested."""
-
-
-class _Posted(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        collector = cast("Collector", self.server)
-        message = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
-        collector.headers = {"path": self.path, **{name.lower(): value for name, value in self.headers.items()}}
-        if collector.code == 200:
-            for each in message.resource_spans:
-                collector.resource = {pair.key: pair.value.string_value for pair in each.resource.attributes}
-                collector.spans += [span for scope in each.scope_spans for span in scope.spans]
-        self.send_response(collector.code)
-        self.send_header("content-length", "0")
-        self.end_headers()
-        collector.posts += 1
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@contextmanager
-def collecting(context: ssl.SSLContext | None = None) -> Iterator[Collector]:
-    with Collector(context) as made:
-        thread = threading.Thread(target=made.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield made
-        finally:
-            made.shutdown()
-            thread.join()
 
 
 @pytest.fixture
@@ -102,10 +48,6 @@ def settings(port: int, **section: object) -> TracingSettings:
     found = tracing(Config.model_validate({"tracing": made}))
     assert found is not None
     return found
-
-
-def said(span: Span) -> dict[str, object]:
-    return {pair.key: getattr(pair.value, str(pair.value.WhichOneof("value"))) for pair in span.attributes}
 
 
 @contextmanager
@@ -184,10 +126,11 @@ async def test_the_spans_of_a_pod_are_those_of_its_caller_and_of_the_waterfall_a
     assert (collector.resource["service.name"], collector.resource["k8s.node.name"]) == ("cri", "n1")
 
 
+@pytest.mark.parametrize("code", [400, 302])
 async def test_a_collector_that_is_dead_is_told_once_delays_nobody_and_gets_spans_when_it_is_back(
-    core: Services, world: World, collector: Collector, tmp_path: Path
+    core: Services, collector: Collector, tmp_path: Path, code: int
 ) -> None:
-    collector.code = 400
+    collector.code = code
     with overheard() as lines:
         async with served(core, tmp_path / "cri.sock") as (server, cri), traced(settings(collector.server_port), core, server):
             for round_ in (1, 2, 3):
@@ -199,7 +142,7 @@ async def test_a_collector_that_is_dead_is_told_once_delays_nobody_and_gets_span
     warnings = [line for line in lines if line.startswith("WARNING")]
     assert len(warnings) == 1, lines
     assert "traces can't be sent and are dropped until that works again" in warnings[0]
-    assert "400" in warnings[0]
+    assert f"it answers {code}" in warnings[0]
     assert any("traces are sent again" in line for line in lines)
 
 

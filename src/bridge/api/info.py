@@ -20,7 +20,14 @@ _LARGEST_SPEC = 16 << 20
 def of_sandbox(sandbox: Sandbox, core: Services) -> dict[str, str]:
     """pid, namespaces, cgroup, handler, the CNI attachment and the trace."""
     spans = [
-        {"name": span.name, "start": span.start, "duration": span.duration, "depth": span.depth, "failed": span.failed}
+        {
+            "name": span.name,
+            "start": span.start,
+            "duration": span.duration,
+            "depth": span.depth,
+            "failed": span.failed,
+            "traceId": span.trace_id,
+        }
         for span in core.traces.of(sandbox.id)
     ]
     return _info(

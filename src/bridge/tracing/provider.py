@@ -12,6 +12,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -58,6 +59,8 @@ class Connection(requests.Session):
         options.setdefault("verify", self.verify)  # else REQUESTS_CA_BUNDLE takes its place
         try:
             answer = super().request(*args, **options)
+            if 300 <= answer.status_code < 400:  # the exporter follows none, and takes it for success
+                raise requests.RequestException(f"it answers {answer.status_code} {answer.reason}")
         except Exception as exc:
             self.why = f"{type(exc).__name__}: {exc}"[:_WORDS]
             raise
@@ -95,7 +98,7 @@ def exporter(settings: TracingSettings, connection: Connection) -> OTLPSpanExpor
         except OSError as exc:  # of ssl too
             raise ConfigError(f"tracing.{option}: {path}: {exc}") from exc
     return OTLPSpanExporter(
-        endpoint=settings.endpoint or None,
+        endpoint=endpoint(settings.endpoint) or None,
         certificate_file=str(settings.authorities) if settings.authorities else None,
         client_certificate_file=str(settings.certificate) if settings.certificate else None,
         client_key_file=str(settings.key) if settings.key else None,
@@ -103,6 +106,11 @@ def exporter(settings: TracingSettings, connection: Connection) -> OTLPSpanExpor
         timeout=settings.timeout,
         session=connection,
     )
+
+
+def endpoint(url: str) -> str:
+    """``url`` with the path that OTLP has for traces where it has none: the exporter would post to the root."""
+    return f"{url.rstrip('/')}/v1/traces" if url and not urlsplit(url).path.strip("/") else url
 
 
 def provider(settings: TracingSettings) -> TracerProvider:
@@ -132,7 +140,7 @@ def _number(name: str, usual: float) -> float:
     text = os.environ.get(name, "")
     if not text:
         return usual
-    if not text.isdecimal() or not 0 < int(text) <= 1_000_000:
+    if not text.isdecimal() or len(text) > 7 or not 0 < int(text) <= 1_000_000:
         _logger.warning("%s is %s, which is no number that can be used: it is taken as %g", name, log.quote(text), usual)
         return usual
     return float(text)

@@ -150,6 +150,9 @@ class RpcSpan:
             return
         pod, container = getattr(message, "pod_sandbox_id", ""), getattr(message, "container_id", "")
         self._spans.describe(self._span, pod if isinstance(pod, str) else "", container if isinstance(container, str) else "")
+        handler = getattr(message, "runtime_handler", "")
+        if isinstance(handler, str) and handler:
+            self._span.set_attribute(HANDLER, handler[:WORDS])
         metadata = getattr(getattr(message, "config", None), "metadata", None)
         if hasattr(metadata, "uid"):
             name_pod(self._span, metadata)

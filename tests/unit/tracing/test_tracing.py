@@ -25,7 +25,7 @@ from bridge.core.store import Store
 from bridge.daemon_settings import tracing
 from bridge.errors import ConfigError, NotFound
 from bridge.tracing.batches import Batches, Pace
-from bridge.tracing.provider import Connection, exporter, overheard, pace, provider
+from bridge.tracing.provider import Connection, endpoint, exporter, overheard, pace, provider
 from bridge.tracing.settings import TracingSettings
 from bridge.tracing.spans import Spans
 
@@ -180,7 +180,8 @@ def test_what_fails_says_so_and_a_callers_own_fault_is_none_of_the_server(world:
 
 def test_requests_name_pods_and_images_before_there_is_a_record_and_unknown_ids_are_told_as_they_are(world: World) -> None:
     rpc = world.rpc(path="/s/Run")
-    rpc.tell(SimpleNamespace(config=SimpleNamespace(metadata=SimpleNamespace(name="n" * 5000, namespace="ns", uid="u"))))
+    named = SimpleNamespace(metadata=SimpleNamespace(name="n" * 5000, namespace="ns", uid="u"))
+    rpc.tell(SimpleNamespace(config=named, runtime_handler="crun"))
     rpc.tell(SimpleNamespace(pod_sandbox_id="x9"))
     rpc.end(Status.OK, "")
     rpc = world.rpc(path="/s/Create")
@@ -194,7 +195,7 @@ def test_requests_name_pods_and_images_before_there_is_a_record_and_unknown_ids_
     rpc.end(Status.OK, "")
     run, create = said(world.named()["s/Run"]), said(world.named()["s/Create"])
     assert len(str(run["k8s.pod.name"])) == 1024
-    assert run["cri_bridge.pod_sandbox.id"] == "x9"
+    assert (run["cri_bridge.pod_sandbox.id"], run["cri_bridge.handler"]) == ("x9", "crun")
     assert (create["k8s.container.name"], create["container.id"], create["k8s.pod.name"]) == ("side", "c9", "web")
     assert create["container.image.name"] == "busybox"
 
@@ -379,6 +380,7 @@ def test_nothing_is_set_up_unless_it_is_enabled() -> None:
         ({"sampling_ratio": 1.5}, "less than or equal to 1"),
         ({"headers": {"a b": "x"}}, "no name of a header"),
         ({"headers": {"a": "x\r\nb: y"}}, "ASCII"),
+        ({"headers": {"a": " x"}}, "spaces"),
         ({"tls_key": "/key"}, "needs tls_certificate"),
         ({"queue": 0}, "greater than or equal to 1"),
     ],
@@ -394,6 +396,12 @@ def test_the_values_of_headers_are_shown_nowhere() -> None:
     found = tracing(config)
     assert found is not None
     assert found.headers == {"authorization": "Bearer sesame"}
+
+
+def test_an_endpoint_without_a_path_has_the_usual_one() -> None:
+    urls = ["", "http://h:4318", "http://h:4318/", "https://[::1]:4318", "https://h/otlp/v1/traces"]
+    found = ["", "http://h:4318/v1/traces", "http://h:4318/v1/traces", "https://[::1]:4318/v1/traces", "https://h/otlp/v1/traces"]
+    assert [endpoint(settings(endpoint=url).endpoint) for url in urls] == found
 
 
 @pytest.mark.parametrize("option", ["tls_authorities", "tls_certificate"])
@@ -415,9 +423,15 @@ def test_the_loggers_of_the_sdk_are_overheard_and_given_back(capsys: pytest.Capt
 
 IMPORTED = """
 import sys
-import bridge.cli.serve, bridge.daemon, bridge.daemon_settings
+import bridge.cli.serve, bridge.daemon, bridge.daemon_settings, bridge.daemon_tracing
 from bridge.config import Config
 assert bridge.daemon_settings.tracing(Config()) is None
+
+async def off():
+    async with bridge.daemon_tracing.traced(None, None, None):
+        pass
+
+bridge.daemon.anyio.run(off)
 print("\\n".join(sys.modules))
 """
 

@@ -1,0 +1,42 @@
+"""Traces of a live server: what a kubelet's call did arrives at a collector, by the end of the server at the latest."""
+
+from __future__ import annotations
+
+import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from bridge._proto.bridge.admin import v1 as admin
+from bridge.client import connect
+from tests.integration.daemon_node import Kubelet, daemon_node
+from tests.otlp_collector import collecting, said
+
+pytestmark = pytest.mark.root
+RPC = "runtime.v1.RuntimeService"
+
+
+async def test_the_trace_of_a_pod_is_what_its_waterfall_shows_and_is_sent_before_the_server_ends(crun_hierarchy: None) -> None:
+    with collecting() as collector:
+        section = f"[tracing]\nenabled = true\nendpoint = 'http://127.0.0.1:{collector.server_port}'\nperiod = 80000"
+        with daemon_node(prepare=lambda root: (section, ""), handlers={"runc": "runc"}) as node:
+            async with connect(node.socket) as cri:
+                kubelet = Kubelet(node, cri, "runc")
+                pod = await kubelet.run()
+                container = await kubelet.started(pod)
+                drawn = (await cri.admin.trace(admin.TraceRequest(pod_sandbox_id=pod))).spans
+                await kubelet.clean()
+            assert collector.spans == [], "it is not time yet"
+            assert node.stop() == 0
+    found = collector.named()
+    start = found[f"{RPC}/StartContainer"]
+    assert (said(start)["container.id"], said(start)["cri_bridge.pod_sandbox.id"]) == (container, pod)
+    assert (said(start)["cri_bridge.handler"], said(start)["rpc.grpc.status_code"]) == ("runc", 0)
+    assert below(collector.spans, start) == ["StartContainer app"]
+    assert "runtime" in below(collector.spans, found["StartContainer app"])
+    told = {(span.trace_id.hex(), span.name) for span in collector.spans}
+    assert {(span.trace_id, span.name) for span in drawn} <= told
+    assert {"RunPodSandbox", "cni add", "CreateContainer app"} <= {span.name for span in drawn}
+    assert collector.resource["service.name"] == "cri-bridge"
+
+
+def below(spans: list[Span], parent: Span) -> list[str]:
+    return [span.name for span in spans if span.parent_span_id == parent.span_id]
