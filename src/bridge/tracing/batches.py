@@ -44,6 +44,7 @@ class Batches(SpanProcessor):
         self._waiting: deque[ReadableSpan] = deque()
         self._wake = threading.Event()
         self._closing = False
+        self._over = False
         self._failures = 0
         self._thread = threading.Thread(target=self._send_all, name="tracing", daemon=True)
         self._thread.start()
@@ -67,6 +68,7 @@ class Batches(SpanProcessor):
         self._closing = True
         self._wake.set()
         self._thread.join(seconds)
+        self._over = True
         self._exporter.shutdown()  # ends a pause between tries; a request under way is left alone
         return not self._waiting and not self._thread.is_alive()
 
@@ -89,7 +91,7 @@ class Batches(SpanProcessor):
         return self._pace.period if not self._failures else min(self._pace.period * 2**self._failures, _LONGEST_PAUSE)
 
     def _send_waiting(self) -> None:
-        while self._waiting:
+        while self._waiting and not self._over:
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._pace.batch))]
             if not self._send(batch):
                 return

@@ -307,6 +307,9 @@ def test_a_collector_that_hangs_costs_no_more_than_the_queue_and_the_end_does_no
     ended(25, batches)
     assert batches.dropped == 15
     assert batches.close(0.05) is False
+    collector.held.set()
+    batches.close(30)  # joins the thread
+    assert sum(map(len, collector.batches)) <= 2, "nothing more once the end did not wait"
 
 
 def test_a_dead_collector_is_logged_once_and_so_is_its_return(collector: Collector) -> None:
