@@ -66,6 +66,10 @@ class Unsupported(BridgeError):
     """The backend or the host lacks this ability (it is ``unsupported`` in its features)."""
 
 
+class Unmet(BridgeError):
+    """The node lacks, now, what the request needs, and the message says what; nothing was changed."""
+
+
 class ConfigError(BridgeError):
     """The configuration is wrong; the message names file, key and the nearest right name."""
 

@@ -8,16 +8,15 @@ deadline: they end with their owner. A call that blocks instead of waiting stops
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import anyio
-
-from bridge import log
 from bridge.aio import describe
-from bridge.errors import BridgeError, PluginFailed, Unsupported
 from bridge.host.cgroup_stats import CgroupStats
+from bridge.isolation_calls import Guard, Guarded
+from bridge.ports.checkpoints import Checkpointing
 from bridge.ports.host import RuntimeTimeouts
 from bridge.ports.runtime import (
     ContainerHandle,
@@ -35,67 +34,10 @@ from bridge.ports.runtime import (
 )
 
 T = TypeVar("T")
-_logger = log.get("isolation")
-_MARGIN = 40.0
-"""Seconds above the backend's own deadlines: its errors say more than ours. A monitor that is being replaced takes up to 30."""
 _SWEEP_SECONDS = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """Watches the calls of one handler; ``timeouts`` are the handler's own."""
-
-    handler: str
-    plugin: str
-    timeouts: RuntimeTimeouts
-
-    async def call(self, what: Any, name: str, seconds: float | None, *args: Any, **named: Any) -> Any:
-        """``what.name(…)`` within ``seconds`` and the margin, None for no deadline. Raises BridgeError classes only."""
-        method = self.method(what, name)
-        scope = anyio.CancelScope(deadline=float("inf") if seconds is None else anyio.current_time() + seconds + _MARGIN)
-        try:
-            with scope:
-                return await method(*args, **named)
-        except BridgeError:
-            raise
-        except Exception as exc:
-            _logger.exception("handler %s: plugin %s failed in %s", self.handler, self.plugin, name)
-            raise self._failed(name, f"raised {describe(exc)}") from exc
-        raise self._failed(name, f"did not end within {(seconds or 0) + _MARGIN:g} s and was cancelled")
-
-    def method(self, what: Any, name: str) -> Callable[..., Awaitable[Any]]:
-        """The method. Raises Unsupported when the plugin has none: it may be older than the interface."""
-        try:
-            found: Callable[..., Awaitable[Any]] = getattr(what, name)
-        except AttributeError as exc:
-            raise Unsupported(f"handler {self.handler!r}: plugin {self.plugin!r} has no {name}(): it may be too old") from exc
-        return found
-
-    def read(self, what: Any, name: str) -> Any:
-        """The property ``name``. Raises PluginFailed."""
-        try:
-            return getattr(what, name)
-        except BridgeError:
-            raise
-        except Exception as exc:
-            raise self._failed(name, f"raised {describe(exc)}") from exc
-
-    def _failed(self, name: str, why: str) -> PluginFailed:
-        return PluginFailed(f"handler {self.handler!r}: plugin {self.plugin!r}: {name} {why}")
-
-
-class _Guarded:
-    __slots__ = ("_guard", "_inner")
-
-    def __init__(self, guard: Guard, inner: Any) -> None:
-        self._guard = guard
-        self._inner = inner
-
-    async def _call(self, name: str, seconds: float | None, *args: Any, **named: Any) -> Any:
-        return await self._guard.call(self._inner, name, seconds, *args, **named)
-
-
-class GuardedExec(_Guarded):
+class GuardedExec(Guarded):
     """See bridge.ports.runtime.ExecProcess."""
 
     __slots__ = ()
@@ -128,7 +70,7 @@ class GuardedTerminal(GuardedExec):
         await self._call("resize", self._guard.timeouts.kill, width, height)
 
 
-class GuardedContainer(_Guarded):
+class GuardedContainer(Guarded):
     """See bridge.ports.runtime.ContainerHandle."""
 
     __slots__ = ()
@@ -199,7 +141,29 @@ class GuardedContainer(_Guarded):
         await self._call("delete", _ending(self._guard.timeouts))
 
 
-class GuardedSandbox(_Guarded):
+class GuardedCheckpointing(GuardedContainer):
+    """See bridge.ports.checkpoints.Checkpointing."""
+
+    __slots__ = ()
+
+    async def pause(self) -> None:
+        """See the port."""
+        await self._call("pause", self._guard.timeouts.exec)
+
+    async def resume(self) -> None:
+        """See the port."""
+        await self._call("resume", 2 * self._guard.timeouts.exec)
+
+    async def checkpoint(self, images: Path, work: Path, *, timeout: float) -> None:
+        """See the port."""
+        await self._call("checkpoint", timeout, images, work, timeout=timeout)
+
+
+def _container(guard: Guard, made: Any) -> GuardedContainer:
+    return (GuardedCheckpointing if isinstance(made, Checkpointing) else GuardedContainer)(guard, made)
+
+
+class GuardedSandbox(Guarded):
     """See bridge.ports.runtime.SandboxHandle."""
 
     __slots__ = ()
@@ -221,11 +185,11 @@ class GuardedSandbox(_Guarded):
 
     async def create_container(self, spec: ContainerSpec) -> ContainerHandle:
         """See the port."""
-        return GuardedContainer(self._guard, await self._call("create_container", self._guard.timeouts.create, spec))
+        return _container(self._guard, await self._call("create_container", self._guard.timeouts.create, spec))
 
     async def load_container(self, spec: ContainerSpec, record: Record) -> ContainerHandle:
         """See the port."""
-        return GuardedContainer(self._guard, await self._call("load_container", self._guard.timeouts.create, spec, record))
+        return _container(self._guard, await self._call("load_container", self._guard.timeouts.create, spec, record))
 
     async def port_forward(self, port: int) -> socket.socket:
         """See the port."""
@@ -248,7 +212,7 @@ class GuardedSandbox(_Guarded):
         await self._call("delete", _ending(self._guard.timeouts))
 
 
-class GuardedBackend(_Guarded):
+class GuardedBackend(Guarded):
     """See bridge.ports.runtime.RuntimeBackend. Raises PluginFailed at once for a backend without features or a kind."""
 
     __slots__ = ("features", "sandbox_kind")
@@ -262,7 +226,7 @@ class GuardedBackend(_Guarded):
     def _checked(self, name: str, kind: type[T]) -> T:
         found = self._guard.read(self._inner, name)
         if not isinstance(found, kind):
-            raise self._guard._failed(name, f"is {type(found).__name__}, not {kind.__name__}")
+            raise self._guard.failed(name, f"is {type(found).__name__}, not {kind.__name__}")
         return found
 
     async def create_sandbox(self, spec: SandboxSpec) -> SandboxHandle:
@@ -288,7 +252,7 @@ class GuardedBackend(_Guarded):
         try:
             return cast("Mapping[str, Any]", getattr(self._inner, name)(given))
         except Exception as exc:
-            raise self._guard._failed(name, f"raised {describe(exc)}") from exc
+            raise self._guard.failed(name, f"raised {describe(exc)}") from exc
 
     async def remove_strangers(self, known: Callable[[str], bool]) -> Sequence[str]:
         """See the port."""

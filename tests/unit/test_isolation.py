@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from bridge import isolation
+from bridge import isolation_calls
 from bridge.errors import NotFound, PluginFailed, Unsupported
 from bridge.isolation import Guard, GuardedBackend
 from bridge.ports.host import RuntimeTimeouts
@@ -33,7 +33,7 @@ CONTAINER = ContainerSpec("c", "s", Path("/nowhere"), {}, ContainerIO())
 
 @pytest.fixture(autouse=True)
 def no_margin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolation, "_MARGIN", 0.0)
+    monkeypatch.setattr(isolation_calls, "MARGIN", 0.0)
 
 
 def guarded(backend: Any) -> GuardedBackend:

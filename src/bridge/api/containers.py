@@ -67,6 +67,11 @@ class ContainerRpcs(v1.RuntimeServiceBase):
         await self._core.resources.update_container(message.container_id, convert_parts.resources(message.linux, "linux"))
         return v1.UpdateContainerResourcesResponse()
 
+    async def checkpoint_container(self, message: v1.CheckpointContainerRequest) -> v1.CheckpointContainerResponse:
+        """Belongs to this call; the container goes on afterwards."""
+        await self._core.checkpoints.container(message.container_id, message.location, message.timeout)
+        return v1.CheckpointContainerResponse()
+
     async def reopen_container_log(self, message: v1.ReopenContainerLogRequest) -> v1.ReopenContainerLogResponse:
         """After the kubelet rotated the log file."""
         await self._core.containers.reopen_log(message.container_id)

@@ -25,6 +25,7 @@ TABLE: dict[type[errors.BridgeError], Status] = {
     errors.LimitExceeded: Status.RESOURCE_EXHAUSTED,
     errors.Denied: Status.PERMISSION_DENIED,
     errors.Unsupported: Status.UNIMPLEMENTED,
+    errors.Unmet: Status.FAILED_PRECONDITION,
     errors.ConfigError: Status.FAILED_PRECONDITION,
     errors.HostError: Status.INTERNAL,
     errors.RuntimeFailed: Status.INTERNAL,

@@ -20,6 +20,7 @@ from bridge.core import (
     mount_places,
     pod_namespaces,
     privileged_sysfs,
+    restoring,
     selinux,
     spec,
     spec_devices,
@@ -68,14 +69,25 @@ class ContainerCreator:
     async def create(self, ident: str, sandbox: Sandbox, config: ContainerConfig) -> Container:
         """Make the container; on any failure or cancellation nothing of it is left. Returns it in state created."""
         check(config, sandbox)
-        check_abilities(config, self.handlers.backend(sandbox.handler, sandbox.opening).features)
+        features = self.handlers.backend(sandbox.handler, sandbox.opening).features
+        check_abilities(config, features)
+        if not restoring.is_archive(config):
+            return await self._create(ident, sandbox, config, None)
+        restoring.check(sandbox, features)
+        async with restoring.opened(ident, config, sandbox, self.images, self.settings.bundle(sandbox.id, ident)) as source:
+            return await self._create(ident, sandbox, config, source)
+
+    async def _create(self, ident: str, sandbox: Sandbox, config: ContainerConfig, source: restoring.Source | None) -> Container:
         await selinux.check_known(selinux.of_container(sandbox, config), config.security.selinux, self.settings.selinux)
-        image = self.image(config)
-        await self.images.admit(image.id, config.image.user_specified_image or config.image.image, sandbox.config.metadata.namespace)
+        image = self.image(config) if source is None else source.image
+        name = config.image.user_specified_image or config.image.image
+        await self.images.admit(image.id, name if source is None else _name(image), sandbox.config.metadata.namespace)
         async with Rollback(f"create container {ident[:12]}", step_timeout=self.settings.undo_timeout) as undo:
             making = await self._journal(ident, sandbox, config, image, undo)
             with trace.span("rootfs"):
                 root = await self._rootfs(making)
+                if source is not None:
+                    await restoring.apply(source, making, root)
             with trace.span("volumes"):
                 prepared = await volumes.prepare(making)
                 await working_directory.prepare(making, root)
@@ -86,12 +98,17 @@ class ContainerCreator:
                 policy = self.handlers.policy(sandbox.handler, sandbox.opening)
                 oci = spec.build_container(inputs, self.facts, self.spec_settings.of_handler(policy))
                 oci = await self.injections.apply(oci, inputs)
+                if source is not None:
+                    source.check(oci)
             with trace.span("backend"):
-                handle = await self._backend(making, oci)
+                handle = await self._backend(making, oci, source.processes if source is not None else None)
             limited = limits.of_spec(oci)
             self.live.containers[ident] = LiveContainer(handle, oci["process"])
             record = dict(handle.record)
-            container = await self.store.apply_container(ident, "created", user=who.user, backend=record, resources=limited)
+            kept = str(source.processes) if source is not None else ""
+            container = await self.store.apply_container(
+                ident, "created", user=who.user, backend=record, resources=limited, checkpoint=kept
+            )
             undo.commit()
         return container
 
@@ -121,13 +138,14 @@ class ContainerCreator:
         await mount_places.check_root(making.config, mounted.path)
         return mounted.path
 
-    async def _backend(self, making: Making, oci: Mapping[str, Any]) -> ContainerHandle:
+    async def _backend(self, making: Making, oci: Mapping[str, Any], restore: Path | None) -> ContainerHandle:
         request = ContainerSpec(
             id=making.container.id,
             sandbox_id=making.sandbox.id,
             bundle=making.bundle,
             oci=oci,
             io=container_io(making.container, making.sandbox),
+            restore=restore,
         )
         handle = await self.live.sandbox(making.sandbox.id).create_container(request)
         making.undo.push("delete the backend's container", handle.delete)
@@ -200,6 +218,10 @@ class ContainerCreator:
         if backend.sandbox_kind is not SandboxKind.NAMESPACES:
             return Path(f"{CONTAINER_PID_NAMESPACE}{target.id}")
         return Path(f"/proc/{target.pid}/ns/pid")
+
+
+def _name(image: Image) -> str:
+    return next(iter((*image.repo_tags, *image.repo_digests)), image.id)
 
 
 def check(config: ContainerConfig, sandbox: Sandbox) -> None:

@@ -82,6 +82,8 @@ class Stopper:
     async def _stop(self, ident: str, entry: LiveContainer, stop: _Stop) -> None:
         container = self._store.container(ident)
         number = stop_signal.number(container.stop_signal)
+        if entry.checkpoint is not None:  # it stands still, and would not even hear SIGKILL (cgroup v1)
+            entry.checkpoint.cancel()
         if anyio.current_time() < stop.deadline:
             await _deliver(entry, number)
             await self._grace(entry, stop)

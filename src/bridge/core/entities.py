@@ -92,7 +92,8 @@ class Container:
 
     ``mount_images`` holds the image id for each of config.mounts, "" for a mount of the host; it is empty when no mount is an image.
     ``resources`` are the limits in force, after clamps and updates; None in records of releases that did not keep them.
-    ``unremoved`` is as of a sandbox.
+    ``unremoved`` is as of a sandbox. ``paused`` while it stands still for a checkpoint. ``checkpoint`` is the directory with the images of
+    its processes that its start restores, "" for one that begins at its beginning.
     """
 
     id: str
@@ -117,6 +118,8 @@ class Container:
     revision: int = 0
     mount_images: tuple[str, ...] = ()
     unremoved: str = ""
+    paused: bool = False
+    checkpoint: str = ""
 
     @property
     def name_key(self) -> str:

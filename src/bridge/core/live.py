@@ -18,7 +18,7 @@ class LiveContainer:
     tells which.
 
     ``process`` is the OCI process object the container was made with; commands run in it start from that. ``changing`` is held by a start
-    and by an update of its resources, one after the other.
+    by an update of its resources and by a checkpoint, one after the other. ``checkpoint`` is the one under way, which a stop cancels.
     """
 
     handle: ContainerHandle
@@ -27,6 +27,7 @@ class LiveContainer:
     released: anyio.Event = field(default_factory=anyio.Event)
     freed: bool = False
     watched: bool = False
+    checkpoint: anyio.CancelScope | None = None
     changing: anyio.Lock = field(default_factory=lambda: anyio.Lock(fast_acquire=True))
 
 

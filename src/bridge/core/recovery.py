@@ -27,6 +27,7 @@ import anyio
 from bridge import log
 from bridge.aio import describe, run_all
 from bridge.core import spec, stamps
+from bridge.core.checkpoints import let_go_on
 from bridge.core.container_io import container_io
 from bridge.core.containers import ContainerService
 from bridge.core.detach import Detacher, from_record
@@ -201,6 +202,9 @@ class Recovery:
                 now = stamps.of_start(self.daemon.store, container.id)
                 await self.daemon.store.apply_container(container.id, "started", pid=pid, started_at=now, backend=dict(handle.record))
         running = self.daemon.store.containers[container.id].state is ContainerState.RUNNING
+        if running and container.paused:
+            await let_go_on(container, handle)
+            await self.daemon.store.apply_container(container.id, "journal", paused=False)
         self.containers.adopt(container.id, handle, process, running=running)
 
     async def _request(self, container: Container) -> ContainerSpec:
@@ -208,7 +212,8 @@ class Recovery:
         sandbox = self.daemon.store.sandboxes[container.sandbox_id]
         text = await files.read_text(Path(bundle) / "config.json", limit=16 << 20)
         oci = json.loads(text) if text else {}
-        return ContainerSpec(container.id, container.sandbox_id, bundle, oci, container_io(container, sandbox))
+        restore = Path(container.checkpoint) if container.checkpoint else None
+        return ContainerSpec(container.id, container.sandbox_id, bundle, oci, container_io(container, sandbox), restore)
 
     async def _undo_half_made(self, container: Container) -> None:
         half = container.state in (ContainerState.CREATING, ContainerState.REMOVING)

@@ -9,6 +9,7 @@ import anyio
 
 from bridge.aio import Supervisor
 from bridge.core import spec
+from bridge.core.checkpoints import CheckpointService
 from bridge.core.confinement import Confiner
 from bridge.core.container_create import ContainerCreator
 from bridge.core.containers import ContainerService
@@ -56,6 +57,7 @@ class Services:
     live: Live
     sandboxes: SandboxService
     containers: ContainerService
+    checkpoints: CheckpointService
     execs: ExecService
     streams: StreamService
     resources: ResourceService
@@ -150,9 +152,25 @@ def assemble(
     streams = StreamService(store=store, live=live, handlers=ports.handlers, settings=settings)
     execs = ExecService(streams=streams, settings=settings)
     events = EventHub(store)
+    checkpoints = CheckpointService(daemon, ports.handlers, ports.images, containers)
     _attend(supervisor, store, events, lambda: leftovers.tend(recovery.finish))
     return Services(
-        store, live, sandboxes, containers, execs, streams, limits, stats, metrics, recovery, ports, lookups, preview, daemon, events
+        store=store,
+        live=live,
+        sandboxes=sandboxes,
+        containers=containers,
+        checkpoints=checkpoints,
+        execs=execs,
+        streams=streams,
+        resources=limits,
+        stats=stats,
+        metrics=metrics,
+        recovery=recovery,
+        ports=ports,
+        lookups=lookups,
+        previewer=preview,
+        daemon=daemon,
+        events=events,
     )
 
 

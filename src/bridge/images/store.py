@@ -25,6 +25,7 @@ from bridge.images.administration import Administration
 from bridge.images.assemble import Assembler
 from bridge.images.catalogue import Catalogue
 from bridge.images.check import Checker, CheckProgress, Repair, Report
+from bridge.images.checkpoint import CheckpointFiles
 from bridge.images.disk import Directories
 from bridge.images.gate import Gate
 from bridge.images.importing import Importer
@@ -57,7 +58,9 @@ class ImageStore:
         self._directories = directories
         self._catalogue = Catalogue(database)
         self._layers = LayerStore(directories, self._catalogue, supervisor, parallel=settings.parallel, keep_seconds=settings.linger)
-        self._assembler = Assembler(self._catalogue, self._layers, Unpacker(settings.limits))
+        unpacker = Unpacker(settings.limits)
+        self._assembler = Assembler(self._catalogue, self._layers, unpacker)
+        self.checkpoints = CheckpointFiles(directories, self._catalogue, unpacker)
         self._client: RegistryClient | None = None
         self._puller: Puller | None = None
         self._opening = anyio.Lock()

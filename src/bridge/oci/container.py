@@ -25,7 +25,8 @@ from bridge.host.oci_documents import write_json
 from bridge.monitor.lasting import MONITOR_RETURN_SECONDS
 from bridge.monitor.protocol import LaunchFailed
 from bridge.oci import execs, limits, strays
-from bridge.oci.dialect import Launch, Scope, flag, switch
+from bridge.oci.checkpoints import Checkpointed, launch_words
+from bridge.oci.dialect import Launch, Scope
 from bridge.oci.execs import OciExec
 from bridge.oci.runtime import OciRuntime
 from bridge.oci.strays import start_ticks
@@ -37,7 +38,7 @@ _VERSION = 1
 _LAUNCH_POLL = 0.02
 
 
-class OciContainer:
+class OciContainer(Checkpointed):
     """See the module docstring (bridge.ports.runtime.ContainerHandle). Made by ``create`` or ``load``."""
 
     __slots__ = ("_cgroup", "_ended", "_owns_pid_namespace", "_pid", "_release", "_released", "_runtime", "_spec", "_ticks", "_witness")
@@ -86,12 +87,8 @@ class OciContainer:
         """One runtime invocation. Raises RuntimeFailed, whose ``start_code`` tells "not found" from other failures."""
         cli, bundle = self._runtime.cli, self._spec.bundle
         log, pid_file = bundle / "runtime.log", bundle / "pid"
-        verb, words = cli.dialect.launch, cli.dialect.flags
         console = self._runtime.console_socket(self.id) if self._spec.io.terminal else None
-        flags = switch(words.detach) if verb is Launch.RUN else []
-        flags += [*flag(words.bundle, bundle), *flag(words.pid_file, pid_file), *cli.settings.run_args]
-        if console is not None:
-            flags += flag(words.console, console)
+        verb, flags = launch_words(cli, self._spec, pid_file, console)
         launch = partial(
             self._runtime.monitor.launch,
             self.id,
@@ -107,7 +104,7 @@ class OciContainer:
         try:
             self._pid = await self._runtime.launched(launch)
         except LaunchFailed as exc:
-            raise await self._runtime.failure(verb, exc, log) from exc
+            raise await self._failure(verb, exc, log) from exc
         except MonitorGone:
             # The runtime may go on without it, and nobody would hold the container then: what is told as failed must not run.
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + cli.settings.timeouts.delete):
@@ -117,6 +114,7 @@ class OciContainer:
         self._witness = strays.Witness.of(self._pid, self._ticks)
         if verb is Launch.CREATE:
             await self._start_created()
+        await self._forget_images()
         return self._pid
 
     async def _start_created(self) -> None:

@@ -53,6 +53,9 @@ class Flags:
     force: str = "--force"
     resources: str = "--resources"
     cgroup: str = "--cgroup"
+    images: str = "--image-path"
+    work: str = "--work-path"
+    running: str = "--leave-running"
 
 
 @dataclass(frozen=True, slots=True)

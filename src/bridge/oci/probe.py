@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,14 +20,14 @@ from anyio import to_thread
 from bridge import log
 from bridge.errors import HostError, RuntimeFailed, TimedOut, Unsupported
 from bridge.host import cgroups
-from bridge.oci import claims
+from bridge.oci import checkpoints, claims
 from bridge.oci.cli import OciCli
 from bridge.oci.dialect import ExecCgroup
 from bridge.oci.trial import trial
 from bridge.ports.runtime import Ability, Feature, RuntimeFeatures, Support
 
 _logger = log.get("oci.probe")
-_VERSION = 4
+_VERSION = 5
 _UNASKED = Feature(Support.SUPPORTED)
 _ALWAYS = (Ability.EXEC, Ability.TTY, Ability.SHARED_PID, Ability.TARGET_PID, Ability.UPDATE, Ability.PAUSE, Ability.CONTAINER_LIMITS)
 _KERNEL_SHARED = (
@@ -148,6 +149,8 @@ async def _probe(cli: OciCli, scratch: Path, closed: Sequence[str]) -> Findings:
     abilities = judge(said, facts, verified=verified)
     if facts.user_namespaces and dialect.trial and dialect.abilities.get(Ability.USER_NAMESPACES, True):
         abilities[Ability.USER_NAMESPACES] = _no_way(closed) if closed else await _user_namespaces(cli, scratch, seccomp)
+    if said.abilities.get(Ability.CHECKPOINT):
+        abilities[Ability.CHECKPOINT] = await checkpoints.criu(cli.settings.env.get("PATH", ""), timeout=cli.settings.timeouts.probe)
     return Findings(RuntimeFeatures(said.version, str(cli.settings.path), dialect.overruled(abilities)), style)
 
 
@@ -188,6 +191,7 @@ def _identity(cli: OciCli) -> dict[str, Any]:
         "v": _VERSION,
         "argv": cli.argv("run", *cli.settings.run_args),
         "dialect": str(cli.dialect),
+        "criu": shutil.which("criu", path=cli.settings.env.get("PATH", "")),
         "file": [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns],
         "hierarchies": {name: str(mount.point) for name, mount in cgroups.layout().mounts.items()},
     }

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from bridge.ports.checkpoints import Checkpoints
+
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
@@ -77,6 +79,11 @@ class Rootfs:
 
 class Images(Protocol):
     """The shared image store."""
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The files of checkpoints."""
+        ...
 
     def list(self) -> Sequence[Image]: ...
     def find(self, reference: str) -> Image | None:

@@ -122,6 +122,9 @@ class ContainerIO:
 class ContainerSpec:
     """What a backend needs to make a container. ``bundle`` exists and is private; ``oci`` root.path is mounted.
 
+    ``restore`` is where the images of its processes lie, for a container that goes on where a checkpoint was made: its start restores
+    and then removes them (bridge.ports.checkpoints).
+
     In a pod with a shared PID namespace, ``oci`` has ``{"type": "pid", "path": SANDBOX_PID_NAMESPACE}``; a container in another one's
     has that of its process, or for kinds but NAMESPACES CONTAINER_PID_NAMESPACE and its id.
     """
@@ -131,6 +134,7 @@ class ContainerSpec:
     bundle: Path
     oci: Mapping[str, Any]
     io: ContainerIO
+    restore: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -106,6 +107,7 @@ class FakeImages:
         self.user_namespaces: dict[str, Path] = {}
         self.refused: set[tuple[str, str]] = set()
         self.pulled: list[tuple[str, str]] = []
+        self.checkpoints: Any = None
 
     def list(self) -> Sequence[Image]:
         """All images."""
@@ -173,6 +175,8 @@ class FakeImages:
         """Drop it."""
         await self.faults.passing("remove_rootfs", HostError("umount failed"))
         self.mounted.discard(container_id)
+        if self.checkpoints is not None:
+            self.checkpoints.forget(container_id)
         self.volumes.pop(container_id, None)
 
     async def mount_volume(

@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
@@ -62,6 +63,9 @@ class FakeContainer:
         self.heard: list[bytes] = []
         self.sizes: list[tuple[int, int]] = []
         self.ignored: frozenset[int] = frozenset()
+        self.stands_still = False
+        self.checkpoints: list[Path] = []
+        self.restored = ""
         self.status: ExitStatus | None = None
         self._backend = backend
         self._ended = anyio.Event()
@@ -74,6 +78,8 @@ class FakeContainer:
     async def start(self) -> int:
         """Take the next pid."""
         await self._backend.faults.passing("start", RuntimeFailed(handler="fake", verb="run", exit_code=1, log_tail=["no such file"]))
+        if self.spec.restore is not None:
+            self.restored = (self.spec.restore / "processes").read_text()
         self._backend.last_pid += 1
         self.pid = self._backend.last_pid
         return self.pid
@@ -147,6 +153,23 @@ class FakeContainer:
         """Remember what was asked for; a failure comes after it, as of a runtime that ended half-way."""
         self.updates.append(resources)
         await self._backend.faults.passing("update", RuntimeFailed(handler="fake", verb="update", exit_code=1, log_tail=["busy"]))
+
+    async def pause(self) -> None:
+        """Stand still."""
+        await self._backend.faults.passing("pause", RuntimeFailed(handler="fake", verb="pause", exit_code=1, log_tail=["no freezer"]))
+        self.stands_still = True
+
+    async def resume(self) -> None:
+        """Go on."""
+        self.stands_still = False
+
+    async def checkpoint(self, images: Path, work: Path, *, timeout: float) -> None:
+        """Write down its pid; only of one that stands still."""
+        assert self.stands_still
+        self.checkpoints.append(images)
+        await self._backend.faults.passing("checkpoint", RuntimeFailed(handler="fake", verb="checkpoint", exit_code=1, log_tail=["criu"]))
+        (images / "processes").write_text(f"pid {self.pid}")
+        (work / "dump.log").write_text("")
 
     async def stats(self) -> CgroupStats | None:
         """What a test put there."""

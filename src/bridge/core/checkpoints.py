@@ -1,0 +1,164 @@
+"""CheckpointContainer: a running container written down as an archive, while it stands still, and then it goes on.
+
+It belongs to its call: who gives up, or stops the container, ends it, and the container goes on at once (a frozen one would withstand
+its signals). That it stands still is journaled, so that a server that ended meanwhile lets it go on when it is back.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio import to_thread
+
+from bridge import log
+from bridge.aio import Rollback
+from bridge.core import checkpoint_documents, trace
+from bridge.core.containers import ContainerService
+from bridge.core.entities import Container, ContainerState
+from bridge.core.live import LiveContainer
+from bridge.core.surroundings import Surroundings
+from bridge.errors import BridgeError, HostError, IllegalTransition, InvalidRequest, NotFound, TimedOut, Unmet, Unsupported
+from bridge.host import files
+from bridge.host.oci_documents import write_json
+from bridge.ports.checkpoints import PROCESSES, Checkpointing
+from bridge.ports.handlers import Handlers
+from bridge.ports.images import Images
+from bridge.ports.runtime import Ability
+
+_logger = log.get("core.checkpoints")
+_SPEC_BYTES = 16 << 20
+DEFAULT_SECONDS = 300.0
+"""What a checkpoint may take when the caller says nothing."""
+
+
+class CheckpointService:
+    """See the module docstring."""
+
+    def __init__(self, daemon: Surroundings, handlers: Handlers, images: Images, containers: ContainerService) -> None:
+        self._daemon, self._handlers, self._files, self._containers = daemon, handlers, images.checkpoints, containers
+
+    async def container(self, ident: str, location: str, timeout: int) -> None:
+        """Write the archive ``location`` within ``timeout`` seconds (0: DEFAULT_SECONDS). The container goes on, whatever happens.
+
+        Raises InvalidRequest, NotFound, IllegalTransition (it does not run, or is being stopped), Unmet (the handler, or CRIU on this
+        node, can't), Unsupported (user namespaces), TimedOut, RuntimeFailed with CRIU's words, HostError.
+        """
+        path = await to_thread.run_sync(_checked, location, timeout)
+        container = self._containers.find(ident)
+        await self._daemon.live.reach(container.sandbox_id)
+        handle = self._able(container)
+        entry = self._daemon.live.container(container.id)
+        with log.context(pod=container.sandbox_id[:13], container=container.id[:13]):
+            with trace.recording(self._daemon.traces, container.sandbox_id, f"CheckpointContainer {container.config.metadata.name}"):
+                await self._within(container.id, entry, handle, path, float(timeout or DEFAULT_SECONDS))
+            _logger.info("container %s is checkpointed", container.config.metadata.name)
+
+    def _able(self, container: Container) -> Checkpointing:
+        if container.state is not ContainerState.RUNNING:
+            raise IllegalTransition(f"container {container.id} is {container.state}: only a running one can be checkpointed")
+        sandbox = self._daemon.store.sandbox(container.sandbox_id)
+        features = self._handlers.backend(sandbox.handler, sandbox.opening).features
+        handle = self._daemon.live.container(container.id).handle
+        for ability in (Ability.CHECKPOINT, Ability.PAUSE):
+            if (why := features.lacks(ability)) is not None:
+                raise Unmet(f"container {container.id}: handler {sandbox.handler!r} can't {ability.value} here: {why}")
+        if not isinstance(handle, Checkpointing):
+            raise Unmet(f"container {container.id}: handler {sandbox.handler!r} has no checkpoints")
+        if sandbox.namespaces.get("user"):
+            raise Unsupported(f"container {container.id}: its pod has a user namespace, which its runtime can't restore into")
+        return handle
+
+    async def _within(self, ident: str, entry: LiveContainer, handle: Checkpointing, path: Path, seconds: float) -> None:
+        began = anyio.current_time()
+        with anyio.move_on_after(seconds) as scope:
+            async with entry.changing:
+                entry.checkpoint = scope
+                try:
+                    await self._write(ident, handle, path, seconds)
+                finally:
+                    entry.checkpoint = None
+        if scope.cancelled_caught:
+            if anyio.current_time() - began < seconds:
+                raise IllegalTransition(f"container {ident} is being stopped, which ended its checkpoint")
+            raise TimedOut(f"the checkpoint of container {ident} was not there within {seconds:g} s")
+
+    async def _write(self, ident: str, handle: Checkpointing, path: Path, seconds: float) -> None:
+        store, undone = self._daemon.store, self._daemon.settings.undo_timeout
+        container = store.container(ident)
+        self._able(container)  # it may have ended while another change was waited for
+        oci = await self._spec(container)
+        async with Rollback(f"checkpoint {ident[:12]}", step_timeout=undone) as after:  # never committed: all of it goes again
+            after.push("remove its files", lambda: self._files.end(ident))
+            directory = await self._files.begin(ident)
+            await self._describe(container, oci, directory)
+            async with Rollback(f"checkpoint {ident[:12]}: go on", step_timeout=undone) as pause:
+                pause.push("note that it goes on", lambda: self._noted(ident, paused=False))
+                await self._noted(ident, paused=True)
+                pause.push("let it go on", functools.partial(_resume, handle, self._lives(ident)))
+                with trace.span("pause"):
+                    await handle.pause()
+                with trace.span("runtime"):
+                    await handle.checkpoint(directory / PROCESSES, directory, timeout=seconds)
+                with trace.span("rootfs"):
+                    await self._files.write_diff(ident, directory)
+            with trace.span("archive"):
+                await self._files.pack(directory, path)
+
+    async def _noted(self, ident: str, *, paused: bool) -> None:
+        container = self._daemon.store.containers.get(ident)
+        if container is not None and container.state is ContainerState.RUNNING:
+            await self._daemon.store.apply_container(ident, "journal", paused=paused)
+
+    def _lives(self, ident: str) -> Callable[[], bool]:
+        return lambda: ident in self._daemon.store.containers and self._daemon.store.containers[ident].state is ContainerState.RUNNING
+
+    async def _describe(self, container: Container, oci: dict[str, Any], directory: Path) -> None:
+        sandbox = self._daemon.store.sandbox(container.sandbox_id)
+
+        def write() -> None:
+            try:
+                (directory / PROCESSES).mkdir(mode=0o700)
+                for name, document in checkpoint_documents.documents(container, sandbox, oci).items():
+                    write_json(directory / name, document)
+            except OSError as exc:
+                raise HostError(f"can't write {exc.filename}: {exc.strerror}", errno=exc.errno) from exc
+
+        await to_thread.run_sync(write)
+
+    async def _spec(self, container: Container) -> dict[str, Any]:
+        path = self._containers.bundle(container) / "config.json"
+        found = json.loads(await files.read_text(path, limit=_SPEC_BYTES) or "{}")
+        return found if isinstance(found, dict) else {}
+
+
+async def _resume(handle: Checkpointing, lives: Callable[[], bool]) -> None:
+    try:
+        await handle.resume()
+    except BridgeError:
+        if lives():
+            raise
+
+
+async def let_go_on(container: Container, handle: object) -> None:
+    """Recovery's part: have a container go on that stood still when the server ended. Raises BridgeError."""
+    if container.paused and isinstance(handle, Checkpointing):
+        _logger.warning("container %s stood still for a checkpoint that was cut off: it goes on", container.id[:13])
+        await handle.resume()
+
+
+def _checked(location: str, timeout: int) -> Path:
+    if timeout < 0:
+        raise InvalidRequest("must not be negative", field="timeout")
+    path = Path(location)
+    if not path.is_absolute() or "\0" in location or location.endswith("/"):
+        raise InvalidRequest(f"{location!r} must be the absolute path of a file", field="location")
+    if not path.parent.is_dir():
+        raise NotFound(f"location: {path.parent} is no directory")
+    if path.exists() and (path.is_symlink() or not path.is_file()):
+        raise InvalidRequest(f"{location!r} is there and is no file", field="location")
+    return path

@@ -1,0 +1,214 @@
+"""Files of checkpoints: the difference that a writable layer makes, archives made and unpacked (bridge.ports.checkpoints).
+
+What is unpacked may come from anywhere, so children do that which can name nothing but the directory they fill. What is packed is read
+in a thread: nobody can change it meanwhile, and no link in it is followed.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import stat
+import sys
+import tarfile
+import uuid
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from pathlib import Path
+
+import anyio.to_thread
+
+from bridge.errors import CorruptData, HostError, InvalidRequest, NotFound
+from bridge.host import process
+from bridge.images import disk
+from bridge.images.catalogue import Catalogue
+from bridge.images.disk import Directories
+from bridge.images.layerfiles import allowed_xattr
+from bridge.images.unpack import FILES, Unpacker, import_path
+from bridge.ports.checkpoints import DELETED, DIFF
+
+_OUT, _IN, _UPPER = "checkpoint", "restore", "upper"
+_CODE = "import sys; sys.path[:0] = sys.argv[1].split(':'); from bridge.images.checkpoint_child import main; sys.exit(main(sys.argv[2:]))"
+_OPAQUE, _REDIRECT = "trusted.overlay.opaque", "trusted.overlay.redirect"
+_CHUNK = 1 << 20
+_DELETED_BYTES = 64 << 20
+
+
+class CheckpointFiles:
+    """See the port."""
+
+    def __init__(self, directories: Directories, catalogue: Catalogue, unpacker: Unpacker) -> None:
+        self._directories = directories
+        self._catalogue = catalogue
+        self._unpacker = unpacker
+
+    async def begin(self, container_id: str) -> Path:
+        """See the port."""
+        await self.end(container_id)
+        directory = self._home(container_id) / _OUT
+        await disk.blocking(functools.partial(directory.mkdir, mode=0o700))
+        return directory
+
+    async def end(self, container_id: str) -> None:
+        """See the port."""
+        await disk.remove_tree(self._home(container_id) / _OUT)
+
+    async def write_diff(self, container_id: str, directory: Path) -> None:
+        """See the port."""
+        image = self._catalogue.snapshots.get(container_id)
+        if image is None:
+            raise NotFound(f"container {container_id} has no writable layer")
+        lowers = [self._directories.files(layer.id) for layer in self._catalogue.images[image].layers]
+        await disk.blocking(_write_diff, self._home(container_id) / _UPPER, lowers, directory)
+
+    async def pack(self, directory: Path, location: Path) -> None:
+        """See the port."""
+        await disk.blocking(_pack, directory, location)
+
+    async def unpack(self, container_id: str, location: Path) -> Path:
+        """See the port."""
+        home = self._home(container_id)
+        await disk.blocking(functools.partial(home.mkdir, mode=0o700, exist_ok=True))
+        await self._unpacker.unpack(home / _IN, _content(location), None)
+        return home / _IN / FILES
+
+    async def apply(self, directory: Path, rootfs: Path) -> None:
+        """See the port."""
+        deleted = await disk.blocking(_deleted, directory / DELETED)
+        source = await disk.blocking(_open_diff, directory / DIFF)
+        try:
+            argv = [sys.executable, "-I", "-S", "-c", _CODE, import_path(), str(rootfs), str(source)]
+            done = await process.run(argv, input=deleted, env={"LC_ALL": "C.UTF-8"}, timeout=math.inf, pass_fds=[source])
+        finally:
+            os.close(source)
+        if done.returncode:
+            said = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
+            raise CorruptData(f"the checkpoint's {DIFF} can't be applied: {said[-1] if said else f'exit code {done.returncode}'}")
+
+    def _home(self, container_id: str) -> Path:
+        return self._directories.snapshots / container_id
+
+
+async def _content(location: Path) -> AsyncGenerator[bytes]:
+    try:
+        file = await anyio.to_thread.run_sync(_open_regular, location)
+        try:
+            while chunk := await anyio.to_thread.run_sync(os.read, file, _CHUNK):
+                yield chunk
+        finally:
+            os.close(file)
+    except OSError as exc:
+        raise HostError(f"can't read {location}: {exc.strerror}", errno=exc.errno) from exc
+
+
+def _open_regular(path: Path) -> int:
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise InvalidRequest(f"{path} is not a file")
+    return file
+
+
+def _open_diff(path: Path) -> int:
+    """The tar, /dev/null when there is none: a container that changed nothing."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _deleted(path: Path) -> bytes:
+    """The names, each ended by NUL."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    with open(file, "rb") as stream:
+        text = stream.read(_DELETED_BYTES)
+    try:
+        names = json.loads(text or b"[]") or []
+        return b"".join(os.fsencode(name) + b"\0" for name in names)
+    except (ValueError, TypeError) as exc:
+        raise CorruptData(f"the checkpoint's {DELETED} is no list of names: {exc}") from exc
+
+
+def _write_diff(upper: Path, lowers: Sequence[Path], directory: Path) -> None:
+    deleted: list[str] = []
+    with tarfile.open(directory / DIFF, "x", format=tarfile.PAX_FORMAT, errorlevel=2, errors="surrogateescape") as archive:
+        linked: dict[int, str] = {}
+        for name, found in _walk(upper, ""):
+            if stat.S_ISCHR(found.st_mode) and found.st_rdev == 0:
+                deleted.append("/" + name)
+            elif not stat.S_ISSOCK(found.st_mode):
+                if stat.S_ISDIR(found.st_mode):
+                    deleted += _hidden(upper, name, lowers)
+                _add(archive, upper / name, name, found, linked)
+    (directory / DELETED).write_text(json.dumps(deleted))
+
+
+def _walk(upper: Path, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
+    """All below ``upper``, directories before what is in them."""
+    todo = [prefix]
+    while todo:
+        at = todo.pop()
+        for name in sorted(os.listdir(upper / at)):
+            path = f"{at}/{name}" if at else name
+            found = os.lstat(upper / path)
+            yield path, found
+            if stat.S_ISDIR(found.st_mode):
+                todo.append(path)
+
+
+def _hidden(upper: Path, name: str, lowers: Sequence[Path]) -> list[str]:
+    """What a directory that took the place of the image's hides of it."""
+    attributes = os.listxattr(upper / name, follow_symlinks=False)
+    if _REDIRECT in attributes:
+        raise OSError(None, f"{name} was renamed in a way that a checkpoint can't tell")
+    if _OPAQUE not in attributes:
+        return []
+    own, names = set(os.listdir(upper / name)), set[str]()
+    for lower in lowers:
+        if (lower / name).is_dir() and not (lower / name).is_symlink():
+            names |= set(os.listdir(lower / name))
+    return [f"/{name}/{each}" for each in sorted(names - own)]
+
+
+def _add(archive: tarfile.TarFile, path: Path, name: str, found: os.stat_result, linked: dict[int, str]) -> None:
+    member = archive.gettarinfo(str(path), name)
+    member.uname = member.gname = ""
+    member.type, member.linkname = (member.type, member.linkname) if not member.islnk() else (tarfile.REGTYPE, "")
+    if stat.S_ISREG(found.st_mode):
+        member.size = found.st_size
+        if found.st_nlink > 1 and found.st_ino in linked:
+            member.type, member.linkname, member.size = tarfile.LNKTYPE, linked[found.st_ino], 0
+        linked.setdefault(found.st_ino, name)
+    member.pax_headers = {"mtime": f"{found.st_mtime_ns / 1e9:.9f}", **_attributes(path)}
+    if not member.isreg():
+        archive.addfile(member)
+        return
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as stream:
+        archive.addfile(member, stream)
+
+
+def _attributes(path: Path) -> dict[str, str]:
+    if path.is_symlink():
+        return {}
+    names = [name for name in os.listxattr(path, follow_symlinks=False) if allowed_xattr(os.fsencode(name))]
+    return {f"SCHILY.xattr.{name}": os.getxattr(path, name, follow_symlinks=False).decode("utf-8", "surrogateescape") for name in names}
+
+
+def _pack(directory: Path, location: Path) -> None:
+    fresh = location.with_name(f".{location.name}.{uuid.uuid4().hex[:8]}")
+    file = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(file, "wb") as stream:
+            with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
+                for name in sorted(os.listdir(directory)):
+                    archive.add(directory / name, name)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(fresh, location)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
