@@ -29,6 +29,7 @@ from bridge.core.settings import CoreSettings
 from bridge.core.store import MIGRATIONS, Store
 from bridge.host import facts, mounts, namespaces
 from bridge.host.database import Database
+from bridge.testing.fake_checkpoints import FakeCheckpoints
 from bridge.testing.fake_handlers import FakeHandlers
 from bridge.testing.fake_stores import FakeImages, FakeNetwork
 from bridge.testing.fakes import FakeBackend
@@ -98,12 +99,14 @@ class World:
         found += [f"backend container {ident}" for ident in self.backend.containers]
         found += [f"root filesystem of {ident}" for ident in self.images.mounted]
         found += [f"image volume of {ident}" for ident in self.images.volumes]
+        found += [f"checkpoint {name}" for name in self.images.checkpoints.left()]
         return found
 
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     made = World(tmp_path, FakeBackend(), FakeNetwork(), FakeImages())
+    made.images.checkpoints = FakeCheckpoints(tmp_path / "checkpoints")
     yield made
     for pins in made.run_dir.glob("sandboxes/*/ns"):
         await namespaces.remove(pins)

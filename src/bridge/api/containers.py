@@ -11,7 +11,8 @@ from bridge.core.services import Services
 
 
 class ContainerRpcs(v1.RuntimeServiceBase):
-    """Create, Start, Stop, Remove, Status, List and Stream of containers, UpdateContainerResources, ExecSync, ReopenContainerLog."""
+    """Create, Start, Stop, Remove, Status, List and Stream of containers, UpdateContainerResources, ExecSync, CheckpointContainer,
+    ReopenContainerLog."""
 
     def __init__(self, core: Services) -> None:
         self._core = core

@@ -12,7 +12,7 @@ from bridge.core.services import Services
 
 
 class SandboxRpcs(v1.RuntimeServiceBase):
-    """RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus, ListPodSandbox, StreamPodSandboxes,
+    """RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus, ListPodSandbox, StreamPodSandboxes, CheckpointPod, RestorePod,
     UpdatePodSandboxResources."""
 
     def __init__(self, core: Services, snapshots: Snapshots) -> None:
@@ -40,6 +40,21 @@ class SandboxRpcs(v1.RuntimeServiceBase):
         sandbox = self._core.sandboxes.find(message.pod_sandbox_id)
         details = info.of_sandbox(sandbox, self._core) if message.verbose else {}
         return self._snapshots.status(sandbox, self._core.events.members(sandbox.id), self._core.events.now(), details)
+
+    async def checkpoint_pod(self, message: v1.CheckpointPodRequest) -> v1.CheckpointPodResponse:
+        """Belongs to this call; the pod goes on afterwards."""
+        chosen, options = message.container_ids, message.options
+        await self._core.pod_checkpoints.checkpoint(message.pod_sandbox_id, message.output_path, chosen, options)
+        return v1.CheckpointPodResponse()
+
+    async def restore_pod(self, message: v1.RestorePodRequest) -> v1.RestorePodResponse:
+        """A new pod, whose containers run."""
+        config = None if message.config is None else convert_config.pod_config(message.config)
+        changes = [convert_config.container_config(each, f"container_configs[{at}]") for at, each in enumerate(message.container_configs)]
+        service, handler = self._core.pod_checkpoints, message.runtime_handler
+        sandbox, made = await service.restore(message.checkpoint_path, config, handler, message.options, changes)
+        restored = [v1.RestoredContainer(name=each.config.metadata.name, container_id=each.id) for each in made]
+        return v1.RestorePodResponse(pod_sandbox_id=sandbox.id, restored_containers=restored)
 
     async def update_pod_sandbox_resources(self, message: v1.UpdatePodSandboxResourcesRequest) -> v1.UpdatePodSandboxResourcesResponse:
         """The pod's cgroup itself is the kubelet's to change, unless the server made it."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from bridge.aio import Rollback
 from bridge.core import checkpoint_documents, trace
 from bridge.core.containers import ContainerService
 from bridge.core.entities import Container, ContainerState
-from bridge.core.live import LiveContainer
 from bridge.core.surroundings import Surroundings
 from bridge.errors import BridgeError, HostError, IllegalTransition, InvalidRequest, NotFound, TimedOut, Unmet, Unsupported
 from bridge.host import files
@@ -40,7 +40,8 @@ class CheckpointService:
     """See the module docstring."""
 
     def __init__(self, daemon: Surroundings, handlers: Handlers, images: Images, containers: ContainerService) -> None:
-        self._daemon, self._handlers, self._files, self._containers = daemon, handlers, images.checkpoints, containers
+        self._daemon, self._handlers, self._containers = daemon, handlers, containers
+        self.files = images.checkpoints
 
     async def container(self, ident: str, location: str, timeout: int) -> None:
         """Write the archive ``location`` within ``timeout`` seconds (0: DEFAULT_SECONDS). The container goes on, whatever happens.
@@ -48,17 +49,22 @@ class CheckpointService:
         Raises InvalidRequest, NotFound, IllegalTransition (it does not run, or is being stopped), Unmet (the handler, or CRIU on this
         node, can't), Unsupported (user namespaces), TimedOut, RuntimeFailed with CRIU's words, HostError.
         """
-        path = await to_thread.run_sync(_checked, location, timeout)
+        path = await to_thread.run_sync(checked, location, timeout)
         container = self._containers.find(ident)
         await self._daemon.live.reach(container.sandbox_id)
-        handle = self._able(container)
-        entry = self._daemon.live.container(container.id)
+        self.able(container)
+        seconds = float(timeout or DEFAULT_SECONDS)
         with log.context(pod=container.sandbox_id[:13], container=container.id[:13]):
             with trace.recording(self._daemon.traces, container.sandbox_id, f"CheckpointContainer {container.config.metadata.name}"):
-                await self._within(container.id, entry, handle, path, float(timeout or DEFAULT_SECONDS))
+                async with self.within((container.id,), seconds), self.described(container.id) as directory:
+                    async with self.standing_still(container.id) as handle:
+                        await self.dump(container.id, handle, directory, seconds)
+                    with trace.span("archive"):
+                        await self.files.pack(directory, path)
             _logger.info("container %s is checkpointed", container.config.metadata.name)
 
-    def _able(self, container: Container) -> Checkpointing:
+    def able(self, container: Container) -> Checkpointing:
+        """The container's handle. Raises as ``container``."""
         if container.state is not ContainerState.RUNNING:
             raise IllegalTransition(f"container {container.id} is {container.state}: only a running one can be checkpointed")
         sandbox = self._daemon.store.sandbox(container.sandbox_id)
@@ -73,41 +79,56 @@ class CheckpointService:
             raise Unsupported(f"container {container.id}: its pod has a user namespace, which its runtime can't restore into")
         return handle
 
-    async def _within(self, ident: str, entry: LiveContainer, handle: Checkpointing, path: Path, seconds: float) -> None:
+    @asynccontextmanager
+    async def within(self, idents: Sequence[str], seconds: float) -> AsyncIterator[None]:
+        """Nothing else is changed about these containers in the block, which a stop of one ends, as ``seconds`` do.
+
+        Raises IllegalTransition, TimedOut.
+        """
+        entries = [self._daemon.live.container(ident) for ident in sorted(idents)]  # in an order, so that two never wait for each other
         began = anyio.current_time()
         with anyio.move_on_after(seconds) as scope:
-            async with entry.changing:
-                entry.checkpoint = scope
-                try:
-                    await self._write(ident, handle, path, seconds)
-                finally:
-                    entry.checkpoint = None
+            async with AsyncExitStack() as held:
+                for entry in entries:
+                    await held.enter_async_context(entry.changing)
+                    entry.checkpoint = scope
+                    held.callback(setattr, entry, "checkpoint", None)
+                yield
         if scope.cancelled_caught:
             if anyio.current_time() - began < seconds:
-                raise IllegalTransition(f"container {ident} is being stopped, which ended its checkpoint")
-            raise TimedOut(f"the checkpoint of container {ident} was not there within {seconds:g} s")
+                raise IllegalTransition(f"the checkpoint was ended by a stop of container {' or '.join(idents)}")
+            raise TimedOut(f"the checkpoint of container {', '.join(idents)} was not there within {seconds:g} s")
 
-    async def _write(self, ident: str, handle: Checkpointing, path: Path, seconds: float) -> None:
-        store, undone = self._daemon.store, self._daemon.settings.undo_timeout
-        container = store.container(ident)
-        self._able(container)  # it may have ended while another change was waited for
+    @asynccontextmanager
+    async def described(self, ident: str) -> AsyncIterator[Path]:
+        """A directory for the checkpoint of the running container, with its documents; it goes at the block's end."""
+        container = self._daemon.store.container(ident)
+        self.able(container)  # it may have ended while another change was waited for
         oci = await self._spec(container)
-        async with Rollback(f"checkpoint {ident[:12]}", step_timeout=undone) as after:  # never committed: all of it goes again
-            after.push("remove its files", lambda: self._files.end(ident))
-            directory = await self._files.begin(ident)
+        async with Rollback(f"checkpoint {ident[:12]}", step_timeout=self._daemon.settings.undo_timeout) as after:  # never committed
+            after.push("remove its files", lambda: self.files.end(ident))
+            directory = await self.files.begin(ident)
             await self._describe(container, oci, directory)
-            async with Rollback(f"checkpoint {ident[:12]}: go on", step_timeout=undone) as pause:
-                pause.push("note that it goes on", lambda: self._noted(ident, paused=False))
-                await self._noted(ident, paused=True)
-                pause.push("let it go on", functools.partial(_resume, handle, self._lives(ident)))
-                with trace.span("pause"):
-                    await handle.pause()
-                with trace.span("runtime"):
-                    await handle.checkpoint(directory / PROCESSES, directory, timeout=seconds)
-                with trace.span("rootfs"):
-                    await self._files.write_diff(ident, directory)
-            with trace.span("archive"):
-                await self._files.pack(directory, path)
+            yield directory
+
+    @asynccontextmanager
+    async def standing_still(self, ident: str) -> AsyncIterator[Checkpointing]:
+        """The container doesn't move in the block."""
+        handle = self.able(self._daemon.store.container(ident))
+        async with Rollback(f"let {ident[:12]} go on", step_timeout=self._daemon.settings.undo_timeout) as after:  # never committed
+            after.push("note that it goes on", lambda: self._noted(ident, paused=False))
+            await self._noted(ident, paused=True)
+            after.push("let it go on", functools.partial(_resume, handle, self._lives(ident)))
+            with trace.span("pause"):
+                await handle.pause()
+            yield handle
+
+    async def dump(self, ident: str, handle: Checkpointing, directory: Path, seconds: float) -> None:
+        """Write down what stands still."""
+        with trace.span("runtime"):
+            await handle.checkpoint(directory / PROCESSES, directory, timeout=seconds)
+        with trace.span("rootfs"):
+            await self.files.write_diff(ident, directory)
 
     async def _noted(self, ident: str, *, paused: bool) -> None:
         container = self._daemon.store.containers.get(ident)
@@ -151,14 +172,15 @@ async def let_go_on(container: Container, handle: object) -> None:
         await handle.resume()
 
 
-def _checked(location: str, timeout: int) -> Path:
+def checked(location: str, timeout: int = 0, field: str = "location") -> Path:
+    """The path of an archive that is to be made. Blocks. Raises InvalidRequest, NotFound."""
     if timeout < 0:
         raise InvalidRequest("must not be negative", field="timeout")
     path = Path(location)
     if not path.is_absolute() or "\0" in location or location.endswith("/"):
-        raise InvalidRequest(f"{location!r} must be the absolute path of a file", field="location")
+        raise InvalidRequest(f"{location!r} must be the absolute path of a file", field=field)
     if not path.parent.is_dir():
-        raise NotFound(f"location: {path.parent} is no directory")
+        raise NotFound(f"{field}: {path.parent} is no directory")
     if path.exists() and (path.is_symlink() or not path.is_file()):
-        raise InvalidRequest(f"{location!r} is there and is no file", field="location")
+        raise InvalidRequest(f"{location!r} is there and is no file", field=field)
     return path

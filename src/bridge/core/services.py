@@ -22,6 +22,7 @@ from bridge.core.leftovers import Leftovers
 from bridge.core.live import Live
 from bridge.core.metrics import MetricsService
 from bridge.core.orphans import Orphans
+from bridge.core.pod_checkpoints import PodCheckpointService
 from bridge.core.preview import Previewer
 from bridge.core.recovery import Recovery
 from bridge.core.resources import ResourceService
@@ -58,6 +59,7 @@ class Services:
     sandboxes: SandboxService
     containers: ContainerService
     checkpoints: CheckpointService
+    pod_checkpoints: PodCheckpointService
     execs: ExecService
     streams: StreamService
     resources: ResourceService
@@ -115,6 +117,28 @@ def _surroundings(store: Store, settings: CoreSettings, supervisor: Supervisor, 
     return Surroundings(store, live, settings, Traces(), supervisor, creating, starting, Leftovers(store, detacher))
 
 
+def _recovery(
+    daemon: Surroundings,
+    ports: Ports,
+    detacher: Detacher,
+    sandboxes: SandboxService,
+    containers: ContainerService,
+    facts: spec.HostFacts,
+    spec_settings: spec.SpecSettings,
+) -> Recovery:
+    return Recovery(
+        daemon=daemon,
+        handlers=ports.handlers,
+        orphans=Orphans(daemon.store, ports.handlers, ports.images, ports.network, detacher, daemon.settings, spec_settings),
+        network=ports.network,
+        detacher=detacher,
+        sandboxes=sandboxes,
+        containers=containers,
+        facts=facts,
+        spec_settings=spec_settings,
+    )
+
+
 def assemble(
     store: Store,
     ports: Ports,
@@ -135,17 +159,7 @@ def assemble(
     containers = ContainerService(daemon, ports.images, creator)
     runner = SandboxRunner(store, live, leftovers, net, images, detacher, settings, facts, spec_settings, host_ports, handlers, confiner)
     sandboxes = SandboxService(daemon, ports.handlers, containers, runner, detacher)
-    recovery = Recovery(
-        daemon=daemon,
-        handlers=ports.handlers,
-        orphans=Orphans(store, ports.handlers, ports.images, ports.network, detacher, settings, spec_settings),
-        network=ports.network,
-        detacher=detacher,
-        sandboxes=sandboxes,
-        containers=containers,
-        facts=facts,
-        spec_settings=spec_settings,
-    )
+    recovery = _recovery(daemon, ports, detacher, sandboxes, containers, facts, spec_settings)
     limits = ResourceService(daemon, ports.handlers, containers, sandboxes, facts)
     stats = StatsService(daemon, containers, sandboxes, ports.images, spec_settings.cgroup_driver)
     metrics = MetricsService(stats, settings.metric_groups)
@@ -160,6 +174,7 @@ def assemble(
         sandboxes=sandboxes,
         containers=containers,
         checkpoints=checkpoints,
+        pod_checkpoints=PodCheckpointService(daemon, checkpoints, sandboxes, containers),
         execs=execs,
         streams=streams,
         resources=limits,

@@ -6,7 +6,7 @@ in a thread: nobody can change it meanwhile, and no link in it is followed.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
 import math
 import os
@@ -46,13 +46,17 @@ class CheckpointFiles:
     async def begin(self, container_id: str) -> Path:
         """See the port."""
         await self.end(container_id)
+        await disk.blocking(_private, self._home(container_id))
         directory = self._home(container_id) / _OUT
-        await disk.blocking(functools.partial(directory.mkdir, mode=0o700))
+        await disk.blocking(_private, directory)
         return directory
 
     async def end(self, container_id: str) -> None:
         """See the port."""
-        await disk.remove_tree(self._home(container_id) / _OUT)
+        home = self._home(container_id)
+        for name in (_OUT, _IN):
+            await disk.remove_tree(home / name)
+        await disk.blocking(_drop_empty, home)
 
     async def write_diff(self, container_id: str, directory: Path) -> None:
         """See the port."""
@@ -69,8 +73,9 @@ class CheckpointFiles:
     async def unpack(self, container_id: str, location: Path) -> Path:
         """See the port."""
         home = self._home(container_id)
-        await disk.blocking(functools.partial(home.mkdir, mode=0o700, exist_ok=True))
+        await disk.blocking(_private, home)
         await self._unpacker.unpack(home / _IN, _content(location), None)
+        await disk.blocking(_check_plain, home / _IN / FILES)
         return home / _IN / FILES
 
     async def apply(self, directory: Path, rootfs: Path) -> None:
@@ -88,6 +93,23 @@ class CheckpointFiles:
 
     def _home(self, container_id: str) -> Path:
         return self._directories.snapshots / container_id
+
+
+def _private(directory: Path) -> None:
+    directory.mkdir(mode=0o700, exist_ok=True)
+
+
+def _drop_empty(home: Path) -> None:
+    """A pod has no writable layer, and so nothing else here."""
+    with contextlib.suppress(OSError):
+        home.rmdir()
+
+
+def _check_plain(directory: Path) -> None:
+    """Files and directories only: who restores, as root, opens these files by name and must not be led elsewhere."""
+    for name, found in _walk(directory, ""):
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise CorruptData(f"the checkpoint holds {name!r}, which is neither a file nor a directory")
 
 
 async def _content(location: Path) -> AsyncGenerator[bytes]:

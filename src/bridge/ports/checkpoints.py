@@ -41,11 +41,11 @@ class Checkpoints(Protocol):
     """The image store's part: directories on its disk that go with the container, writable layers, archives."""
 
     async def begin(self, container_id: str) -> Path:
-        """A fresh directory, private to root, for a checkpoint of the container. Raises HostError."""
+        """A fresh directory, private to root, for a checkpoint of the container (or pod, by its own id). Raises HostError."""
         ...
 
     async def end(self, container_id: str) -> None:
-        """Remove that directory; absent is success."""
+        """Remove that directory, and what was unpacked for it; absent is success."""
         ...
 
     async def write_diff(self, container_id: str, directory: Path) -> None:
@@ -57,9 +57,9 @@ class Checkpoints(Protocol):
         ...
 
     async def unpack(self, container_id: str, location: Path) -> Path:
-        """Unpack an archive for a container that is to be made; the directory, which ``remove_rootfs`` of the container removes.
+        """Unpack an archive for a container (or pod) that is to be made; the directory, which ``remove_rootfs`` of the container removes.
 
-        Raises CorruptData (it is none, or a hostile one), LimitExceeded, HostError.
+        Raises InvalidRequest (it is no file), CorruptData (no archive, or a hostile one), LimitExceeded, HostError.
         """
         ...
 
