@@ -141,6 +141,10 @@ class Security(Table):
     """Linux capabilities of a container; its pod adds to or drops from these.
     Why: what images of the field rely on, without NET_RAW (pods may ping all the same) and MKNOD."""
 
+    restore_checkpoint_images: bool = False
+    """Whether a container is restored whose image is a checkpoint (`io.kubernetes.cri-o.checkpoint`), as pods can ask for.
+    Why: off, as the processes in it have the rights that it says, not those that their pod may have."""
+
     selinux: Literal["auto", "on", "off"] = "auto"
     """Whether pods get SELinux labels. Why: auto gives them wherever SELinux is enabled with a policy for containers;
     on refuses to start without."""

@@ -86,6 +86,7 @@ def core(config: Config, host: Host) -> CoreSettings:
         relabel_timeout=config.security.selinux_relabel_timeout,
         additional_devices=tuple(_device(text) for text in runtime.additional_devices),
         device_ownership=runtime.device_ownership_from_security_context,
+        restore_images=config.security.restore_checkpoint_images,
         sampler=SamplerSettings(
             period=config.stats.period,
             idle=config.stats.idle_timeout,

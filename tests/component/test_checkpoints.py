@@ -8,14 +8,16 @@ import tarfile
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from bridge.aio import run_all
 from bridge.core.entities import ContainerState
-from bridge.core.model import ContainerConfig, ImageSpec, MountRequest, PodMetadata
+from bridge.core.model import ContainerConfig, ContainerMetadata, ImageSpec, MountRequest, PodMetadata
 from bridge.core.services import Services
 from bridge.errors import AlreadyExists, BridgeError, CorruptData, HostError, IllegalTransition, InvalidRequest, NotFound
-from bridge.errors import RuntimeFailed, TimedOut, Unmet
+from bridge.errors import RuntimeFailed, SignatureValidationFailed, TimedOut, Unmet
+from bridge.ports.images import ImageConfig
 from bridge.ports.runtime import Ability, Feature, Support
 from bridge.testing.fake_stores import IMAGE
 from bridge.testing.fakes import FakeContainer
@@ -25,9 +27,15 @@ pytestmark = pytest.mark.root
 
 
 async def running(world: World, core: Services, name: str = "app", sandbox: str = "") -> FakeContainer:
-    made = await core.containers.create(sandbox or (await core.sandboxes.run(pod(), "")).id, container(name))
+    return await started(world, core, sandbox or (await core.sandboxes.run(pod(), "")).id, container(name))
+
+
+async def started(world: World, core: Services, sandbox: str, config: ContainerConfig) -> FakeContainer:
+    made = await core.containers.create(sandbox, config)
+    fake = world.backend.containers[made.id]
+    await anyio.Path(core.containers.bundle(made) / "config.json").write_text(json.dumps(fake.spec.oci))  # as every backend does
     await core.containers.start(made.id)
-    return world.backend.containers[made.id]
+    return fake
 
 
 def from_archive(path: Path, name: str = "again", **changes: object) -> ContainerConfig:
@@ -172,7 +180,10 @@ async def test_a_created_one_is_restored_after_a_restart_of_the_server_too(world
     async with world.started() as core:
         await core.recovery.run()
         await core.containers.start(made.id)
-        assert core.store.container(made.id).checkpoint == str(world.backend.containers[made.id].spec.restore)
+        again = world.backend.containers[made.id]
+        assert again.loaded is not None
+        assert again.loaded.restore == again.spec.restore == Path(core.store.container(made.id).checkpoint)
+        assert again.restored == f"pid {fake.pid}"
         await core.sandboxes.remove(fake.spec.sandbox_id)
 
 
@@ -198,8 +209,7 @@ async def test_its_mounts_must_be_asked_for_again(world: World, core: Services, 
     (tmp_path / "data").mkdir()
     mounts = (MountRequest(container_path="/data", host_path=str(tmp_path / "data")),)
     sandbox = await core.sandboxes.run(pod(), "")
-    made = await core.containers.create(sandbox.id, container(mounts=mounts))
-    await core.containers.start(made.id)
+    made = await started(world, core, sandbox.id, container(mounts=mounts))
     await core.checkpoints.container(made.id, str(tmp_path / "out.tar"), 0)
     with pytest.raises(InvalidRequest, match=r"config\.mounts: .*/data"):
         await core.containers.create(sandbox.id, from_archive(tmp_path / "out.tar"))
@@ -212,6 +222,28 @@ async def test_an_image_that_is_not_there_is_pulled(world: World, core: Services
     world.images.images.clear()
     await core.containers.create(fake.spec.sandbox_id, from_archive(tmp_path / "out.tar"))
     assert world.images.pulled == [(IMAGE.repo_digests[0], "default")]
+
+
+async def test_an_image_that_is_a_checkpoint_is_restored_where_that_is_allowed(world: World, tmp_path: Path) -> None:
+    held = dataclasses.replace(IMAGE, id="sha256:" + "9" * 64, repo_tags=("example.com/held:1",), repo_digests=(), config=ImageConfig())
+    world.images.images.append(held)
+    world.images.checkpoints.images[held.id] = tmp_path / "out.tar"
+    wanted = container("again", image=ImageSpec("example.com/held:1"))
+    async with world.started() as core:
+        fake = await running(world, core)
+        await core.checkpoints.container(fake.id, str(tmp_path / "out.tar"), 0)
+        with pytest.raises(Unmet, match=r"security\.restore_checkpoint_images is off"):
+            await core.containers.create(fake.spec.sandbox_id, wanted)
+    world.settings["restore_images"] = True
+    async with world.started() as core:
+        await core.recovery.run()
+        made = await core.containers.create(fake.spec.sandbox_id, wanted)
+        await core.containers.start(made.id)
+        assert (made.image_id, world.backend.containers[made.id].restored) == (IMAGE.id, f"pid {fake.pid}")
+        world.images.refused.add(("example.com/held:1", "default"))
+        with pytest.raises(SignatureValidationFailed):
+            await core.containers.create(fake.spec.sandbox_id, dataclasses.replace(wanted, metadata=ContainerMetadata("third")))
+        await core.sandboxes.remove(fake.spec.sandbox_id)
 
 
 async def test_a_pod_stands_still_as_a_whole_and_is_made_again(world: World, core: Services, tmp_path: Path) -> None:

@@ -137,6 +137,28 @@ async def test_containerds_difference_is_compressed_and_has_whiteouts(tmp_path: 
         assert (places[1] / "etc" / "new").read_text() == "inside"  # a link within the root file system leads within it
 
 
+async def test_an_image_that_holds_a_checkpoint(tmp_path: Path) -> None:
+    files = tar([Entry("config.dump", b"{}"), directory("checkpoint"), Entry("checkpoint/pages-1.img", b"p")])
+    with Layout(tmp_path / "layout") as made:
+        made.image("example.com/held:1", [files], annotations={"io.kubernetes.cri-o.checkpoint": "app"})
+        made.image("example.com/plain:1", [_BASE])
+    async with opened(tmp_path / "store") as store:
+        await store.import_archive(tmp_path / "layout")
+        held, plain = (store.find(f"example.com/{name}:1") for name in ("held", "plain"))
+        assert held is not None
+        assert plain is not None
+        assert [await store.checkpoints.named(ident) for ident in (held.id, plain.id, "sha256:" + "0" * 64)] == ["app", "", ""]
+        copied = await store.checkpoints.copy("c3", held.id)
+        assert (copied / "checkpoint" / "pages-1.img").read_bytes() == b"p"
+        with pytest.raises(CorruptData, match="neither a file nor a directory"):  # it has a link
+            await store.checkpoints.copy("c4", plain.id)
+        with pytest.raises(NotFound):
+            await store.checkpoints.copy("c5", "sha256:" + "0" * 64)
+        for name in ("c3", "c4"):
+            await store.remove_rootfs(name, tmp_path / "nowhere")
+        assert not copied.exists()
+
+
 async def test_nothing_changed_is_nothing_to_do(tmp_path: Path, places: tuple[Path, Path]) -> None:
     async with standing(tmp_path, places) as store:
         before = looks(places[1])

@@ -18,7 +18,7 @@ from anyio import to_thread
 
 from bridge import log
 from bridge.aio import Rollback
-from bridge.core import checkpoint_documents, trace
+from bridge.core import checkpoint_documents, pod_namespaces, trace
 from bridge.core.containers import ContainerService
 from bridge.core.entities import Container, ContainerState
 from bridge.core.surroundings import Surroundings
@@ -75,7 +75,7 @@ class CheckpointService:
                 raise Unmet(f"container {container.id}: handler {sandbox.handler!r} can't {ability.value} here: {why}")
         if not isinstance(handle, Checkpointing):
             raise Unmet(f"container {container.id}: handler {sandbox.handler!r} has no checkpoints")
-        if sandbox.namespaces.get("user"):
+        if pod_namespaces.pin(sandbox) is not None:
             raise Unsupported(f"container {container.id}: its pod has a user namespace, which its runtime can't restore into")
         return handle
 

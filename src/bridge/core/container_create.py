@@ -71,10 +71,11 @@ class ContainerCreator:
         check(config, sandbox)
         features = self.handlers.backend(sandbox.handler, sandbox.opening).features
         check_abilities(config, features)
-        if not restoring.is_archive(config):
+        origin = await restoring.origin(config, self.images)
+        if origin is None:
             return await self._create(ident, sandbox, config, None)
-        restoring.check(sandbox, features)
-        async with restoring.opened(ident, config, sandbox, self.images, self.settings.bundle(sandbox.id, ident)) as source:
+        restoring.check(sandbox, features, origin, from_images=self.settings.restore_images)
+        async with restoring.opened(ident, origin, config, sandbox, self.images, self.settings.bundle(sandbox.id, ident)) as source:
             return await self._create(ident, sandbox, config, source)
 
     async def _create(self, ident: str, sandbox: Sandbox, config: ContainerConfig, source: restoring.Source | None) -> Container:

@@ -82,8 +82,7 @@ class Stopper:
     async def _stop(self, ident: str, entry: LiveContainer, stop: _Stop) -> None:
         container = self._store.container(ident)
         number = stop_signal.number(container.stop_signal)
-        if entry.checkpoint is not None:  # it stands still, and would not even hear SIGKILL (cgroup v1)
-            entry.checkpoint.cancel()
+        _set_free(entry)
         if anyio.current_time() < stop.deadline:
             await _deliver(entry, number)
             await self._grace(entry, stop)
@@ -95,6 +94,7 @@ class Stopper:
 
     async def _kill(self, ident: str, entry: LiveContainer) -> None:
         container = self._store.container(ident)
+        _set_free(entry)  # from one that was begun meanwhile
         own_pid_namespace = container.config.security.namespaces.pid is NamespaceMode.CONTAINER
         if not own_pid_namespace:
             _logger.debug("container %s has no PID namespace of its own: killing its whole cgroup", ident[:13])
@@ -111,6 +111,12 @@ class Stopper:
                 group.start_soon(_first, entry.exited, group)
                 group.start_soon(_first, stop.sooner, group)
                 group.start_soon(_at, stop.deadline, group)
+
+
+def _set_free(entry: LiveContainer) -> None:
+    """End its checkpoint: while it stands still, it would not even hear SIGKILL (cgroup v1)."""
+    if entry.checkpoint is not None:
+        entry.checkpoint.cancel()
 
 
 async def _first(event: anyio.Event, group: anyio.abc.TaskGroup) -> None:

@@ -1,4 +1,4 @@
-"""CreateContainer from a checkpoint: an archive whose path stands in the place of the image.
+"""CreateContainer from a checkpoint: an archive whose path stands in the place of the image, or an image of one.
 
 The container stands on the image that the archive names, has the limits, mounts and identity that the request asks for, and its start
 goes on where the checkpoint was made. Every mount that the checkpoint had must be in the request: an archive mounts nothing of the node.
@@ -17,7 +17,7 @@ from anyio import to_thread
 
 from bridge import log
 from bridge.aio import Rollback
-from bridge.core import checkpoint_documents
+from bridge.core import checkpoint_documents, pod_namespaces
 from bridge.core.checkpoint_documents import Described
 from bridge.core.entities import Sandbox
 from bridge.core.making import Making
@@ -52,34 +52,50 @@ class Source:
             raise InvalidRequest(f"the checkpoint needs something mounted at {', '.join(missing)}", field="config.mounts")
 
 
-def is_archive(config: ContainerConfig) -> bool:
-    """Whether a checkpoint's path stands in the place of the image."""
-    return config.image.image.startswith("/")
+async def origin(config: ContainerConfig, images: Images) -> Path | Image | None:
+    """The checkpoint that stands in the place of the image: an archive's path, or an image of one; None for a container like any other.
+
+    Only an image without a command is looked at: one that holds a checkpoint has none, and others are not to pay for the look.
+    """
+    name = config.image.image
+    if name.startswith("/"):
+        return Path(name)
+    found = images.find(name) if name else None
+    if found is None or found.artifact_type or found.config.cmd or found.config.entrypoint or not await images.checkpoints.named(found.id):
+        return None
+    return found
 
 
-def check(sandbox: Sandbox, features: RuntimeFeatures) -> None:
-    """Raises Unmet, Unsupported where this pod can't have a container of a checkpoint."""
+def check(sandbox: Sandbox, features: RuntimeFeatures, source: Path | Image, *, from_images: bool) -> None:
+    """Raises Unmet, Unsupported where this pod can't have a container of a checkpoint. ``from_images``: they may be images."""
+    if not from_images and not isinstance(source, Path):
+        raise Unmet(f"{_FIELD}: it is a checkpoint, and security.restore_checkpoint_images is off")
     if (why := features.lacks(Ability.CHECKPOINT)) is not None:
         raise Unmet(f"{_FIELD}: handler {sandbox.handler!r} can't restore a checkpoint here: {why}")
-    if sandbox.namespaces.get("user"):
+    if pod_namespaces.pin(sandbox) is not None:
         raise Unsupported(f"{_FIELD}: a checkpoint can't be restored into a pod with a user namespace")
 
 
 @asynccontextmanager
-async def opened(ident: str, config: ContainerConfig, sandbox: Sandbox, images: Images, bundle: Path) -> AsyncIterator[Source]:
-    """Unpack the archive for the container that is made in the block; it goes again when that fails.
+async def opened(
+    ident: str, origin: Path | Image, config: ContainerConfig, sandbox: Sandbox, images: Images, bundle: Path
+) -> AsyncIterator[Source]:
+    """Unpack the checkpoint for the container that is made in the block; it goes again when that fails.
 
     Raises InvalidRequest, NotFound (the archive, or its image), CorruptData, LimitExceeded, HostError.
     """
-    archive = Path(config.image.image)
-    if not await to_thread.run_sync(archive.is_file):
-        raise NotFound(f"{_FIELD}: there is no checkpoint {archive}")
+    if isinstance(origin, Path) and not await to_thread.run_sync(origin.is_file):
+        raise NotFound(f"{_FIELD}: there is no checkpoint {origin}")
     async with Rollback(f"restore {ident[:12]}") as undo:
         undo.push("remove the checkpoint's files", lambda: images.remove_rootfs(ident, bundle / "rootfs"))
-        directory = await images.checkpoints.unpack(ident, archive)
+        if isinstance(origin, Path):
+            directory = await images.checkpoints.unpack(ident, origin)
+        else:
+            await images.admit(origin.id, config.image.user_specified_image or config.image.image, sandbox.config.metadata.namespace)
+            directory = await images.checkpoints.copy(ident, origin.id)
         described = await to_thread.run_sync(checkpoint_documents.read, directory)
         if not await to_thread.run_sync((directory / PROCESSES).is_dir):
-            raise InvalidRequest(f"{archive} has no {PROCESSES}/: it is no checkpoint of a container", field=_FIELD)
+            raise InvalidRequest(f"{config.image.image} has no {PROCESSES}/: it is no checkpoint of a container", field=_FIELD)
         image = await _image(described, images, sandbox)
         yield Source(directory, described, _with_command(image, described))
         undo.commit()

@@ -24,6 +24,7 @@ class CoreSettings:
     ``selinux`` is None where no labels are given; ``selinux_categories`` is the number of categories that pods' pairs are drawn
     from, ``relabel_timeout`` bounds the labelling of one volume.
     ``additional_devices`` are every container's; with ``device_ownership`` devices that it asks for belong to its user.
+    ``restore_images`` lets images that are checkpoints be restored.
     ``sampler`` is the rhythm of statistics, ``metric_groups`` what of metrics is told.
     """
 
@@ -47,6 +48,7 @@ class CoreSettings:
     relabel_timeout: float = 600.0
     additional_devices: tuple[DeviceRequest, ...] = ()
     device_ownership: bool = False
+    restore_images: bool = False
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     metric_groups: tuple[Group, ...] = CHOICES
 

@@ -16,7 +16,9 @@ from bridge.plugins import RuntimePlugin, hookimpl
 from bridge.ports.host import HostContext
 from bridge.ports.runtime import Ability, RuntimeBackend
 
-Verb = Literal["run", "create", "start", "exec", "delete", "kill", "state", "update", "features"]
+Verb = Literal[
+    "run", "create", "start", "exec", "delete", "kill", "state", "update", "features", "pause", "resume", "checkpoint", "restore"
+]
 Word = Annotated[str, Field(min_length=1)]
 _START_CODES = {"not-found": 127, "not-executable": 126}
 
@@ -42,6 +44,12 @@ class FlagOptions(BaseModel):
     """Of `update`: the file with the new limits. Why: runc's; with "" limits can't be changed after the start."""
     cgroup: str = "--cgroup"
     """Of `exec`: the sub-cgroup that its process joins. Why: that of runc and crun; see `exec_cgroup`."""
+    images: Word = "--image-path"
+    """Of `checkpoint` and `restore`: the directory of the processes' images. Why: runc's and crun's."""
+    work: Word = "--work-path"
+    """Of `checkpoint` and `restore`: the directory of CRIU's logs. Why: runc's and crun's."""
+    running: Word = "--leave-running"
+    """Of `checkpoint`: the container lives on. Why: runc's and crun's."""
 
 
 class OciOptions(CliOptions):

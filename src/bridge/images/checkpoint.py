@@ -16,7 +16,9 @@ import tarfile
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
+import anyio.from_thread
 import anyio.to_thread
 
 from bridge.errors import CorruptData, HostError, InvalidRequest, NotFound
@@ -25,14 +27,16 @@ from bridge.images import disk
 from bridge.images.catalogue import Catalogue
 from bridge.images.disk import Directories
 from bridge.images.layerfiles import allowed_xattr
+from bridge.images.manifest import load
 from bridge.images.unpack import FILES, Unpacker, import_path
-from bridge.ports.checkpoints import DELETED, DIFF
+from bridge.ports.checkpoints import ANNOTATIONS, DELETED, DIFF
 
 _OUT, _IN, _UPPER = "checkpoint", "restore", "upper"
 _CODE = "import sys; sys.path[:0] = sys.argv[1].split(':'); from bridge.images.checkpoint_child import main; sys.exit(main(sys.argv[2:]))"
 _OPAQUE, _REDIRECT = "trusted.overlay.opaque", "trusted.overlay.redirect"
 _CHUNK = 1 << 20
 _DELETED_BYTES = 64 << 20
+_COPY_SECONDS = 3600.0
 
 
 class CheckpointFiles:
@@ -77,6 +81,33 @@ class CheckpointFiles:
         await self._unpacker.unpack(home / _IN, _content(location), None)
         await disk.blocking(_check_plain, home / _IN / FILES)
         return home / _IN / FILES
+
+    async def named(self, image_id: str) -> str:
+        """See the port."""
+        record = self._catalogue.images.get(image_id)
+        found = await self._catalogue.blobs([record.manifest]) if record is not None else {}
+        for blob in found.values():
+            notes = load(blob.data, "manifest").get("annotations")
+            if isinstance(notes, dict):
+                return next((str(notes[name]) for name in ANNOTATIONS if notes.get(name)), "")
+        return ""
+
+    async def copy(self, container_id: str, image_id: str) -> Path:
+        """See the port."""
+        record = self._catalogue.images.get(image_id)
+        if record is None:
+            raise NotFound(f"image {image_id} is gone")
+        home = self._home(container_id)
+        target = home / _IN / FILES
+        for directory in (home, home / _IN, target):
+            await disk.blocking(_private, directory)
+        for layer in record.layers:
+            source = self._directories.files(layer.id)
+            await disk.blocking(_check_plain, source)
+            done = await process.run(["cp", "-a", "--reflink=auto", "--", f"{source}/.", str(target)], timeout=_COPY_SECONDS)
+            if done.returncode:
+                raise HostError(f"can't copy the checkpoint: {done.stderr.decode('utf-8', 'replace').strip()[:300]}")
+        return target
 
     async def apply(self, directory: Path, rootfs: Path) -> None:
         """See the port."""
@@ -163,6 +194,7 @@ def _write_diff(upper: Path, lowers: Sequence[Path], directory: Path) -> None:
             if stat.S_ISCHR(found.st_mode) and found.st_rdev == 0:
                 deleted.append("/" + name)
             elif not stat.S_ISSOCK(found.st_mode):
+                anyio.from_thread.check_cancelled()
                 if stat.S_ISDIR(found.st_mode):
                     deleted += _hidden(upper, name, lowers)
                 _add(archive, upper / name, name, found, linked)
@@ -205,12 +237,23 @@ def _add(archive: tarfile.TarFile, path: Path, name: str, found: os.stat_result,
         if found.st_nlink > 1 and found.st_ino in linked:
             member.type, member.linkname, member.size = tarfile.LNKTYPE, linked[found.st_ino], 0
         linked.setdefault(found.st_ino, name)
-    member.pax_headers = {"mtime": f"{found.st_mtime_ns / 1e9:.9f}", **_attributes(path)}
+    member.pax_headers = {"mtime": f"{found.st_mtime_ns // 10**9}.{found.st_mtime_ns % 10**9:09d}", **_attributes(path)}
     if not member.isreg():
         archive.addfile(member)
         return
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as stream:
-        archive.addfile(member, stream)
+        archive.addfile(member, _Reading(stream))
+
+
+class _Reading:
+    """Ends with the call for which it is read: who gives up, or stops a container that stands still, is not to wait for gigabytes."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1, /) -> bytes:
+        anyio.from_thread.check_cancelled()
+        return self._stream.read(size)
 
 
 def _attributes(path: Path) -> dict[str, str]:
@@ -226,8 +269,8 @@ def _pack(directory: Path, location: Path) -> None:
     try:
         with open(file, "wb") as stream:
             with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
-                for name in sorted(os.listdir(directory)):
-                    archive.add(directory / name, name)
+                for name, found in _walk(directory, ""):
+                    _add(archive, directory / name, name, found, {})
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(fresh, location)

@@ -191,10 +191,16 @@ def _identity(cli: OciCli) -> dict[str, Any]:
         "v": _VERSION,
         "argv": cli.argv("run", *cli.settings.run_args),
         "dialect": str(cli.dialect),
-        "criu": shutil.which("criu", path=cli.settings.env.get("PATH", "")),
+        "criu": _criu(cli.settings.env.get("PATH", "")),
         "file": [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns],
         "hierarchies": {name: str(mount.point) for name, mount in cgroups.layout().mounts.items()},
     }
+
+
+def _criu(search: str) -> list[Any]:
+    """Which criu, and of when: another one may work where the last did not."""
+    path = shutil.which("criu", path=search)
+    return [] if path is None else [path, os.stat(path).st_mtime_ns]
 
 
 def _load(cache: Path, identity: Mapping[str, Any]) -> Findings | None:

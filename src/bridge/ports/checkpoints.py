@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 
 PROCESSES = "checkpoint"
 """Directory of the images of its processes, as the runtime writes and reads them."""
+ANNOTATIONS = ("io.kubernetes.cri-o.checkpoint", "org.criu.checkpoint.container.name")
+"""What marks an image as a checkpoint, in its manifest; the value is the container's name."""
 CONFIG, SPEC, BINDS = "config.dump", "spec.dump", "bind.mounts"
 """JSON documents: whose checkpoint it is, its OCI spec, and what is mounted into it from the node."""
 DIFF, DELETED = "rootfs-diff.tar", "deleted.files"
@@ -61,6 +63,14 @@ class Checkpoints(Protocol):
 
         Raises InvalidRequest (it is no file), CorruptData (no archive, or a hostile one), LimitExceeded, HostError.
         """
+        ...
+
+    async def named(self, image_id: str) -> str:
+        """The container that an image in the store says to be a checkpoint of, by an annotation of its manifest; "" for any other."""
+        ...
+
+    async def copy(self, container_id: str, image_id: str) -> Path:
+        """``unpack`` of such an image. Raises NotFound (it is gone), CorruptData, HostError."""
         ...
 
     async def apply(self, directory: Path, rootfs: Path) -> None:

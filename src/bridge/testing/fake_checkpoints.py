@@ -13,12 +13,14 @@ from bridge.testing.fake_stores import Faults
 
 
 class FakeCheckpoints:
-    """Archives are real; a difference is one file, which says whose it is, and ``applied`` is what was done to root filesystems."""
+    """Archives are real; a difference is one file, which says whose it is, ``applied`` is what was done to root filesystems,
+    ``images`` the archives of images that are checkpoints."""
 
     def __init__(self, root: Path) -> None:
         self.faults = Faults()
         self.root = root
         self.applied: dict[Path, str] = {}
+        self.images: dict[str, Path] = {}
 
     async def begin(self, container_id: str) -> Path:
         """An empty directory."""
@@ -53,6 +55,14 @@ class FakeCheckpoints:
         except tarfile.TarError as exc:
             raise CorruptData(f"the layer's archive is refused: {exc}") from exc
         return directory
+
+    async def named(self, image_id: str) -> str:
+        """A name for those of ``images``."""
+        return "app" if image_id in self.images else ""
+
+    async def copy(self, container_id: str, image_id: str) -> Path:
+        """The content of its archive."""
+        return await self.unpack(container_id, self.images[image_id])
 
     async def apply(self, directory: Path, rootfs: Path) -> None:
         """Remember it."""

@@ -66,6 +66,7 @@ class FakeContainer:
         self.stands_still = False
         self.checkpoints: list[Path] = []
         self.restored = ""
+        self.loaded: ContainerSpec | None = None
         self.status: ExitStatus | None = None
         self._backend = backend
         self._ended = anyio.Event()
@@ -220,6 +221,7 @@ class FakeSandbox:
         found = self._backend.containers.get(spec.id)
         if found is None:
             raise NotFound(f"container {spec.id} not found")
+        found.loaded = spec
         return found
 
     async def port_forward(self, port: int) -> socket.socket:

@@ -132,10 +132,11 @@ class Layout:
         config: Json | None = None,
         architecture: str = "amd64",
         variant: str = "",
+        annotations: Json | None = None,
     ) -> dict[str, Any]:
         """Add an image of uncompressed tar ``layers``; its manifest's descriptor. ``name`` None keeps it out of the index.
 
-        ``config`` is the image config's ``config`` object (Cmd, Env, User …).
+        ``config`` is the image config's ``config`` object (Cmd, Env, User …), ``annotations`` are the manifest's.
         """
         suffix = f"+{compression}" if compression else ""
         platform = {"architecture": architecture, "os": "linux", **({"variant": variant} if variant else {})}
@@ -149,6 +150,7 @@ class Layout:
             "mediaType": MANIFEST_TYPE,
             "config": self.blob(json.dumps(document).encode(), CONFIG_TYPE),
             "layers": [self.blob(compress(layer, compression), LAYER_TYPE + suffix) for layer in layers],
+            **({"annotations": annotations} if annotations else {}),
         }
         return self.add(name, {**self.blob(json.dumps(manifest).encode(), MANIFEST_TYPE), "platform": platform})
 
