@@ -15,8 +15,19 @@ from bridge.aio import run_all
 from bridge.core.entities import ContainerState
 from bridge.core.model import ContainerConfig, ContainerMetadata, ImageSpec, MountRequest, PodMetadata
 from bridge.core.services import Services
-from bridge.errors import AlreadyExists, BridgeError, CorruptData, HostError, IllegalTransition, InvalidRequest, NotFound
-from bridge.errors import RuntimeFailed, SignatureValidationFailed, TimedOut, Unmet
+from bridge.errors import (
+    AlreadyExists,
+    BridgeError,
+    CorruptData,
+    HostError,
+    IllegalTransition,
+    InvalidRequest,
+    NotFound,
+    RuntimeFailed,
+    SignatureValidationFailed,
+    TimedOut,
+    Unmet,
+)
 from bridge.ports.images import ImageConfig
 from bridge.ports.runtime import Ability, Feature, Support
 from bridge.testing.fake_stores import IMAGE

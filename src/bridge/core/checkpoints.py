@@ -181,6 +181,6 @@ def checked(location: str, timeout: int = 0, field: str = "location") -> Path:
         raise InvalidRequest(f"{location!r} must be the absolute path of a file", field=field)
     if not path.parent.is_dir():
         raise NotFound(f"{field}: {path.parent} is no directory")
-    if path.exists() and (path.is_symlink() or not path.is_file()):
+    if path.is_symlink() or (path.exists() and not path.is_file()):
         raise InvalidRequest(f"{location!r} is there and is no file", field=field)
     return path

@@ -38,7 +38,7 @@ _logger = log.get("core.pod_checkpoints")
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What ``pod.json`` says: the handler that the pod asked for, its configuration, and each container's with the file of its checkpoint."""
+    """What ``pod.json`` says: the handler that the pod asked for, its configuration, and each container's with its checkpoint's file."""
 
     runtime_handler: str
     config: PodConfig

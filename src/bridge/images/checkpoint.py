@@ -37,6 +37,8 @@ _OPAQUE, _REDIRECT = "trusted.overlay.opaque", "trusted.overlay.redirect"
 _CHUNK = 1 << 20
 _DELETED_BYTES = 64 << 20
 _COPY_SECONDS = 3600.0
+_FAULT_OF_ARCHIVE = 1
+"""The child's exit code; it is not imported here, for what it needs the server doesn't."""
 
 
 class CheckpointFiles:
@@ -120,7 +122,8 @@ class CheckpointFiles:
             os.close(source)
         if done.returncode:
             said = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
-            raise CorruptData(f"the checkpoint's {DIFF} can't be applied: {said[-1] if said else f'exit code {done.returncode}'}")
+            what = f"the checkpoint's {DIFF} can't be applied: {said[-1] if said else f'exit code {done.returncode}'}"
+            raise CorruptData(what) if done.returncode == _FAULT_OF_ARCHIVE else HostError(what)
 
     def _home(self, container_id: str) -> Path:
         return self._directories.snapshots / container_id

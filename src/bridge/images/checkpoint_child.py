@@ -18,6 +18,8 @@ from bridge.images.tarstream import BadArchive, Member, TarReader
 
 _OPAQUE = b".wh..wh..opq"
 _MOST_BYTES, _MOST_ENTRIES = 1 << 40, 1 << 24
+FAULT_OF_ARCHIVE, FAULT_OF_HOST = 1, 2
+"""Exit codes."""
 _FAULTS = (BadArchive, BadStream, TooBig, OSError, MemoryError)
 
 
@@ -80,6 +82,6 @@ def main(arguments: list[str]) -> int:
             if path:
                 remove(path)
     except _FAULTS as exc:
-        sys.stderr.write(f"{type(exc).__name__}: {exc}\n")
-        return 1
+        sys.stderr.write(f"{exc or type(exc).__name__}\n")
+        return FAULT_OF_HOST if isinstance(exc, OSError | MemoryError) else FAULT_OF_ARCHIVE
     return 0

@@ -30,8 +30,9 @@ class FakeCheckpoints:
         return directory
 
     async def end(self, container_id: str) -> None:
-        """Remove it."""
+        """Remove it, and what was unpacked."""
         shutil.rmtree(self.root / f"{container_id}.checkpoint", ignore_errors=True)
+        self.forget(container_id)
 
     async def write_diff(self, container_id: str, directory: Path) -> None:
         """Say whose it is."""

@@ -111,7 +111,14 @@ def test_what_containerd_wrote_is_understood(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("config", "spec"),
-    [([], {}), ({}, "x"), ({}, {"process": {"args": 1}}), ({}, {"mounts": [{"type": "bind"}]}), ({}, {"mounts": ["x"]}), ({}, {"mounts": 1})],
+    [
+        ([], {}),
+        ({}, "x"),
+        ({}, {"process": {"args": 1}}),
+        ({}, {"mounts": [{"type": "bind"}]}),
+        ({}, {"mounts": ["x"]}),
+        ({}, {"mounts": 1}),
+    ],
 )
 def test_damaged_documents(tmp_path: Path, config: object, spec: object) -> None:
     with pytest.raises(CorruptData, match="checkpoint"):

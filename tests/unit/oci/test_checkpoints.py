@@ -60,7 +60,11 @@ async def test_one_that_stays_paused_is(tmp_path: Path) -> None:
 
 async def test_criu_has_the_word_when_it_fails(tmp_path: Path) -> None:
     made = handle(tmp_path, 'echo "criu failed: type NOTIFY errno 0" >&2; exit 1')
-    lines = ["(00.001) Dumping", "(00.2) Error (criu/tcp.c:1): Connected TCP socket, consider using --tcp-established option.", "(00.3) end"]
+    lines = [
+        "(00.001) Dumping",
+        "(00.2) Error (criu/tcp.c:1): Connected TCP socket, consider using --tcp-established option.",
+        "(00.3) end",
+    ]
     (tmp_path / "dump.log").write_text("\n".join(lines))
     with pytest.raises(RuntimeFailed, match=r"criu failed.*; Error \(criu/tcp\.c:1\): Connected TCP socket") as failure:
         await made.checkpoint(tmp_path / "images", tmp_path, timeout=5)
