@@ -18,7 +18,8 @@ from bridge import handler_settings, log
 from bridge.aio import describe
 from bridge.errors import BridgeError, ConfigError, NotFound, Unavailable
 from bridge.handler_settings import HandlerSettings, Reloaded
-from bridge.isolation import Guard, GuardedBackend
+from bridge.isolation import GuardedBackend
+from bridge.isolation_calls import Guard
 from bridge.plugins import Plugins
 from bridge.ports.handlers import HandlerPolicy, HandlerState, Opening
 from bridge.ports.host import HostContext

@@ -45,14 +45,14 @@ async def checkpoint(kubelet: Kubelet, container: str, location: Path) -> None:
 async def refused(kubelet: Kubelet, container: str, pod: str, tmp_path: Path, why: str) -> None:
     with pytest.raises(CriError) as failure:
         await checkpoint(kubelet, container, tmp_path / "out.tar")
-    assert (failure.value.status, why in str(failure.value)) == (Status.FAILED_PRECONDITION, True)
+    assert (failure.value.code, why in str(failure.value)) == (Status.FAILED_PRECONDITION, True)
     with pytest.raises(CriError) as failure:
         await kubelet.create(pod, name="again", image=pb.ImageSpec(image=str(tmp_path / "out.tar")))
-    assert (failure.value.status, why in str(failure.value)) == (Status.FAILED_PRECONDITION, True)
+    assert (failure.value.code, why in str(failure.value)) == (Status.FAILED_PRECONDITION, True)
     request = pb.CheckpointPodRequest(pod_sandbox_id=pod, output_path=str(tmp_path / "pod.tar"))
     with pytest.raises(CriError) as failure:
         await kubelet.cri.runtime.checkpoint_pod(request)
-    assert (failure.value.status, why in str(failure.value)) == (Status.FAILED_PRECONDITION, True)
+    assert (failure.value.code, why in str(failure.value)) == (Status.FAILED_PRECONDITION, True)
 
 
 async def test_a_container_goes_on_where_its_checkpoint_was_made(kubelet: Kubelet, tmp_path: Path) -> None:
@@ -80,11 +80,11 @@ async def test_a_container_goes_on_where_its_checkpoint_was_made(kubelet: Kubele
     again = await kubelet.create(other, name="again", image=pb.ImageSpec(image=str(out)))
     await kubelet.start(again)
     assert before <= await count(kubelet, again) <= reached + 5
-    assert await kubelet.output(again, "cat /new; ls /etc/group 2>&1 || true") == "hi\nls: /etc/group: No such file or directory\n"
+    assert await kubelet.output(again, "cat /new; ls /etc/group 2>&1 || true") == "hi\nls: /etc/group: No such file or directory"
     address = (await kubelet.pod_status(other)).network
     assert address is not None
     assert address.ip in await kubelet.output(again, "ip -4 addr 2>/dev/null || ifconfig")
-    assert (await kubelet.log(other, "again", until=bool))[0].startswith("count ")
+    assert (await kubelet.log(other, "again", until=bool))[0].startswith("stdout F count ")
     checked = tmp_path / "second.tar"
     await checkpoint(kubelet, again, checked)  # a restored one is like any other
     await kubelet.stop(again, 0)

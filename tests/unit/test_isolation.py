@@ -11,7 +11,8 @@ import pytest
 
 from bridge import isolation_calls
 from bridge.errors import NotFound, PluginFailed, Unsupported
-from bridge.isolation import Guard, GuardedBackend
+from bridge.isolation import GuardedBackend
+from bridge.isolation_calls import Guard
 from bridge.ports.host import RuntimeTimeouts
 from bridge.ports.runtime import (
     ContainerIO,

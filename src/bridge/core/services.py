@@ -155,7 +155,7 @@ def assemble(
     injections = Injections(ports.handlers, sources or Sources.none())
     host_ports, net, images, handlers = HostPorts(store), ports.network, ports.images, ports.handlers
     creator = ContainerCreator(store, live, leftovers, handlers, images, lookups, settings, facts, spec_settings, injections, confiner)
-    preview = Previewer(ports.handlers, ports.images, settings, facts, spec_settings, injections, confiner, lookups)
+    view = Previewer(ports.handlers, ports.images, settings, facts, spec_settings, injections, confiner, lookups)
     containers = ContainerService(daemon, ports.images, creator)
     runner = SandboxRunner(store, live, leftovers, net, images, detacher, settings, facts, spec_settings, host_ports, handlers, confiner)
     sandboxes = SandboxService(daemon, ports.handlers, containers, runner, detacher)
@@ -165,27 +165,12 @@ def assemble(
     metrics = MetricsService(stats, settings.metric_groups)
     streams = StreamService(store=store, live=live, handlers=ports.handlers, settings=settings)
     execs = ExecService(streams=streams, settings=settings)
-    events = EventHub(store)
-    checkpoints = CheckpointService(daemon, ports.handlers, ports.images, containers)
-    _attend(supervisor, store, events, lambda: leftovers.tend(recovery.finish))
+    hub = EventHub(store)
+    dumps = CheckpointService(daemon, ports.handlers, ports.images, containers)
+    pods = PodCheckpointService(daemon, dumps, sandboxes, containers)
+    _attend(supervisor, store, hub, lambda: leftovers.tend(recovery.finish))
     return Services(
-        store=store,
-        live=live,
-        sandboxes=sandboxes,
-        containers=containers,
-        checkpoints=checkpoints,
-        pod_checkpoints=PodCheckpointService(daemon, checkpoints, sandboxes, containers),
-        execs=execs,
-        streams=streams,
-        resources=limits,
-        stats=stats,
-        metrics=metrics,
-        recovery=recovery,
-        ports=ports,
-        lookups=lookups,
-        previewer=preview,
-        daemon=daemon,
-        events=events,
+        store, live, sandboxes, containers, dumps, pods, execs, streams, limits, stats, metrics, recovery, ports, lookups, view, daemon, hub
     )
 
 

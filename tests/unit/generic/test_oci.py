@@ -129,7 +129,7 @@ def test_where_its_state_is(binary: Path, context: HostContext, tmp_path: Path) 
         ({"log_args": ["{root}"]}, r"log_args: '\{root\}' may name \{log\} alone"),
         ({"flags": {"pid_file": ""}}, r"options\.flags\.pid_file: String should have at least 1 character"),
         ({"flags": {"pidfile": "x"}}, r"options\.flags\.pidfile: no such option"),
-        ({"verbs": {"checkpoint": "x"}}, r"options\.verbs\.checkpoint"),
+        ({"verbs": {"ps": "x"}}, r"options\.verbs\.ps"),
         ({"abilities": {"flying": True}}, r"options\.abilities\.flying"),
         ({"start_exit_codes": {"x": "not-found"}}, r"options\.start_exit_codes\.x"),
         ({"pth": "x"}, r"options\.pth: no such option; did you mean 'path'"),

@@ -17,6 +17,10 @@ from bridge.ports.runtime import ContainerIO, ContainerSpec, Support
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+class Made(Checkpointed):
+    """Without the rest of a container."""
+
+
 def program(path: Path, text: str) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"#!/bin/sh\n{text}\n")
@@ -27,7 +31,7 @@ def program(path: Path, text: str) -> Path:
 def handle(tmp_path: Path, text: str, *, dialect: Dialect | None = None) -> Checkpointed:
     runtime = program(tmp_path / "runtime", f'echo "$*" >> {tmp_path}/calls\n{text}')
     cli = OciCli(OciSettings("test", runtime, tmp_path / "state", env={"PATH": _PATH}, dialect=dialect or Dialect()))
-    made = Checkpointed.__new__(type("Made", (Checkpointed,), {}))
+    made = Made()
     made._runtime = SimpleNamespace(cli=cli)  # type: ignore[assignment]
     made._spec = ContainerSpec("c1", "p1", tmp_path, {}, ContainerIO())
     return made
