@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.host.trial_bundle import exit_program, program
+from bridge.host.trial_bundle import exit_program, program, trial_spec
 
 
 def test_the_trial_program_exits_with_0(tmp_path: Path) -> None:
@@ -43,3 +43,8 @@ def test_a_program_that_waits_and_one_that_becomes_another(tmp_path: Path) -> No
         with pytest.raises(subprocess.TimeoutExpired):
             waiting.wait(0.2)
         waiting.kill()
+
+
+def test_a_trial_may_compute_as_much_as_an_ordinary_process() -> None:
+    # Its cgroup lies at the top, beside every process of the node: with two shares it needed minutes to start, and to die.
+    assert trial_spec("/trial", seccomp=False)["linux"]["resources"]["cpu"] == {"shares": 1024}
