@@ -67,34 +67,45 @@ async def test_a_pod_whose_backend_is_away_is_kept(world: World, monkeypatch: py
     assert world.leftovers() == []
 
 
-@pytest.mark.parametrize("failures", [2, 99])
-async def test_a_failure_that_passes_is_no_death(world: World, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+@pytest.mark.parametrize(
+    ("failures", "error"), [(2, HostError("Too many open files")), (99, HostError("Too many open files")), (1, ValueError("not JSON"))]
+)
+async def test_a_container_that_cannot_be_taken_over_is_lost_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, failures: int, error: Exception
+) -> None:
+    """After some tries, as most of what hinders it passes; and what may run of it ends, so that the next attempt is the only one."""
     async with world.started() as core:
         sandbox, ident = await running_pod(core)
+        other = await core.containers.create(sandbox, container("other"))
+        await core.containers.start(other.id)
     load = FakeSandbox.load_container
     left = failures
 
     async def failing(self: FakeSandbox, spec: ContainerSpec, record: Record) -> FakeContainer:
         nonlocal left
-        left -= 1
-        if left >= 0:
-            raise HostError("config.json: Too many open files")
+        if spec.id == ident:
+            left -= 1
+            if left >= 0:
+                raise error
         return await load(self, spec, record)
 
     async with world.started() as core:
         with monkeypatch.context() as patch, anyio.fail_after(10):
             patch.setattr(FakeSandbox, "load_container", failing)
             await dataclasses.replace(core.recovery, pause=0.01).run()
-            assert core.containers.find(ident).state is ContainerState.RUNNING, "nobody knows better yet"
+            if isinstance(error, HostError):
+                assert core.containers.find(ident).state is ContainerState.RUNNING, "nobody knows better yet"
             while core.live.unreachable:
                 await anyio.sleep(0.01)
-        lasting = failures == 99
-        assert core.containers.find(ident).state is (ContainerState.EXITED if lasting else ContainerState.RUNNING)
-        assert core.sandboxes.find(sandbox).state is (SandboxState.STOPPED if lasting else SandboxState.READY)
+        found, lost = core.containers.find(ident), failures == 99 or isinstance(error, ValueError)
+        assert found.state is (ContainerState.EXITED if lost else ContainerState.RUNNING)
+        assert (found.reason, found.exit_code) == (("ContainerLost", 255) if lost else ("", 0))
+        assert (ident in world.backend.containers) is not lost
+        assert core.sandboxes.find(sandbox).state is SandboxState.READY
+        await core.containers.stop(other.id, 1)
+        assert core.containers.find(other.id).exit_code == 143, "it is watched"
+        await core.containers.remove(ident)
         await core.sandboxes.remove(sandbox)
-    if lasting:
-        world.backend.containers.clear()
-        world.images.mounted.clear()
     assert world.leftovers() == []
 
 

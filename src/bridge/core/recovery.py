@@ -10,6 +10,8 @@ Assumptions, in order:
 5. A backend that can't be reached now says nothing of what it runs: the records stay, and it is tried again. So it is, a few times,
    after a failure of the host or the runtime.
 6. What no record owns (a record was unreadable, or the whole database) is removed: see orphans.
+7. A container that can't be taken over though its pod can is lost alone: it counts as exited, and what may still run of it is ended,
+   so that the next attempt does not run beside it. The others of its pod go on.
 Each sandbox is handled on its own and in parallel with a bound; one that can't be handled is logged and left as stopped.
 """
 
@@ -90,7 +92,7 @@ class Recovery:
         async with limiter:
             with log.context(pod=sandbox.id[:13]):
                 try:
-                    await self._sandbox(sandbox)
+                    await self._sandbox(sandbox, last=tries <= 1)
                     live.unreachable.pop(sandbox.id, None)
                 except Exception as exc:  # noqa: BLE001 - one pod's fault must not be the others'
                     await self._failed(sandbox, exc, limiter, tries)
@@ -120,14 +122,14 @@ class Recovery:
         self.daemon.live.recovering[sandbox_id] = anyio.Event()
         await self._one(self.daemon.store.sandboxes[sandbox_id], limiter, tries)
 
-    async def _sandbox(self, sandbox: Sandbox) -> None:
+    async def _sandbox(self, sandbox: Sandbox, *, last: bool) -> None:
         if sandbox.state in _HALF:
             _logger.info("undoing the pod's interrupted %s", "creation" if sandbox.state is SandboxState.CREATING else "removal")
             await self._finish_removal(sandbox)
         elif sandbox.boot_id != self.daemon.settings.boot_id:
             await self._after_reboot(sandbox)
         else:
-            await self._adopt(sandbox)
+            await self._adopt(sandbox, last=last)
 
     async def _finish_removal(self, sandbox: Sandbox) -> None:
         if sandbox.boot_id == self.daemon.settings.boot_id and sandbox.id not in self.daemon.live.sandboxes:
@@ -169,12 +171,34 @@ class Recovery:
             await self.detacher.detach(sandbox.id, sandbox.attachment)
         await self.daemon.store.apply_sandbox(sandbox.id, "died", attachment=None, pid=0, namespaces={})
 
-    async def _adopt(self, sandbox: Sandbox) -> None:
+    async def _adopt(self, sandbox: Sandbox, *, last: bool) -> None:
         handle = await self._load(sandbox)
         self.sandboxes.adopt(sandbox.id, handle)
+        waiting: BridgeError | None = None
         for container in self.daemon.store.members(sandbox.id):
-            await self._adopt_container(container, handle)
+            if container.id in self.daemon.live.containers:  # by an earlier try, which failed for another one
+                continue
+            try:
+                await self._adopt_container(container, handle)
+            except Exception as exc:  # noqa: BLE001 - one container's fault must not be the others'
+                if isinstance(exc, Unavailable) or (isinstance(exc, _PASSING) and not last):
+                    waiting = exc
+                    continue
+                await self._give_up(container, sandbox, exc)
             await self._undo_half_made(container)
+        if waiting is not None:
+            raise waiting
+
+    async def _give_up(self, container: Container, sandbox: Sandbox, exc: Exception) -> None:
+        why = exc.message if isinstance(exc, BridgeError) else describe(exc)
+        known = None if isinstance(exc, BridgeError) else exc
+        _logger.error("container %s can't be taken over and is ended: %s", container.id[:13], why, exc_info=known)
+        try:
+            backend = await self.handlers.reopen(sandbox.handler, sandbox.opening)
+            await backend.remove_strangers(lambda ident: ident != container.id)
+        except BridgeError as failed:
+            _logger.error("what may be left of container %s can't be ended: %s", container.id[:13], failed)
+        await self._mark_exited(container, f"it could not be taken over: {why}")
 
     async def _load(self, sandbox: Sandbox) -> SandboxHandle:
         backend = await self.handlers.reopen(sandbox.handler, sandbox.opening)
