@@ -210,6 +210,7 @@ async def test_what_happens_while_the_server_is_away(own_node: DaemonNode, handl
         writer = await kubelet.started(pod, "i=0; while :; do echo $i; i=$((i+1)); sleep 0.002; done", name="writer")
         polite = await kubelet.started(pod, "trap 'exit 3' TERM; while :; do sleep 0.02; done", name="polite")
         created = await kubelet.create(pod, name="created")
+        strange = await kubelet.started(pod, "exec sleep 1019", name="strange")
         before = await cri.runtime.pod_sandbox_status(pb.PodSandboxStatusRequest(pod_sandbox_id=pod))
         async with anyio.create_task_group() as group:
             group.start_soon(lost, kubelet, polite, "setsid sleep 1013 & exec sleep 1013")
@@ -218,6 +219,7 @@ async def test_what_happens_while_the_server_is_away(own_node: DaemonNode, handl
                     await anyio.sleep(0.02)
             frozen = freeze(processes("1013")[0])
             node.kill()
+    (node.root / "run" / "sandboxes" / pod / "containers" / strange / "config.json").write_text("damaged")
     flag.touch()
     await anyio.sleep(0.5)
     await node.restart()
@@ -236,6 +238,9 @@ async def test_what_happens_while_the_server_is_away(own_node: DaemonNode, handl
         assert time.time_ns() - ended.finished_at > 0.3e9, "the time of its exit, not of our looking"
         assert ended.started_at < ended.finished_at
         assert (await kubelet.exited(hog)).reason == "OOMKilled"
+        status = await kubelet.status(strange)
+        assert (status.state, status.exit_code, status.reason) == (EXITED, 255, "ContainerLost"), "it alone is lost"
+        assert processes("1019") == [], "which would run beside the next attempt"
         assert (await kubelet.status(writer)).state is RUNNING
         assert await kubelet.output(writer, "echo exec") == "exec"
         await kubelet.stop(writer, 0)
