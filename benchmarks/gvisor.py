@@ -21,6 +21,7 @@ import anyio
 
 from bridge._proto.runtime import v1 as cri
 from bridge.host import namespaces
+from bridge.host.null_device import open_null
 
 from . import spans
 from .cycle import wait_for_line
@@ -54,6 +55,8 @@ class Bare:
     runsc: Path
     flags: list[str]
     workspace: Workspace
+    null: int
+    """As the monitor gives it: runsc makes its standard streams nobody's."""
     made: int = 0
 
     def argv(self, verb: str, *args: str) -> list[str]:
@@ -63,7 +66,7 @@ class Bare:
 
     def run(self, verb: str, *args: str, **options: Any) -> None:
         """Run one to its end. Raises CalledProcessError."""
-        subprocess.run(self.argv(verb, *args), check=True, stdin=subprocess.DEVNULL, timeout=60, **options)
+        subprocess.run(self.argv(verb, *args), check=True, stdin=self.null, timeout=60, **options)
 
     def bundle(self, name: str, net: Path, argv: tuple[str, ...], notes: Mapping[str, str]) -> Path:
         """A bundle with the workload's program."""
@@ -149,11 +152,13 @@ def _first_line(start: Callable[[int], None]) -> float:
 @contextmanager
 def bare(runsc: Path, flags: list[str], workspace: Workspace) -> Any:
     """runsc by hand; everything is removed in the end."""
-    made = Bare(runsc, flags, workspace)
+    null = open_null()
+    made = Bare(runsc, flags, workspace, null)
     try:
         yield made
     finally:
         made.clear()
+        os.close(null)
 
 
 async def _start(server: Running, number: int, traced: Table | None = None) -> tuple[str, dict[str, float]]:

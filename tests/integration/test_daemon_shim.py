@@ -14,7 +14,7 @@ from anyio.to_thread import run_sync
 from bridge._proto.runtime import v1 as pb
 from bridge.client import connect
 from tests.integration.daemon_fixtures import audited_node
-from tests.integration.daemon_node import DaemonNode, Kubelet, log_lines, processes
+from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node, log_lines, processes
 from tests.integration.shim_host import SHIM
 from tests.integration.stats_truth import (
     agrees_with_the_kernel,
@@ -64,6 +64,29 @@ async def test_statistics_are_what_the_kernel_says(node: DaemonNode) -> None:
         await network_is_what_the_pod_sees(kubelet, pod, pid)
         await layer_is_what_du_says(kubelet, node, container)
         await kubelet.clean()
+
+
+@pytest.mark.skipif(not shutil.which("crun"), reason="needs crun")
+async def test_the_hosts_null_device_stays_the_hosts_whatever_the_runtime_does_with_its_streams() -> None:
+    """crun ≤ 1.23 gives /dev/null to the user that it starts, in an exec and in a user namespace; the trial is one too."""
+    before = os.stat(os.devnull)
+    ids = [pb.IdMapping(host_id=150000, container_id=0, length=65536)]
+    mapped = pb.UserNamespace(mode=pb.NamespaceMode.POD, uids=ids, gids=ids)
+    options = [pb.NamespaceOption(pid=pb.NamespaceMode.CONTAINER, userns_options=users) for users in (None, mapped)]
+    with daemon_node(handlers={"crun": ("shim", {"path": SHIM, "binary_name": "crun"}), "runc": ("shim", {"path": SHIM})}) as node:
+        async with connect(node.socket) as cri:
+            for kubelet in (Kubelet(node, cri, handler) for handler in node.handlers):
+                for each in options:
+                    pod = await kubelet.run(options=each)
+                    context = pb.LinuxContainerSecurityContext(namespace_options=each, run_as_user=pb.Int64Value(value=1234))
+                    linux = pb.LinuxContainerConfig(security_context=context)
+                    container = await kubelet.started(pod, linux=linux)
+                    if each.userns_options is None or kubelet.handler == "runc":  # else crun gets the shim's, and nothing can be told it
+                        await kubelet.started(pod, name="terminal", linux=linux, tty=True)
+                    assert await kubelet.output(container, "cat; id -u; cat /proc/1/fd/0") == "1234", "its input is at its end"
+                    after = os.stat(os.devnull)
+                    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
+                await kubelet.clean()
 
 
 async def test_nothing_is_missed_whoever_is_killed(node: DaemonNode) -> None:

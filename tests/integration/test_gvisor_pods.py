@@ -99,6 +99,7 @@ async def not_ready(kubelet: Kubelet, pod: str) -> None:
 
 
 async def test_a_pod_from_start_to_end(kubelet: Kubelet) -> None:
+    null = os.stat(os.devnull)
     pod = await kubelet.run()
     status = await kubelet.pod_status(pod)
     assert status.network is not None
@@ -116,6 +117,8 @@ async def test_a_pod_from_start_to_end(kubelet: Kubelet) -> None:
     assert status.network.ip in await kubelet.output(neighbour, "cat /etc/hosts")
     assert (await kubelet.exec(neighbour, "cat /shared")).exit_code == 1, "another container's files"
     assert (await kubelet.exec(app, "exit 300")).exit_code == 44
+    after = os.stat(os.devnull)
+    assert (after.st_uid, after.st_gid, after.st_mode) == (null.st_uid, null.st_gid, null.st_mode), "runsc makes its streams nobody's"
     await kubelet.stop(app, 20)
     assert (await kubelet.status(app)).exit_code == 143
     stubborn = await kubelet.started(pod, "trap '' TERM; echo up; while :; do sleep 0.05; done", name="stubborn")

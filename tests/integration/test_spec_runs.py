@@ -84,9 +84,7 @@ def _run(runtime: str, pod_dir: Path, spec: dict[str, Any]) -> subprocess.Comple
     (pod_dir / "config.json").write_text(json.dumps(spec))
     command = [runtime, "--root", str(pod_dir / "state")]
     try:
-        return subprocess.run(
-            [*command, "run", "--bundle", str(pod_dir), NAME], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT
-        )
+        return subprocess.run([*command, "run", "--bundle", str(pod_dir), NAME], input="", capture_output=True, text=True, timeout=TIMEOUT)
     finally:
         subprocess.run([*command, "delete", "--force", NAME], capture_output=True, timeout=TIMEOUT)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator, Mapping
 
 from bridge.cli.findings import Finding, Host, State, finding
@@ -40,6 +41,7 @@ def check(host: Host) -> Iterator[Finding]:
     yield from _features(host)
     yield from _cgroups(host)
     yield from _modules_and_sysctls(host)
+    yield from _null_device(host)
 
 
 def _features(host: Host) -> Iterator[Finding]:
@@ -139,4 +141,21 @@ def _modules_and_sysctls(host: Host) -> Iterator[Finding]:
         good=f"{watches}",
         bad=f"{watches}: many pods that watch files will run out",
         mend="sysctl -w fs.inotify.max_user_instances=8192",
+    )
+
+
+def _null_device(host: Host) -> Iterator[Finding]:
+    """Runtimes that are given the host's own hand it to the user that they start; cri-bridge gives them none that can be changed."""
+    try:
+        found = host.path("/dev/null").stat()
+    except FileNotFoundError:
+        return
+    mode = stat.S_IMODE(found.st_mode)
+    yield finding(
+        "kernel",
+        "/dev/null",
+        ok=(found.st_uid, found.st_gid, mode) == (0, 0, 0o666),
+        good="root's, for everybody to read and write",
+        bad=f"belongs to {found.st_uid}:{found.st_gid}, mode {mode:04o}: a container runtime gave it away (old crun, runsc, runc 1.1.3)",
+        mend="chown 0:0 /dev/null && chmod 666 /dev/null",
     )

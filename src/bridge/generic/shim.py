@@ -149,6 +149,7 @@ def settings(name: str, options: ShimOptions, context: HostContext) -> ShimSetti
         per_container=options.grouping == "container",
         own_cgroups=kind is not SandboxKind.VM if options.own_cgroups is None else options.own_cgroups,
         trial=options.trial,
+        pipes=options.is_runc and Path(options.binary_name).name not in ("", "runc"),
         timeouts=timeouts,
     )
 

@@ -8,8 +8,8 @@ import os
 
 from bridge import log
 from bridge.errors import HostError
-from bridge.host import syscalls
 from bridge.host.console import ConsoleListener
+from bridge.host.null_device import open_null
 from bridge.monitor.container import ContainerStdio
 from bridge.monitor.logs import Clock, LogFile
 from bridge.monitor.parameters import Descriptors, Launch
@@ -19,7 +19,6 @@ from bridge.monitor.tasks import Task, Tasks, open_pidfd
 from bridge.monitor.verb import clean_up, run_verb, tail
 
 _logger = log.get("monitor.launch")
-_AT_FDCWD = -100
 
 
 class Plumbing:
@@ -102,7 +101,7 @@ class Launcher:
         self._reaper = reaper
         self._tasks = tasks
         self._clock = Clock()
-        self._null = _null_device()
+        self._null = open_null()
 
     async def container(self, launch: Launch) -> Task:
         """Launch a container. Raises LaunchFailed with the runtime's last words, HostError; nothing is left of it then."""
@@ -110,7 +109,7 @@ class Launcher:
         with self._reaper.hold(), contextlib.closing(plumbing):
             try:
                 far = {name: plumbing.far(name) for name in ("stdin", "stdout", "stderr", "first")}
-                pid = await run_verb(self._reaper, launch, **far)
+                pid = await run_verb(self._reaper, launch, null=self._null, **far)
                 kind = "container" if launch.told_by is None else "told"
                 task = self._hold(Task(launch.task, kind, pid, stdio=plumbing.connect(), told_by=launch.told_by))
             except LaunchFailed as exc:
@@ -128,7 +127,8 @@ class Launcher:
         stdin, stdout, stderr = (self._null if fd is None else fd for fd in (given.stdin, given.stdout, given.stderr))
         with self._reaper.hold():
             try:
-                pid = await run_verb(self._reaper, launch, stdin=stdin, stdout=stdout, stderr=stderr)
+                null = self._null
+                pid = await run_verb(self._reaper, launch, stdin=stdin, stdout=stdout, stderr=stderr, first=null, null=null)
                 return self._hold(Task(launch.task, "exec", pid, owner=owner))
             except (LaunchFailed, HostError, asyncio.CancelledError):
                 await clean_up(self._reaper, launch, self._null)
@@ -143,20 +143,3 @@ class Launcher:
             task.close()
             raise
         return task
-
-
-def _null_device() -> int:
-    """/dev/null by a mount of its own that is read-only: what is written is gone as ever, but the host's device can't be changed by it.
-
-    crun gives its standard streams to the user it starts, who could then deny the device to the whole host. Needs Linux ≥ 5.12.
-    """
-    try:
-        mount = syscalls.open_tree(_AT_FDCWD, os.devnull, recursive=False)
-        try:
-            syscalls.mount_setattr(mount, set_attributes=syscalls.MOUNT_ATTR_RDONLY)
-            return os.open(f"/proc/self/fd/{mount}", os.O_RDWR | os.O_CLOEXEC)
-        finally:
-            os.close(mount)
-    except OSError as exc:
-        _logger.warning("runtimes get the host's own %s: %s", os.devnull, exc.strerror)
-        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

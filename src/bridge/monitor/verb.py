@@ -39,10 +39,10 @@ def spawn(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None, stdi
     return child.pid
 
 
-async def run_verb(reaper: Reaper, launch: Launch, *, stdin: int, stdout: int, stderr: int, first: int = subprocess.DEVNULL) -> int:
+async def run_verb(reaper: Reaper, launch: Launch, *, stdin: int, stdout: int, stderr: int, first: int, null: int) -> int:
     """Run the verb and return the pid it, or one before it, wrote to the pid file. Must run under ``reaper.hold()``.
 
-    Verbs that the launch wants run before it write to ``first``. All of them together have the launch's time.
+    Verbs that the launch wants run before it read from ``null`` and write to ``first``. All of them together have the launch's time.
 
     Raises LaunchFailed without a tail (the caller holds the pipes), after everything of the verb was killed; the same happens when
     the calling task is cancelled.
@@ -54,7 +54,7 @@ async def run_verb(reaper: Reaper, launch: Launch, *, stdin: int, stdout: int, s
     try:
         async with asyncio.timeout(launch.timeout):
             for argv in launch.before:
-                await _to_its_end(reaper, launch, argv, stdin=subprocess.DEVNULL, stdout=first, stderr=first)
+                await _to_its_end(reaper, launch, argv, stdin=null, stdout=first, stderr=first)
             await _to_its_end(reaper, launch, launch.argv, stdin=stdin, stdout=stdout, stderr=stderr)
     except TimeoutError as exc:
         raise LaunchFailed(None) from exc

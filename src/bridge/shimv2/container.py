@@ -132,7 +132,7 @@ class ShimContainer:
         # A shim can't be told to stop a Create, and knows nothing of the container before its end: there is no undo until then.
         with anyio.CancelScope(shield=True):
             options = settings.options_of(self._spec.io)
-            await task.create(self._spec.bundle, self._stdio(), options=options, timeout=settings.timeouts.create)
+            await task.create(self._spec.bundle, settings.given(self._stdio()), options=options, timeout=settings.timeouts.create)
         await anyio.lowlevel.checkpoint_if_cancelled()
 
     def _stdio(self) -> Stdio:

@@ -70,7 +70,7 @@ class ShimExec:
             process = process_tags.tagged(self._spec.process, self._tag)
             # A shim can't be told to stop a Start, and one that is under way can't be undone.
             with anyio.CancelScope(shield=True):
-                await self._task.add(ident, process, self._bridge.stdio, timeout=timeout)
+                await self._task.add(ident, process, self._runtime.settings.given(self._bridge.stdio), timeout=timeout)
                 self._pid = await self._task.start(ident, timeout=timeout)
             await anyio.lowlevel.checkpoint_if_cancelled()
             self._bridge.run(tasks, lambda: self._task.close_stdin(ident))

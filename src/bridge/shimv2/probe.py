@@ -141,7 +141,7 @@ async def _run(runtime: ShimRuntime, name: str, bundle: Path) -> None:
     created = False
     try:
         # The deadlines of real containers: a shim kills its runtime at the end of a call's time, and a busy host must not cost the handler.
-        await task.create(bundle, Stdio(), options=settings.options, timeout=settings.timeouts.create)
+        await task.create(bundle, settings.given(Stdio()), options=settings.options, timeout=settings.timeouts.create)
         created = True
         await task.start(timeout=settings.timeouts.start)
         with anyio.fail_after(settings.timeouts.start):

@@ -23,6 +23,7 @@ from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, lasting
 from bridge.ports.host import HostContext, Monitor, RuntimeTimeouts
 from bridge.ports.runtime import ContainerIO, SandboxKind
 from bridge.shimv2.pins import FifoPins
+from bridge.shimv2.task import Stdio
 from bridge.shimv2.verbs import ShimBinary
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class ShimSettings:
     ``per_container`` runs the verb "start" for each container, and so leaves to the shim which of them share a process; else one
     shim serves a whole pod. ``drain`` is how long output is awaited after an exit, in seconds.
     ``own_cgroups`` tells that containers are in the cgroups that their specs name, so that the host can count and kill there.
-    ``trial`` lets the probe run a container.
+    ``trial`` lets the probe run a container. ``pipes``: see ``given``.
     """
 
     binary: ShimBinary
@@ -54,12 +55,21 @@ class ShimSettings:
     per_container: bool = False
     own_cgroups: bool = True
     trial: bool = True
+    pipes: bool = False
     drain: float = 2.0
     timeouts: RuntimeTimeouts = field(default_factory=RuntimeTimeouts)
 
     def options_of(self, io: ContainerIO) -> Any | None:
         """The options for a container with this stdio."""
         return self.options if io.owner is None or self.owned_options is None else self.owned_options(*io.owner)
+
+    def given(self, stdio: Stdio) -> Stdio:
+        """What a shim is told of this stdio.
+
+        With ``pipes`` nothing is left out: for what is, a shim lets its runtime have the host's /dev/null, and crun ≤ 1.23 gives that to
+        the user that it starts.
+        """
+        return stdio.piped() if self.pipes else stdio
 
     @property
     def handler(self) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any as Anything
@@ -47,6 +48,13 @@ class Stdio:
     stdout: str = ""
     stderr: str = ""
     terminal: bool = False
+
+    def piped(self) -> Stdio:
+        """The same with the null device where there is nothing: a shim opens that itself and gives its runtime a pipe."""
+        if self.terminal:
+            return self
+        null = os.devnull
+        return replace(self, stdin=self.stdin or null, stdout=self.stdout or null, stderr=self.stderr or null)
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,16 @@ def test_forbidden_namespaces(tmp_path: Path) -> None:
     assert named(kernel(host), "net namespaces").mend == "sysctl -w user.max_net_namespaces=10000"
 
 
+def test_a_null_device_that_was_given_away(tmp_path: Path) -> None:
+    host = host_v2(tmp_path)
+    assert not [one for one in kernel(host) if one.name == "/dev/null"], "a host without one has nothing to mend"
+    write(tmp_path, "dev/null")
+    (tmp_path / "dev/null").chmod(0o600)
+    found = named(kernel(host), "/dev/null")
+    assert (found.state, found.mend) == (State.ADVICE, "chown 0:0 /dev/null && chmod 666 /dev/null")
+    assert "mode 0600" in found.detail
+
+
 @pytest.mark.parametrize(("gone", "state"), [("runc", State.MISSING), ("crun", State.ADVICE)])
 def test_a_missing_runtime_counts_if_it_is_the_default(tmp_path: Path, gone: str, state: State) -> None:
     host = host_v2(tmp_path)

@@ -17,6 +17,7 @@ from bridge.ports.host import HostContext, Monitor
 from bridge.ports.runtime import ContainerIO, SandboxKind
 from bridge.shimv2.backend import ShimBackend
 from bridge.shimv2.runtime import ShimRuntime
+from bridge.shimv2.task import Stdio
 
 
 def context(root: Path, driver: CgroupDriver = CgroupDriver.CGROUPFS) -> HostContext:
@@ -76,6 +77,18 @@ def test_runcs_shim_gets_its_own_options(tmp_path: Path) -> None:
     assert (found.timeouts.create, found.timeouts.start, found.handler) == (7.0, 60.0, "h")
     assert found.binary.environment()["A"] == "b"
     assert (found.kind, found.own_cgroups, found.per_container) == (SandboxKind.NAMESPACES, True, False)
+
+
+@pytest.mark.parametrize(("name", "pipes"), [("", False), ("runc", False), ("/opt/runc", False), ("crun", True), ("/usr/bin/crun", True)])
+def test_a_runtime_that_gives_its_streams_away_never_gets_the_hosts_null_device(tmp_path: Path, name: str, pipes: bool) -> None:
+    found = settings("h", ShimOptions(path=binary(tmp_path), binary_name=name), context(tmp_path))
+    null = "/dev/null"
+    wanted = Stdio(null, null, null) if pipes else Stdio()
+    assert found.given(Stdio()) == wanted
+    assert found.given(Stdio("/in", "/out", "/err")) == Stdio("/in", "/out", "/err")
+    assert found.given(Stdio(stdout="/out", terminal=True)) == Stdio(stdout="/out", terminal=True), "its streams are the terminal"
+    other = settings("h", ShimOptions(path=binary(tmp_path), runtime_type="io.containerd.kata.v2"), context(tmp_path))
+    assert other.given(Stdio()) == Stdio(), "a machine has a null device of its own"
 
 
 def test_other_shims_get_their_configuration(tmp_path: Path) -> None:
