@@ -41,6 +41,7 @@ package_set() {
         echo "containerd|containerd-shim-runc-v2|pods behind one of containerd's shims"
         echo "kubernetes-client|kubectl|a real client of exec, attach, cp and port-forward"
         echo "iproute2|ip|to look at network namespaces from outside"
+        echo "prometheus|promtool|to scrape the server, and to try the alert rules and the dashboard's queries"
         ;;
     peers)
         echo "containerd|containerd|the runtime to compare with"

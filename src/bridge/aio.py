@@ -1,8 +1,7 @@
 """Structured-concurrency pieces that the whole project shares, on anyio.
 
-Four things only. SingleFlight: work owned by the daemon, joined by callers. Rollback: acquire on one line, undo on the
-next. Supervisor: the daemon's named background tasks. Broadcast: a change feed with bounded queues. This module knows
-nothing of pods.
+Four things only. SingleFlight: work owned by the daemon, joined by callers. Rollback: acquire on one line, undo on the next. Supervisor:
+the daemon's named background tasks. Broadcast: a change feed with bounded queues. This module knows nothing of pods.
 """
 
 from __future__ import annotations
@@ -246,6 +245,10 @@ class Broadcast(Generic[T]):
     def __len__(self) -> int:
         """How many subscribers there are."""
         return len(self._subscriptions)
+
+    def behind(self) -> int:
+        """How many items wait for the slowest subscriber."""
+        return max((each._receive.statistics().current_buffer_used for each in self._subscriptions), default=0)
 
     def publish(self, item: T) -> None:
         """Offer ``item`` to every subscriber; one whose queue is full is ended (see Subscription)."""

@@ -6,7 +6,7 @@ import importlib.util
 import ipaddress
 import platform
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 
 from anyio.to_thread import run_sync
@@ -40,18 +40,17 @@ async def told(
         raise ConfigError("metrics.socket, metrics.address: need the package prometheus-client: install cri-bridge[metrics]")
     from bridge.metrics.endpoint import Endpoint
     from bridge.metrics.exposition import Exposition
-    from bridge.metrics.readings import Sources
+    from bridge.metrics.readings import Reading, Sources
 
-    def plain() -> Mapping[str, float]:
-        return {
-            "cri_bridge_monitor_up": not link.fault,
-            "cri_bridge_rpcs_in_flight": server.in_flight,
-            "cri_bridge_stream_sessions": streams.sessions,
-            "cri_bridge_stream_connections_waiting": streams.waiting,
-            "cri_bridge_image_pulls_running": len(images.progress()),
-        }
+    def others() -> Iterator[Reading]:
+        yield "cri_bridge_monitor_up", (), not link.fault
+        yield from (("cri_bridge_monitor_losses_total", (kind,), count) for kind, count in link.losses.items())
+        yield "cri_bridge_rpcs_in_flight", (), server.in_flight
+        yield "cri_bridge_stream_sessions", (), streams.sessions
+        yield "cri_bridge_stream_connections_waiting", (), streams.waiting
+        yield "cri_bridge_image_pulls_running", (), len(images.progress())
 
-    exposition = Exposition(core, Sources(core, plain, __version__, platform.python_version()))
+    exposition = Exposition(core, Sources(core, others, __version__, platform.python_version()))
     counted = exposition.instruments
     with ExitStack() as taken:
         endpoints = [

@@ -25,7 +25,7 @@ from tests.component.test_events import served, until
 pytestmark = pytest.mark.root
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 IMAGES = SimpleNamespace(progress=tuple, watch_pulls=lambda watcher: None)
-LINK = SimpleNamespace(fault="")
+LINK = SimpleNamespace(fault="", losses={"died": 1, "hung": 0})
 STREAMS = SimpleNamespace(sessions=2, waiting=0)
 
 
@@ -75,6 +75,8 @@ async def test_a_scrape_tells_what_was_done(core: Services, world: World, tmp_pa
         assert of(found, "cri_bridge_handler_enabled", handler=handler) == 1
         assert of(found, "cri_bridge_stream_sessions") == 2
         assert of(found, "cri_bridge_monitor_up") == 1
+        assert of(found, "cri_bridge_monitor_losses_total", kind="died") == 1
+        assert of(found, "cri_bridge_event_queue_length") == 0
         assert not {value for _, labels in found for _, value in labels} & {sandbox.id, ident}, "no label is an id"
     assert not (tmp_path / "metrics.sock").exists()
 

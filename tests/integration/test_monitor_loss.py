@@ -80,6 +80,7 @@ async def test_a_writer_goes_on_and_its_log_with_it(node: Node) -> None:
             await until(lambda: len(numbers(node, "c")) > so_far + 100)  # noqa: B023
             client = await lose(link)
             assert [(task.id, task.pid, task.exit) for task in await client.tasks()] == [("c", pid, None)]
+        await until(lambda: link.losses == {"died": 3, "hung": 0, "disconnected": 0})
         so_far = len(numbers(node, "c"))
         await until(lambda: len(numbers(node, "c")) > so_far + 100)
         await link.client().kill("c", signal.SIGKILL)
@@ -113,6 +114,7 @@ async def test_a_monitor_that_hangs_is_a_dead_one(node: Node) -> None:
         os.kill(before.pid, signal.SIGSTOP)
         client = await succeeded(link, before)
         assert client.pid != before.pid
+        await until(lambda: link.losses == {"died": 0, "hung": 1, "disconnected": 0})
         (node.root / "go").touch()
         assert (await client.wait("c")).code in (5, 255)
         assert ("stdout", "F", "last") in node.logged("c")

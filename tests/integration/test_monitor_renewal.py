@@ -104,4 +104,7 @@ async def test_a_server_renews_a_monitor_of_another_release(node: Node, monkeypa
         monkeypatch.setattr("bridge.monitor.link.program", lambda: before.program)
         await until(lambda: not link.fault and link.client() is not before, 20)
         assert link.client().pid == before.pid
+        assert not any(link.losses.values()), "wanted"
         await until(lambda: len(os.listdir("/proc/self/fd")) == held)
+        link.client()._channel.close()
+        await until(lambda: link.losses["disconnected"] == 1, 20)

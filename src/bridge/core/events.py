@@ -95,6 +95,11 @@ class EventHub:
         """How many listen now."""
         return len(self._feed)
 
+    @property
+    def behind(self) -> int:
+        """How many events wait for the slowest of them."""
+        return self._feed.behind()
+
     def now(self) -> int:
         """Unix time in ns, later than every event and every time that was given out before."""
         self._newest = stamps.after([self._newest])

@@ -52,6 +52,8 @@ class Instruments:
         self.pull_layers = Counter("cri_bridge_image_pull_layers", "Layers that pulls added.", ["registry"], registry=registry)
         self.exits = Counter("cri_bridge_container_exits", "Containers that ended, by reason.", ["handler", "reason"], registry=registry)
         self.ooms = Counter("cri_bridge_container_oom_kills", "Containers that ran out of memory.", ["handler"], registry=registry)
+        for state in handlers.states():
+            self.ooms.labels(state.name)  # 0 from the start: else nobody sees that the first one is an increase
         self.missed = Counter("cri_bridge_changes_missed", "Times that changes came faster than they were counted.", registry=registry)
         self.lag_seconds = Histogram(
             "cri_bridge_event_loop_lag_seconds", "How late the event loop wakes a sleeper.", buckets=_SECONDS, registry=registry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -20,10 +20,12 @@ FAMILIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "cri_bridge_containers": ("Containers on record.", ("state",)),
     "cri_bridge_handler_enabled": ("1 for a handler that can be used, 0 for one that is disabled.", ("handler",)),
     "cri_bridge_monitor_up": ("1 while the monitor process answers.", ()),
+    "cri_bridge_monitor_losses_total": ("Times that the monitor died, hung and was killed, or was disconnected.", ("kind",)),
     "cri_bridge_rpcs_in_flight": ("RPCs that run now.", ()),
     "cri_bridge_event_loop_tasks": ("Tasks that the event loop holds.", ()),
     "cri_bridge_turns": ("Pods and containers being made or started (working), and those that wait for it.", ("work", "state")),
     "cri_bridge_event_subscribers": ("Streams of container events.", ()),
+    "cri_bridge_event_queue_length": ("Container events that wait for the slowest of them.", ()),
     "cri_bridge_event_subscriber_overflows_total": ("Streams of container events ended as they fell behind.", ()),
     "cri_bridge_leftovers": ("Pods and containers that are to go and whose remains would not.", ()),
     "cri_bridge_orphans_removed_total": ("What no record owned and was removed.", ()),
@@ -35,10 +37,10 @@ FAMILIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Whom to ask. ``plain`` gives values without labels by their family's name; ``version`` and ``python`` are for build_info."""
+    """Whom to ask. ``others`` gives what the core does not know; ``version`` and ``python`` are for build_info."""
 
     core: Services
-    plain: Callable[[], Mapping[str, float]]
+    others: Callable[[], Iterable[Reading]]
     version: str
     python: str
 
@@ -58,11 +60,11 @@ class Sources:
             "cri_bridge_event_loop_tasks": _number(load["tasks"]),
             "cri_bridge_leftovers": _number(load["unremoved"]),
             "cri_bridge_event_subscribers": core.events.subscribers,
+            "cri_bridge_event_queue_length": core.events.behind,
             "cri_bridge_event_subscriber_overflows_total": core.events.overflows,
             "cri_bridge_orphans_removed_total": core.recovery.orphans.tally.removed,
-            **self.plain(),
         }
-        return [*found, *((name, (), float(value)) for name, value in plain.items())]
+        return [*found, *((name, (), float(value)) for name, value in plain.items()), *self.others()]
 
 
 class Readings(Collector):

@@ -57,6 +57,9 @@ class MonitorLink:
         self._why = "it was not reached yet"
         self._keeper = Keeper(shelf)
         self._known = (0, 0)
+        self._hung = self._renewing = False
+        self.losses = dict.fromkeys(("died", "hung", "disconnected"), 0)
+        """How often a monitor was lost, by kind, told once there is one again: it had died, hung and was killed, or was there still."""
 
     @classmethod
     @asynccontextmanager
@@ -142,11 +145,19 @@ class MonitorLink:
                         await self._until_lost(client)
                     self._why = "the connection was lost"
                     _logger.error("the monitor is gone; containers go on, and a new monitor takes over")
+                    before = self._known
                     client, stack = await self._again()
+                    self._count_loss(before)
         finally:
             with anyio.CancelScope(shield=True):
                 await stack.aclose()
             stopped.set()
+
+    def _count_loss(self, before: tuple[int, int]) -> None:
+        same, hung, renewed = self._known == before, self._hung, self._renewing
+        self._hung = self._renewing = False
+        if not (same and renewed):
+            self.losses["hung" if hung else "disconnected" if same else "died"] += 1
 
     async def _until_lost(self, client: MonitorClient) -> None:
         process = os.pidfd_open(client.pid)
@@ -166,10 +177,13 @@ class MonitorLink:
             return
         try:
             _logger.info("monitor %d is of another release: renewing it", client.pid)
+            self._renewing = True  # its end, if it comes to that, is no loss
             await starting.renew(client, self._settings.socket, log_level=self._settings.log_level, timeout=self._settings.start_timeout)
         except InUse as exc:
+            self._renewing = False
             _logger.info("not yet: %s", exc)
         except BridgeError as exc:
+            self._renewing = False
             _logger.error("monitor %d goes on as it is: %s", client.pid, exc)
 
     async def _ask(self, client: MonitorClient, process: int) -> None:
@@ -179,6 +193,7 @@ class MonitorLink:
             return  # which ``closed`` tells as well
         except Unavailable as exc:
             _logger.error("%s: it hangs, and is killed", exc)
+            self._hung = True
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process, signal.SIGKILL)
             await client.closed.wait()
