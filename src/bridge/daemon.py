@@ -189,7 +189,7 @@ async def running(config: Config, manager: ServiceManager | None = None) -> Asyn
         streams = await stack.enter_async_context(StreamServer.open(settings_of.streaming(config), _sessions(config, core)))
         in_force = InForce(config)
         server = await stack.enter_async_context(_server(in_force, host, core, images, link, streams, plugins))
-        await stack.enter_async_context(traced(settings_of.tracing(config), core, server))
+        await stack.enter_async_context(traced(settings_of.tracing(config), core, images, server))
         await stack.enter_async_context(metrics_told(config, core, images, link, streams, server))
         await server.listen(config.server.socket, mode=config.server.socket_mode, group=config.server.socket_group)
         await core.recovery.run()

@@ -15,6 +15,7 @@ from bridge import __version__, log
 from bridge.api.server import GrpcServer
 from bridge.core.services import Services
 from bridge.errors import ConfigError
+from bridge.images.store import ImageStore
 from bridge.tracing.settings import TracingSettings
 
 _logger = log.get("tracing")
@@ -22,7 +23,7 @@ _PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
 
 @asynccontextmanager
-async def traced(settings: TracingSettings | None, core: Services, server: GrpcServer) -> AsyncIterator[None]:
+async def traced(settings: TracingSettings | None, core: Services, images: ImageStore, server: GrpcServer) -> AsyncIterator[None]:
     """Trace RPCs and their steps while the block runs; what waits then is sent within a deadline. Raises ConfigError."""
     if settings is None:
         yield
@@ -47,10 +48,12 @@ async def traced(settings: TracingSettings | None, core: Services, server: GrpcS
             made.add_span_processor(batches)
             spans = Spans(made.get_tracer("cri-bridge", __version__), core.store)
             server.tracer, core.traces.tracer = spans, spans
+            images.trace_pulls(spans)
             _logger.info("sending traces to %s", settings.endpoint or "where the environment says")
             yield
         finally:
             server.tracer = core.traces.tracer = None
+            images.trace_pulls(None)
             with anyio.CancelScope(shield=True):  # bounded by close itself
                 if not await run_sync(batches.close, settings.flush):
                     _logger.warning("the last traces could not be sent in %g s", settings.flush)

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -66,6 +67,11 @@ def overheard() -> Iterator[list[str]]:
         logger.setLevel(before)
 
 
+def images() -> Any:
+    """A store that pulls nothing."""
+    return SimpleNamespace(trace_pulls=lambda tracer: None)
+
+
 async def call(socket: Path, method: str, message: Any, reply: Any, **metadata: str) -> Any:
     channel = Channel(path=str(socket), codec=encoding.WireCodec())
     try:
@@ -84,7 +90,7 @@ async def test_the_spans_of_a_pod_are_those_of_its_caller_and_of_the_waterfall_a
     )
     config = Config.model_validate({"metrics": {"socket": str(tmp_path / "metrics.sock")}})
     socket = tmp_path / "cri.sock"
-    async with served(core, socket) as (server, cri), traced(where, core, server), told(config, core, *parts(), server):
+    async with served(core, socket) as (server, cri), traced(where, core, images(), server), told(config, core, *parts(), server):
         request = pb.RunPodSandboxRequest(config=pb.PodSandboxConfig(metadata=pb.PodSandboxMetadata(name="web", uid="u1", namespace="ns")))
         metadata = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=1"}
         ident = (await call(socket, "RunPodSandbox", request, pb.RunPodSandboxResponse, **metadata)).pod_sandbox_id
@@ -132,7 +138,7 @@ async def test_a_collector_that_is_dead_is_told_once_delays_nobody_and_gets_span
 ) -> None:
     collector.code = code
     with overheard() as lines:
-        async with served(core, tmp_path / "cri.sock") as (server, cri), traced(settings(collector.server_port), core, server):
+        async with served(core, tmp_path / "cri.sock") as (server, cri), traced(settings(collector.server_port), core, images(), server):
             for round_ in (1, 2, 3):
                 await cri.runtime.version(pb.VersionRequest())
                 await until(lambda round_=round_: collector.posts >= round_)
@@ -151,7 +157,7 @@ async def test_nobody_at_the_endpoint_does_not_hold_up_the_end(core: Services, t
         port = nobody.server_port
     where = settings(port, period=1000, flush_timeout=0.05)
     with overheard() as lines, anyio.fail_after(30):
-        async with served(core, tmp_path / "cri.sock") as (server, cri), traced(where, core, server):
+        async with served(core, tmp_path / "cri.sock") as (server, cri), traced(where, core, images(), server):
             await cri.runtime.version(pb.VersionRequest())
     assert any("could not be sent in 0.05 s" in line for line in lines), lines
 
@@ -168,20 +174,20 @@ async def test_tls_by_the_authorities_that_are_given_and_by_no_others(core: Serv
         for name, arrives in (("theirs", False), ("ours", True)):
             where = settings(0, endpoint=endpoint, tls_authorities=str(tmp_path / f"{name}.pem"), timeout=1)
             with overheard() as lines:
-                async with served(core, tmp_path / f"{name}.sock") as (server, cri), traced(where, core, server):
+                async with served(core, tmp_path / f"{name}.sock") as (server, cri), traced(where, core, images(), server):
                     await cri.runtime.version(pb.VersionRequest())
                     await until(lambda arrives=arrives, lines=lines: bool(collector.posts if arrives else "dropped" in "".join(lines)))
             assert bool(collector.spans) is arrives
 
 
 async def test_off_nothing_follows_calls_and_pods(core: Services) -> None:
-    async with GrpcServer([]) as server, traced(tracing(Config()), core, server):
+    async with GrpcServer([]) as server, traced(tracing(Config()), core, images(), server):
         assert (server.tracer, core.traces.tracer) == (None, None)
 
 
 async def test_the_environment_can_switch_it_off(core: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
-    async with GrpcServer([]) as server, traced(settings(1), core, server):
+    async with GrpcServer([]) as server, traced(settings(1), core, images(), server):
         assert (server.tracer, core.traces.tracer) == (None, None)
 
 
@@ -189,5 +195,5 @@ async def test_a_missing_package_is_named(core: Services, monkeypatch: pytest.Mo
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     async with GrpcServer([]) as server:
         with pytest.raises(ConfigError, match=r"install cri-bridge\[tracing\]"):
-            async with traced(settings(1), core, server):
+            async with traced(settings(1), core, images(), server):
                 pytest.fail("it began")

@@ -85,9 +85,10 @@ class Assembler:
         with self._layers.wanted(chain):
             missing = [n for n, chain_id in enumerate(chain) if not self._catalogue.is_sound(chain_id)]
             await together([self._stager(wanted, chain[n], n, source) for n in missing])
-            layers = await self._layers.commit(diff_ids)
-            record = await self._catalogue.add_image(wanted.new, layers)
-            await self._catalogue.sync()  # who pulled it may rely on it, also after a power cut
+            with self.board.step("commit"):
+                layers = await self._layers.commit(diff_ids)
+                record = await self._catalogue.add_image(wanted.new, layers)
+                await self._catalogue.sync()  # who pulled it may rely on it, also after a power cut
             return record
 
     def _stager(self, wanted: Plan, chain_id: str, number: int, source: Source) -> Callable[[], Awaitable[None]]:
@@ -102,7 +103,8 @@ class Assembler:
 
         async def fetch(directory: Path, again: bool) -> Unpacked:
             try:
-                unpacked = await self._unpacker.unpack(directory, self.board.counted(chain_id, source(layer, again)), digest, file)
+                with self.board.step("layer", layer=layer.digest):
+                    unpacked = await self._unpacker.unpack(directory, self.board.counted(chain_id, source(layer, again)), digest, file)
             finally:
                 self.board.landed(chain_id)
             if unpacked.diff_id != diff_id:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -85,6 +85,13 @@ class Watcher(Protocol):
         """A layer's transfer has ended, after ``size`` bytes."""
 
 
+class Tracer(Protocol):
+    """Told of pulls and imports while they run, and of their steps, each inside what it is a part of. Must not wait or raise."""
+
+    def step(self, name: str, image: str = "", layer: str = "") -> AbstractContextManager[None]:
+        """The step ``name`` runs in the block, which stays in one task; ``image`` a reference or an archive's path, ``layer`` a digest."""
+
+
 class Board:
     """The running pulls of one store. ``has`` tells whether a layer is complete, by its chain id."""
 
@@ -93,6 +100,11 @@ class Board:
         self._pulls: list[Pull] = []
         self._received: dict[str, int] = {}
         self.watcher: Watcher | None = None
+        self.tracer: Tracer | None = None
+
+    def step(self, name: str, image: str = "", layer: str = "") -> AbstractContextManager[None]:
+        """See Tracer; nothing without one."""
+        return nullcontext() if self.tracer is None else self.tracer.step(name, image, layer)
 
     @contextmanager
     def pull(self, reference: str) -> Iterator[Pull]:
@@ -101,7 +113,8 @@ class Board:
         self._pulls.append(made)
         began = time.monotonic()
         try:
-            yield made
+            with self.step("import" if reference.startswith("/") else "pull", reference):
+                yield made
         except Exception:
             self._ended(made, began, failed=True)
             raise

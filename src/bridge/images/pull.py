@@ -88,14 +88,18 @@ class Puller:
         self, reference: Reference, repository: Repository, shown: Pull, policy: Policy | None, damaged: Record | None
     ) -> Record:
         shelf = Shelf(self._catalogue, repository, reference)
-        documents, manifest = await self._resolve(shelf)
+        step = self._assembler.board.step
+        with step("resolve"):
+            documents, manifest = await self._resolve(shelf)
         if policy is not None:
             source = NetworkSource(self._client.exchange, repository, reference)
             ident = documents[-1].digest if manifest.artifact else manifest.config.digest
-            await self._gate.check(reference, policy, ident, _subjects(documents), source)
+            with step("signatures"):
+                await self._gate.check(reference, policy, ident, _subjects(documents), source)
         blobs = [Blob(document.digest, document.media_type, document.data) for document in documents]
         names, digests = [] if damaged else [str(reference)], [(reference.repository, documents[0].digest)]
-        config = await shelf.config(manifest.config)
+        with step("config"):
+            config = await shelf.config(manifest.config)
         wanted = plan(manifest, blobs, config, names, digests, kept=shelf.complete)
         if damaged is not None and wanted.new.id != damaged.id:
             raise CorruptData(f"it leads to image {wanted.new.id} now, not to {damaged.id}")

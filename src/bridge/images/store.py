@@ -31,7 +31,7 @@ from bridge.images.gate import Gate
 from bridge.images.importing import Importer
 from bridge.images.kept_signatures import KeptSignatures
 from bridge.images.layers import LayerStore
-from bridge.images.progress import PullProgress, Watcher
+from bridge.images.progress import PullProgress, Tracer, Watcher
 from bridge.images.recovery import recover
 from bridge.images.rows import Record
 from bridge.images.settings import ImageSettings
@@ -230,6 +230,10 @@ class ImageStore:
     def watch_pulls(self, watcher: Watcher) -> None:
         """Tell ``watcher`` of pulls and imports as they end."""
         self._assembler.board.watcher = watcher
+
+    def trace_pulls(self, tracer: Tracer | None) -> None:
+        """Tell ``tracer`` of pulls and imports, and of their steps; None: nobody any more."""
+        self._assembler.board.tracer = tracer
 
     def containers(self) -> Sequence[str]:
         """The containers that have a writable layer or a volume: for the daemon to remove those it does not know."""

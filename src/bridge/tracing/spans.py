@@ -1,4 +1,4 @@
-"""Spans of OpenTelemetry: one for each RPC, below it one for each step that ``core.trace`` times.
+"""Spans of OpenTelemetry: one for each RPC, below it one for each step that ``core.trace`` times, and of each pull.
 
 The parent of an RPC's span is what the caller's metadata say (W3C Trace Context); that of a step is what its task is in. A step that
 outlives its RPC keeps the trace; what begins when that span has ended already is a trace of its own, with a link to it.
@@ -6,7 +6,8 @@ outlives its RPC keeps the trace; what begins when that span has ended already i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import Token
 from typing import Any
 
@@ -27,6 +28,7 @@ POD_ID = "cri_bridge.pod_sandbox.id"
 HANDLER = "cri_bridge.handler"
 REQUEST = "cri_bridge.request"
 """The id of the RPC in the log."""
+IMAGE, LAYER = "container.image.name", "cri_bridge.layer.digest"
 WORDS = 1024
 """Characters of one attribute or of a failure's words: names and messages come from whoever writes pods."""
 _FAULTS = frozenset(
@@ -59,7 +61,7 @@ def caller(headers: Iterable[tuple[str, str]]) -> Context:
 
 
 class Spans:
-    """Tracer of ``api.calls`` and ``core.trace``. Never raises, never waits."""
+    """Tracer of ``api.calls``, ``core.trace`` and ``images.progress``. Never raises, never waits."""
 
     def __init__(self, tracer: trace.Tracer, store: Store) -> None:
         self._tracer = tracer
@@ -103,6 +105,22 @@ class Spans:
         if failure:
             span.set_status(StatusCode.ERROR, failure[:WORDS])
         span.end()
+
+    @contextmanager
+    def step(self, name: str, image: str = "", layer: str = "") -> Iterator[None]:
+        """See images.progress.Tracer."""
+        begun, failure = self.begin(Step(name, 0, depth=0 if image else 1), "", ""), ""
+        if begun is not None and begun[0].is_recording():
+            for key, value in ((IMAGE, image), (LAYER, layer)):
+                if value:
+                    begun[0].set_attribute(key, value[:WORDS])
+        try:
+            yield
+        except BaseException as exc:
+            failure = str(exc) or type(exc).__name__
+            raise
+        finally:
+            self.end(begun, failure)
 
     def describe(self, span: trace.Span, pod: str, container: str) -> None:
         """Say which pod and container it is about; ids may be prefixes, unknown ones, or empty."""
@@ -160,7 +178,7 @@ class RpcSpan:
             self._span.set_attribute("k8s.container.name", name[:WORDS])
         image = getattr(getattr(message, "image", None), "image", None)
         if isinstance(image, str) and image:
-            self._span.set_attribute("container.image.name", image[:WORDS])
+            self._span.set_attribute(IMAGE, image[:WORDS])
 
     def end(self, status: Status, message: str) -> None:
         """Its status, as the caller gets it."""

@@ -24,6 +24,7 @@ from bridge.core import trace
 from bridge.core.store import Store
 from bridge.daemon_settings import tracing
 from bridge.errors import ConfigError, NotFound
+from bridge.images.progress import Board
 from bridge.tracing.batches import Batches, Pace
 from bridge.tracing.provider import Connection, endpoint, exporter, overheard, pace, provider
 from bridge.tracing.settings import TracingSettings
@@ -205,6 +206,49 @@ def test_an_unknown_method_names_nothing(world: World) -> None:
     (span,) = world.kept.get_finished_spans()
     assert span.name == "unknown method"
     assert said(span) == {"rpc.system": "grpc", "cri_bridge.request": "r-1", "rpc.grpc.status_code": 12}
+
+
+async def test_a_pull_and_its_steps_are_below_the_rpc_and_layers_below_the_pull(world: World) -> None:
+    board = Board(lambda chain_id: False)
+    board.tracer = world.spans
+
+    async def layer(digest: str) -> None:
+        with board.step("layer", layer=digest):
+            await anyio.lowlevel.checkpoint()
+
+    rpc = world.rpc(CALLER, path="/runtime.v1.ImageService/PullImage")
+
+    async def pull() -> None:
+        with board.pull("docker.io/library/busybox:1"):
+            async with anyio.create_task_group() as group:
+                group.start_soon(layer, "sha256:1")
+                group.start_soon(layer, "sha256:2")
+            with board.step("commit"):
+                raise ValueError("disk full")
+
+    with pytest.raises(ValueError, match="disk full"):
+        await pull()
+    rpc.end(Status.INTERNAL, "disk full")
+    with board.pull("/archive.tar"):
+        pass
+    found = world.named()
+    assert ids(found["pull"]) == (TRACE, own(found["runtime.v1.ImageService/PullImage"]))
+    assert said(found["pull"]) == {"container.image.name": "docker.io/library/busybox:1"}
+    below = [span for span in world.kept.get_finished_spans() if ids(span) == (TRACE, own(found["pull"]))]
+    assert sorted(span.name for span in below) == ["commit", "layer", "layer"]
+    assert {said(span)["cri_bridge.layer.digest"] for span in below if span.name == "layer"} == {"sha256:1", "sha256:2"}
+    assert found["commit"].status.description == found["pull"].status.description == "disk full"
+    assert ids(found["import"])[0] != TRACE
+
+
+async def test_a_pull_of_a_caller_that_keeps_no_trace_makes_no_span(world: World) -> None:
+    board = Board(lambda chain_id: False)
+    board.tracer = world.spans
+    rpc = world.rpc(("traceparent", f"00-{TRACE}-{PARENT}-00"), path="/runtime.v1.ImageService/PullImage")
+    with board.pull("docker.io/library/busybox:1"), board.step("layer", layer="sha256:1"):
+        pass
+    rpc.end(Status.OK, "")
+    assert world.named() == {}
 
 
 async def test_a_flight_that_outlives_its_rpc_stays_in_the_trace_and_later_work_has_one_of_its_own_with_a_link(world: World) -> None:
@@ -431,7 +475,7 @@ from bridge.config import Config
 assert bridge.daemon_settings.tracing(Config()) is None
 
 async def off():
-    async with bridge.daemon_tracing.traced(None, None, None):
+    async with bridge.daemon_tracing.traced(None, None, None, None):
         pass
 
 bridge.daemon.anyio.run(off)
