@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 from bridge.aio import describe
 from bridge.host.cgroup_stats import CgroupStats
 from bridge.isolation_calls import Guard, Guarded
-from bridge.ports.checkpoints import Checkpointing
+from bridge.ports.checkpoints import Checkpointing, PodCheckpointing
 from bridge.ports.host import RuntimeTimeouts
 from bridge.ports.runtime import (
     ContainerHandle,
@@ -212,6 +212,20 @@ class GuardedSandbox(Guarded):
         await self._call("delete", _ending(self._guard.timeouts))
 
 
+class GuardedPodCheckpointing(GuardedSandbox):
+    """See bridge.ports.checkpoints.PodCheckpointing."""
+
+    __slots__ = ()
+
+    async def checkpoint_pod(self, images: Path, *, timeout: float) -> None:
+        """See the port."""
+        await self._call("checkpoint_pod", timeout, images, timeout=timeout)
+
+
+def _sandbox(guard: Guard, made: Any) -> GuardedSandbox:
+    return (GuardedPodCheckpointing if isinstance(made, PodCheckpointing) else GuardedSandbox)(guard, made)
+
+
 class GuardedBackend(Guarded):
     """See bridge.ports.runtime.RuntimeBackend. Raises PluginFailed at once for a backend without features or a kind."""
 
@@ -231,11 +245,11 @@ class GuardedBackend(Guarded):
 
     async def create_sandbox(self, spec: SandboxSpec) -> SandboxHandle:
         """See the port."""
-        return GuardedSandbox(self._guard, await self._call("create_sandbox", self._guard.timeouts.create, spec))
+        return _sandbox(self._guard, await self._call("create_sandbox", self._guard.timeouts.create, spec))
 
     async def load_sandbox(self, spec: SandboxSpec, record: Record) -> SandboxHandle:
         """See the port."""
-        return GuardedSandbox(self._guard, await self._call("load_sandbox", self._guard.timeouts.create, spec, record))
+        return _sandbox(self._guard, await self._call("load_sandbox", self._guard.timeouts.create, spec, record))
 
     def final_spec(self, oci: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the backend makes of a container's spec before its runtime gets it; as it is, where the backend can't tell."""

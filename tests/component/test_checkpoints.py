@@ -12,7 +12,7 @@ import anyio.lowlevel
 import pytest
 
 from bridge.aio import run_all
-from bridge.core.entities import ContainerState
+from bridge.core.entities import ContainerState, SandboxState
 from bridge.core.model import ContainerConfig, ContainerMetadata, ImageSpec, MountRequest, PodMetadata
 from bridge.core.services import Services
 from bridge.errors import (
@@ -27,9 +27,11 @@ from bridge.errors import (
     SignatureValidationFailed,
     TimedOut,
     Unmet,
+    Unsupported,
 )
 from bridge.ports.images import ImageConfig
 from bridge.ports.runtime import Ability, Feature, Support
+from bridge.testing.fake_checkpoints import WholePods, WholeSandbox
 from bridge.testing.fake_stores import IMAGE
 from bridge.testing.fakes import FakeContainer
 from tests.component.conftest import World, container, pod
@@ -47,6 +49,13 @@ async def started(world: World, core: Services, sandbox: str, config: ContainerC
     await anyio.Path(core.containers.bundle(made) / "config.json").write_text(json.dumps(fake.spec.oci))  # as every backend does
     await core.containers.start(made.id)
     return fake
+
+
+@pytest.fixture
+def whole(world: World) -> WholePods:
+    """In the place of the world's backend, before its core starts."""
+    world.backend = WholePods()
+    return world.backend
 
 
 def from_archive(path: Path, name: str = "again", **changes: object) -> ContainerConfig:
@@ -322,3 +331,85 @@ async def test_pods_that_are_refused_leave_nothing(world: World, core: Services,
     with pytest.raises(RuntimeFailed):
         await pods.restore(out, other, "", {}, ())
     assert world.leftovers() == before
+
+
+async def test_a_pod_that_is_written_down_as_one(whole: WholePods, world: World, core: Services, tmp_path: Path) -> None:
+    one = await running(world, core, "one")
+    sandbox, out = one.spec.sandbox_id, tmp_path / "pod.tar"
+    await running(world, core, "two", sandbox)
+    with pytest.raises(Unsupported, match="ask for CheckpointPod"):
+        await core.checkpoints.container(one.id, str(tmp_path / "one.tar"), 0)
+    with pytest.raises(Unsupported, match="container_ids"):
+        await core.pod_checkpoints.checkpoint(sandbox, str(out), (one.id,), {})
+    await core.pod_checkpoints.checkpoint(sandbox, str(out), (), {})
+    assert one.checkpoints == []
+    assert world.images.checkpoints.left() == []
+    await core.sandboxes.remove(sandbox)
+    again, made = await core.pod_checkpoints.restore(str(out), None, "", {}, ())
+    restored = whole.sandboxes[again.id]
+    assert isinstance(restored, WholeSandbox)
+    assert restored.restored == f"pod of [{one.pid}, {one.pid + 1 if one.pid else 0}]"
+    assert {whole.containers[each.id].restored for each in made} == {"with its pod"}
+    assert [each.config.image.image for each in made] == ["busybox", "busybox"]
+    assert (again.restoring, core.store.sandboxes[again.id].state) == ("", SandboxState.READY)
+    with tarfile.open(out) as archive:
+        archive.extract("./0.tar", tmp_path, filter="data")
+    with pytest.raises(Unsupported, match="ask for RestorePod"):
+        await core.containers.create(again.id, from_archive(tmp_path / "0.tar"))
+    await core.sandboxes.remove(again.id)
+    assert world.leftovers() == []
+
+
+async def test_a_pod_as_one_that_fails_leaves_nothing(whole: WholePods, world: World, core: Services, tmp_path: Path) -> None:
+    one = await running(world, core, "one")
+    sandbox, out = one.spec.sandbox_id, str(tmp_path / "pod.tar")
+    before = world.leftovers()
+    whole.faults.fail_on.add("checkpoint_pod")
+    with pytest.raises(RuntimeFailed, match="runsc"):
+        await core.pod_checkpoints.checkpoint(sandbox, out, (), {})
+    assert world.leftovers() == before
+    await core.pod_checkpoints.checkpoint(sandbox, out, (), {})
+    features = whole.features
+    lacking = {**features.abilities, Ability.CHECKPOINT: Feature(Support.UNSUPPORTED, "checkpoint not supported when using hostinet")}
+    whole.features = dataclasses.replace(features, abilities=lacking)
+    with pytest.raises(Unmet, match="hostinet"):
+        await core.pod_checkpoints.checkpoint(sandbox, out, (), {})
+    with pytest.raises(Unmet, match="hostinet"):
+        await core.pod_checkpoints.restore(out, pod("other"), "", {}, ())
+    assert world.leftovers() == before
+
+
+async def test_a_pod_of_the_other_kind_is_refused(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "pod.tar"
+    async with world.started() as core:
+        one = await running(world, core, "one")
+        await core.pod_checkpoints.checkpoint(one.spec.sandbox_id, str(out), (), {})
+        await core.sandboxes.remove(one.spec.sandbox_id)
+    world.backend = WholePods()
+    async with world.started() as core:
+        with pytest.raises(InvalidRequest, match=r"checkpoint_path: .*as one"):
+            await core.pod_checkpoints.restore(str(out), None, "", {}, ())
+        assert world.leftovers() == []
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_a_server_that_ended_amid_a_restore_leaves_nothing_of_the_pod(world: World, tmp_path: Path, *, started: bool) -> None:
+    async with world.started() as core:
+        made = await core.sandboxes.run(pod(), "", str(tmp_path / "unpacked"))  # as a server that is killed leaves it
+        member = await core.containers.create(made.id, container())
+        if started:
+            await core.containers.start(member.id)
+    async with world.started() as core:
+        await core.recovery.run()
+        assert core.sandboxes.list() == []
+        assert world.leftovers() == []
+
+
+async def test_a_reboot_amid_a_restore_leaves_nothing_of_the_pod(world: World, tmp_path: Path) -> None:
+    async with world.started() as core:
+        made = await core.sandboxes.run(pod(), "", str(tmp_path / "unpacked"))
+        await core.containers.start((await core.containers.create(made.id, container())).id)
+    world.boot_id = "boot-2"
+    async with world.started() as core:
+        await core.recovery.run()
+        assert core.sandboxes.list() == []

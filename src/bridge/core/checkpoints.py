@@ -20,12 +20,12 @@ from bridge import log
 from bridge.aio import Rollback
 from bridge.core import checkpoint_documents, pod_namespaces, trace
 from bridge.core.containers import ContainerService
-from bridge.core.entities import Container, ContainerState
+from bridge.core.entities import Container, ContainerState, Sandbox
 from bridge.core.surroundings import Surroundings
 from bridge.errors import BridgeError, HostError, IllegalTransition, InvalidRequest, NotFound, TimedOut, Unmet, Unsupported
 from bridge.host import files
 from bridge.host.oci_documents import write_json
-from bridge.ports.checkpoints import PROCESSES, Checkpointing
+from bridge.ports.checkpoints import PROCESSES, Checkpointing, PodCheckpointing
 from bridge.ports.handlers import Handlers
 from bridge.ports.images import Images
 from bridge.ports.runtime import Ability
@@ -46,8 +46,8 @@ class CheckpointService:
     async def container(self, ident: str, location: str, timeout: int) -> None:
         """Write the archive ``location`` within ``timeout`` seconds (0: DEFAULT_SECONDS). The container goes on, whatever happens.
 
-        Raises InvalidRequest, NotFound, IllegalTransition (it does not run, or is being stopped), Unmet (the handler, or CRIU on this
-        node, can't), Unsupported (user namespaces), TimedOut, RuntimeFailed with CRIU's words, HostError.
+        Raises InvalidRequest, NotFound, IllegalTransition (it does not run, or is being stopped), Unmet (CRIU on this node can't),
+        Unsupported (user namespaces, a handler without), TimedOut, RuntimeFailed with CRIU's words, HostError.
         """
         path = await to_thread.run_sync(checked, location, timeout)
         container = self._containers.find(ident)
@@ -65,18 +65,30 @@ class CheckpointService:
 
     def able(self, container: Container) -> Checkpointing:
         """The container's handle. Raises as ``container``."""
-        if container.state is not ContainerState.RUNNING:
-            raise IllegalTransition(f"container {container.id} is {container.state}: only a running one can be checkpointed")
+        running(container)
         sandbox = self._daemon.store.sandbox(container.sandbox_id)
+        handler = f"container {container.id}: handler {sandbox.handler!r}"
         features = self._handlers.backend(sandbox.handler, sandbox.opening).features
         handle = self._daemon.live.container(container.id).handle
+        if self.whole(sandbox) is not None:
+            raise Unsupported(f"{handler} has checkpoints of whole pods alone: ask for CheckpointPod")
+        if not isinstance(handle, Checkpointing):
+            raise Unsupported(f"{handler} has no checkpoints: {features.lacks(Ability.CHECKPOINT) or 'its plugin has none'}")
         for ability in (Ability.CHECKPOINT, Ability.PAUSE):
             if (why := features.lacks(ability)) is not None:
-                raise Unmet(f"container {container.id}: handler {sandbox.handler!r} can't {ability.value} here: {why}")
-        if not isinstance(handle, Checkpointing):
-            raise Unmet(f"container {container.id}: handler {sandbox.handler!r} has no checkpoints")
+                raise Unmet(f"{handler} can't {ability.value} here: {why}")
         if pod_namespaces.pin(sandbox) is not None:
             raise Unsupported(f"container {container.id}: its pod has a user namespace, which its runtime can't restore into")
+        return handle
+
+    def whole(self, sandbox: Sandbox) -> PodCheckpointing | None:
+        """The pod's handle, if it is checkpointed as one. Raises Unmet where that can't be done now."""
+        handle = self._daemon.live.sandboxes.get(sandbox.id)
+        if not isinstance(handle, PodCheckpointing):
+            return None
+        why = self._handlers.backend(sandbox.handler, sandbox.opening).features.lacks(Ability.CHECKPOINT)
+        if why is not None:
+            raise Unmet(f"sandbox {sandbox.id}: handler {sandbox.handler!r} can't checkpoint here: {why}")
         return handle
 
     @asynccontextmanager
@@ -103,7 +115,7 @@ class CheckpointService:
     async def described(self, ident: str) -> AsyncIterator[Path]:
         """A directory for the checkpoint of the running container, with its documents; it goes at the block's end."""
         container = self._daemon.store.container(ident)
-        self.able(container)  # it may have ended while another change was waited for
+        running(container)  # it may have ended while another change was waited for
         oci = await self._spec(container)
         async with Rollback(f"checkpoint {ident[:12]}", step_timeout=self._daemon.settings.undo_timeout) as after:  # never committed
             after.push("remove its files", lambda: self.files.end(ident))
@@ -170,6 +182,12 @@ async def let_go_on(container: Container, handle: object) -> None:
     if container.paused and isinstance(handle, Checkpointing):
         _logger.warning("container %s stood still for a checkpoint that was cut off: it goes on", container.id[:13])
         await handle.resume()
+
+
+def running(container: Container) -> None:
+    """Raises IllegalTransition for one that does not run."""
+    if container.state is not ContainerState.RUNNING:
+        raise IllegalTransition(f"container {container.id} is {container.state}: only a running one can be checkpointed")
 
 
 def checked(location: str, timeout: int = 0, field: str = "location") -> Path:

@@ -45,6 +45,7 @@ from bridge.core.store import Store
 from bridge.errors import IllegalTransition, InvalidRequest, NotFound, Unsupported
 from bridge.host import files
 from bridge.host.lookups import Lookups
+from bridge.ports.checkpoints import PodCheckpointing
 from bridge.ports.handlers import Handlers
 from bridge.ports.images import Image, Images
 from bridge.ports.runtime import CONTAINER_PID_NAMESPACE, Ability, ContainerHandle, ContainerSpec, RuntimeFeatures, SandboxKind
@@ -66,15 +67,16 @@ class ContainerCreator:
     injections: Injections
     confiner: Confiner
 
-    async def create(self, ident: str, sandbox: Sandbox, config: ContainerConfig) -> Container:
+    async def create(self, ident: str, sandbox: Sandbox, config: ContainerConfig, checkpoint: Path | None = None) -> Container:
         """Make the container; on any failure or cancellation nothing of it is left. Returns it in state created."""
         check(config, sandbox)
         features = self.handlers.backend(sandbox.handler, sandbox.opening).features
         check_abilities(config, features)
-        origin = await restoring.origin(config, self.images)
+        origin = checkpoint or await restoring.origin(config, self.images)
         if origin is None:
             return await self._create(ident, sandbox, config, None)
-        restoring.check(sandbox, features, origin, from_images=self.settings.restore_images)
+        whole = isinstance(self.live.sandboxes.get(sandbox.id), PodCheckpointing)
+        restoring.check(sandbox, features, origin, from_images=self.settings.restore_images, whole=whole)
         async with restoring.opened(ident, origin, config, sandbox, self.images, self.settings.bundle(sandbox.id, ident)) as source:
             return await self._create(ident, sandbox, config, source)
 

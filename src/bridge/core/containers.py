@@ -51,17 +51,18 @@ class ContainerService:
         self.starts: SingleFlight[str, None] = SingleFlight(daemon.supervisor, "start container")
         self.removals: SingleFlight[str, None] = SingleFlight(daemon.supervisor, "remove container")
 
-    async def create(self, sandbox_id: str, config: ContainerConfig) -> Container:
+    async def create(self, sandbox_id: str, config: ContainerConfig, checkpoint: Path | None = None) -> Container:
         """Make a container in a ready sandbox, or join its making, or return it when an earlier try has made it.
 
+        ``checkpoint`` is the archive of one that goes on, if not the image's name is (core/restoring).
         Raises NotFound (sandbox, image), IllegalTransition (sandbox not ready), AlreadyExists, InvalidRequest, Unsupported.
         """
         sandbox = self._store.sandbox(sandbox_id)
         await self._live.reach(sandbox.id)
         key = f"{sandbox.id}_{config.metadata.name}_{config.metadata.attempt}"
-        return await self.creations.join(key, lambda: self._create(sandbox.id, key, config))
+        return await self.creations.join(key, lambda: self._create(sandbox.id, key, config, checkpoint))
 
-    async def _create(self, sandbox_id: str, key: str, config: ContainerConfig) -> Container:
+    async def _create(self, sandbox_id: str, key: str, config: ContainerConfig, checkpoint: Path | None) -> Container:
         sandbox = self._ready(sandbox_id)
         holder = self._store.named(key)
         if holder is not None and self._store.containers[holder].state in _HALF:
@@ -79,7 +80,7 @@ class ContainerService:
         with log.context(pod=sandbox_id[:13], container=ident[:13]):
             async with self._creating.taken(sandbox_id):
                 with trace.recording(self._traces, sandbox_id, f"CreateContainer {name}", ident):
-                    container = await self._creator.create(ident, sandbox, config)
+                    container = await self._creator.create(ident, sandbox, config, checkpoint)
             _logger.info("container %s created", name)
             return container
 

@@ -52,6 +52,7 @@ class Sandbox:
     ``overhead`` and ``resources`` are the pod's, as last updated. ``selinux_process`` and ``selinux_mount`` are its labels,
     "" where SELinux is not used. ``opening`` is how its handler was opened (bridge.ports.handlers), None in records of version 0.1.
     ``unremoved`` is why it is still here though it was to be removed, "" for everyone else; such a record holds no name (core/leftovers).
+    ``restoring`` is the unpacked archive while RestorePod makes it from one; a server that ends meanwhile leaves it to be removed.
     """
 
     id: str
@@ -76,6 +77,7 @@ class Sandbox:
     opening: Mapping[str, Any] | None = None
     revision: int = 0
     unremoved: str = ""
+    restoring: str = ""
 
     @property
     def name_key(self) -> str:

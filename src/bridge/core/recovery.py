@@ -4,7 +4,7 @@ Assumptions, in order:
 1. The store is loaded and List is answered from it already; nothing here is waited for by a reader.
 2. A record of an earlier boot owns no process, mount or namespace any more: /run was emptied and the kernel is new. Its CNI
    attachment may still own an address.
-3. A record in phase creating belongs to nobody: the client got no id. It is undone.
+3. A record in phase creating belongs to nobody: the client got no id. It is undone. So is a pod that was being restored.
 4. For everything else the backend's handle says what is true now. A container that is gone without a known exit is reported
    as exited, code 255; never as running.
 5. A backend that can't be reached now says nothing of what it runs: the records stay, and it is tried again. So it is, a few times,
@@ -123,8 +123,8 @@ class Recovery:
         await self._one(self.daemon.store.sandboxes[sandbox_id], limiter, tries)
 
     async def _sandbox(self, sandbox: Sandbox, *, last: bool) -> None:
-        if sandbox.state in _HALF:
-            _logger.info("undoing the pod's interrupted %s", "creation" if sandbox.state is SandboxState.CREATING else "removal")
+        if sandbox.state in _HALF or sandbox.restoring:
+            _logger.info("undoing the pod's interrupted %s", "removal" if sandbox.state is SandboxState.REMOVING else "creation")
             await self._finish_removal(sandbox)
         elif sandbox.boot_id != self.daemon.settings.boot_id:
             await self._after_reboot(sandbox)
@@ -136,7 +136,7 @@ class Recovery:
             await self._adopt_for_removal(sandbox)
         if sandbox.attachment is not None:
             await self.detacher.detach(sandbox.id, sandbox.attachment)
-        if sandbox.state is SandboxState.CREATING or sandbox.attachment is not None:
+        if sandbox.state is SandboxState.CREATING or sandbox.attachment is not None or sandbox.restoring:
             await self.daemon.store.apply_sandbox(sandbox.id, "removing", attachment=None)
         await self.sandboxes.discard(sandbox.id)
 

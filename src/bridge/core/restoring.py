@@ -66,12 +66,17 @@ async def origin(config: ContainerConfig, images: Images) -> Path | Image | None
     return found
 
 
-def check(sandbox: Sandbox, features: RuntimeFeatures, source: Path | Image, *, from_images: bool) -> None:
-    """Raises Unmet, Unsupported where this pod can't have a container of a checkpoint. ``from_images``: they may be images."""
+def check(sandbox: Sandbox, features: RuntimeFeatures, source: Path | Image, *, from_images: bool, whole: bool) -> None:
+    """Raises Unmet, Unsupported where this pod can't have a container of a checkpoint.
+
+    ``from_images``: they may be images; ``whole``: its handler restores pods as one.
+    """
     if not from_images and not isinstance(source, Path):
         raise Unmet(f"{_FIELD}: it is a checkpoint, and security.restore_checkpoint_images is off")
     if (why := features.lacks(Ability.CHECKPOINT)) is not None:
         raise Unmet(f"{_FIELD}: handler {sandbox.handler!r} can't restore a checkpoint here: {why}")
+    if whole and not sandbox.restoring:
+        raise Unsupported(f"{_FIELD}: handler {sandbox.handler!r} restores whole pods alone: ask for RestorePod")
     if pod_namespaces.pin(sandbox) is not None:
         raise Unsupported(f"{_FIELD}: a checkpoint can't be restored into a pod with a user namespace")
 

@@ -7,6 +7,7 @@ plugins, and the backend where it needs a sandbox container.
 from __future__ import annotations
 
 import dataclasses
+import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from bridge.core.store import Store
 from bridge.errors import Unsupported
 from bridge.host import cgroup_chain, cgroups, files, mounts, namespaces, shared_mounts
 from bridge.host.selinux import label_all
+from bridge.ports.checkpoints import WHOLE
 from bridge.ports.handlers import Handlers
 from bridge.ports.images import Images
 from bridge.ports.network import Network, PodNetworkRequest
@@ -55,7 +57,9 @@ class SandboxRunner:
     handlers: Handlers
     confiner: Confiner
 
-    async def run(self, ident: str, config: PodConfig, handler: str, runtime_handler: str, backend: RuntimeBackend) -> Sandbox:
+    async def run(
+        self, ident: str, config: PodConfig, handler: str, runtime_handler: str, backend: RuntimeBackend, restoring: str = ""
+    ) -> Sandbox:
         """Make the sandbox; on any failure or cancellation nothing of it is left. Returns it in state ready."""
         check(config, backend, self.images.id_mapping_fault)
         check_profiles(config.security, backend.features)
@@ -63,7 +67,8 @@ class SandboxRunner:
         async with Rollback(f"run pod {ident[:12]}", step_timeout=self.settings.undo_timeout) as undo:
             undo.push("forget the record", lambda: self._forget(ident, undo))
             with self.host_ports.claimed(ident, config), trace.span("journal"):
-                sandbox = await self._journal(self._record(ident, config, handler, runtime_handler), backend)
+                record = dataclasses.replace(self._record(ident, config, handler, runtime_handler), restoring=restoring)
+                sandbox = await self._journal(record, backend)
             sandbox = await self._cgroup(sandbox, undo)
             sandbox = await self._namespaces(sandbox, backend, undo)
             sandbox = await self._network(sandbox, undo)
@@ -189,6 +194,9 @@ class SandboxRunner:
             security = sandbox.config.security
             confinement = await self.confiner.find(security.seccomp, security.apparmor, privileged=security.privileged)
             request = sandbox_spec(sandbox, backend, self.settings, self.facts, chosen, confinement)
+            whole = Path(sandbox.restoring) / WHOLE
+            if sandbox.restoring != "" and await run_sync(os.path.isdir, whole):
+                request = dataclasses.replace(request, restore=whole)
             handle = await backend.create_sandbox(request)
             undo.push("delete the backend's sandbox", handle.delete)
         return handle

@@ -24,10 +24,10 @@ from bridge.core.model import PodConfig
 from bridge.core.sandbox_run import SandboxRunner, new_id
 from bridge.core.selectors import labels_match
 from bridge.core.surroundings import Surroundings
-from bridge.errors import AlreadyExists, BridgeError, NotFound
+from bridge.errors import AlreadyExists, BridgeError, NotFound, Unmet
 from bridge.host import cgroup_chain, mounts, namespaces
 from bridge.ports.handlers import Handlers
-from bridge.ports.runtime import SandboxHandle
+from bridge.ports.runtime import Ability, SandboxHandle
 
 _logger = log.get("core.sandboxes")
 _WATCH_PAUSE = 1.0
@@ -52,18 +52,21 @@ class SandboxService:
         self.stops: SingleFlight[str, None] = SingleFlight(daemon.supervisor, "stop pod")
         self.removals: SingleFlight[str, None] = SingleFlight(daemon.supervisor, "remove pod")
 
-    async def run(self, config: PodConfig, runtime_handler: str) -> Sandbox:
+    async def run(self, config: PodConfig, runtime_handler: str, restoring: str = "") -> Sandbox:
         """Make the pod's sandbox, or join the making of it, or return it when an earlier try has made it.
 
+        ``restoring`` as in the record; with it the pod is removed after an end of the server, until that is taken back.
         Raises NotFound (unknown or disabled handler), AlreadyExists (same identity, other configuration or stopped),
         InvalidRequest, Unsupported, Unavailable (network not ready), NetworkFailed, RuntimeFailed.
         """
         meta = config.metadata
         key = f"{meta.name}_{meta.namespace}_{meta.uid}_{meta.attempt}"
-        return await self.runs.join(key, lambda: self._run(key, config, runtime_handler))
+        return await self.runs.join(key, lambda: self._run(key, config, runtime_handler, restoring))
 
-    async def _run(self, key: str, config: PodConfig, runtime_handler: str) -> Sandbox:
-        self._handlers.backend(runtime_handler)  # NotFound, before anything else is said
+    async def _run(self, key: str, config: PodConfig, runtime_handler: str, restoring: str) -> Sandbox:
+        features = self._handlers.backend(runtime_handler).features  # NotFound, before anything else is said
+        if restoring and (why := features.lacks(Ability.CHECKPOINT)) is not None:
+            raise Unmet(f"handler {runtime_handler or self._handlers.default!r} can't restore a checkpoint here: {why}")
         holder = self._store.named(key)
         if holder is not None:
             await self._live.reach(holder)
@@ -81,7 +84,7 @@ class SandboxService:
             async with self._creating.taken(ident):
                 backend = self._handlers.backend(handler)  # again: a reload may have come while others were made
                 with trace.recording(self._traces, ident, "RunPodSandbox"):
-                    sandbox = await self._runner.run(ident, config, handler, runtime_handler, backend)
+                    sandbox = await self._runner.run(ident, config, handler, runtime_handler, backend, restoring)
             self._watch(ident)
             _logger.info("pod %s/%s runs on %s", config.metadata.namespace, config.metadata.name, handler)
             return sandbox

@@ -1,7 +1,6 @@
 """Files of checkpoints: the difference that a writable layer makes, archives made and unpacked (bridge.ports.checkpoints).
 
-What is unpacked may come from anywhere, so children do that which can name nothing but the directory they fill. What is packed is read
-in a thread: nobody can change it meanwhile, and no link in it is followed.
+What is unpacked may come from anywhere, so children do that which can name nothing but the directory they fill.
 """
 
 from __future__ import annotations
@@ -12,28 +11,23 @@ import math
 import os
 import stat
 import sys
-import tarfile
-import uuid
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import IO
 
-import anyio.from_thread
 import anyio.to_thread
 
 from bridge.errors import CorruptData, HostError, InvalidRequest, NotFound
 from bridge.host import process
 from bridge.images import disk
 from bridge.images.catalogue import Catalogue
-from bridge.images.disk import Directories
-from bridge.images.layerfiles import allowed_xattr
+from bridge.images.checkpoint_writing import pack, walk, write_diff
+from bridge.images.disk import CHECKPOINT, Directories
 from bridge.images.manifest import load
 from bridge.images.unpack import FILES, Unpacker, import_path
 from bridge.ports.checkpoints import ANNOTATIONS, DELETED, DIFF
 
-_OUT, _IN, _UPPER = "checkpoint", "restore", "upper"
+_IN, _UPPER = "restore", "upper"
 _CODE = "import sys; sys.path[:0] = sys.argv[1].split(':'); from bridge.images.checkpoint_child import main; sys.exit(main(sys.argv[2:]))"
-_OPAQUE, _REDIRECT = "trusted.overlay.opaque", "trusted.overlay.redirect"
 _CHUNK = 1 << 20
 _DELETED_BYTES = 64 << 20
 _COPY_SECONDS = 3600.0
@@ -53,14 +47,14 @@ class CheckpointFiles:
         """See the port."""
         await self.end(container_id)
         await disk.blocking(_private, self._home(container_id))
-        directory = self._home(container_id) / _OUT
+        directory = self._home(container_id) / CHECKPOINT
         await disk.blocking(_private, directory)
         return directory
 
     async def end(self, container_id: str) -> None:
         """See the port."""
         home = self._home(container_id)
-        for name in (_OUT, _IN):
+        for name in (CHECKPOINT, _IN):
             await disk.remove_tree(home / name)
         await disk.blocking(_drop_empty, home)
 
@@ -70,11 +64,11 @@ class CheckpointFiles:
         if image is None:
             raise NotFound(f"container {container_id} has no writable layer")
         lowers = [self._directories.files(layer.id) for layer in self._catalogue.images[image].layers]
-        await disk.blocking(_write_diff, self._home(container_id) / _UPPER, lowers, directory)
+        await disk.blocking(write_diff, self._home(container_id) / _UPPER, lowers, directory)
 
     async def pack(self, directory: Path, location: Path) -> None:
         """See the port."""
-        await disk.blocking(_pack, directory, location)
+        await disk.blocking(pack, directory, location)
 
     async def unpack(self, container_id: str, location: Path) -> Path:
         """See the port."""
@@ -141,7 +135,7 @@ def _drop_empty(home: Path) -> None:
 
 def _check_plain(directory: Path) -> None:
     """Files and directories only: who restores, as root, opens these files by name and must not be led elsewhere."""
-    for name, found in _walk(directory, ""):
+    for name, found in walk(directory):
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
             raise CorruptData(f"the checkpoint holds {name!r}, which is neither a file nor a directory")
 
@@ -187,96 +181,3 @@ def _deleted(path: Path) -> bytes:
         return b"".join(os.fsencode(name) + b"\0" for name in names)
     except (ValueError, TypeError) as exc:
         raise CorruptData(f"the checkpoint's {DELETED} is no list of names: {exc}") from exc
-
-
-def _write_diff(upper: Path, lowers: Sequence[Path], directory: Path) -> None:
-    deleted: list[str] = []
-    with tarfile.open(directory / DIFF, "x", format=tarfile.PAX_FORMAT, errorlevel=2, errors="surrogateescape") as archive:
-        linked: dict[int, str] = {}
-        for name, found in _walk(upper, ""):
-            if stat.S_ISCHR(found.st_mode) and found.st_rdev == 0:
-                deleted.append("/" + name)
-            elif not stat.S_ISSOCK(found.st_mode):
-                anyio.from_thread.check_cancelled()
-                if stat.S_ISDIR(found.st_mode):
-                    deleted += _hidden(upper, name, lowers)
-                _add(archive, upper / name, name, found, linked)
-    (directory / DELETED).write_text(json.dumps(deleted))
-
-
-def _walk(upper: Path, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
-    """All below ``upper``, directories before what is in them."""
-    todo = [prefix]
-    while todo:
-        at = todo.pop()
-        for name in sorted(os.listdir(upper / at)):
-            path = f"{at}/{name}" if at else name
-            found = os.lstat(upper / path)
-            yield path, found
-            if stat.S_ISDIR(found.st_mode):
-                todo.append(path)
-
-
-def _hidden(upper: Path, name: str, lowers: Sequence[Path]) -> list[str]:
-    """What a directory that took the place of the image's hides of it."""
-    attributes = os.listxattr(upper / name, follow_symlinks=False)
-    if _REDIRECT in attributes:
-        raise OSError(None, f"{name} was renamed in a way that a checkpoint can't tell")
-    if _OPAQUE not in attributes:
-        return []
-    own, names = set(os.listdir(upper / name)), set[str]()
-    for lower in lowers:
-        if (lower / name).is_dir() and not (lower / name).is_symlink():
-            names |= set(os.listdir(lower / name))
-    return [f"/{name}/{each}" for each in sorted(names - own)]
-
-
-def _add(archive: tarfile.TarFile, path: Path, name: str, found: os.stat_result, linked: dict[int, str]) -> None:
-    member = archive.gettarinfo(str(path), name)
-    member.uname = member.gname = ""
-    member.type, member.linkname = (member.type, member.linkname) if not member.islnk() else (tarfile.REGTYPE, "")
-    if stat.S_ISREG(found.st_mode):
-        member.size = found.st_size
-        if found.st_nlink > 1 and found.st_ino in linked:
-            member.type, member.linkname, member.size = tarfile.LNKTYPE, linked[found.st_ino], 0
-        linked.setdefault(found.st_ino, name)
-    member.pax_headers = {"mtime": f"{found.st_mtime_ns // 10**9}.{found.st_mtime_ns % 10**9:09d}", **_attributes(path)}
-    if not member.isreg():
-        archive.addfile(member)
-        return
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as stream:
-        archive.addfile(member, _Reading(stream))
-
-
-class _Reading:
-    """Ends with the call for which it is read: who gives up, or stops a container that stands still, is not to wait for gigabytes."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-
-    def read(self, size: int = -1, /) -> bytes:
-        anyio.from_thread.check_cancelled()
-        return self._stream.read(size)
-
-
-def _attributes(path: Path) -> dict[str, str]:
-    if path.is_symlink():
-        return {}
-    names = [name for name in os.listxattr(path, follow_symlinks=False) if allowed_xattr(os.fsencode(name))]
-    return {f"SCHILY.xattr.{name}": os.getxattr(path, name, follow_symlinks=False).decode("utf-8", "surrogateescape") for name in names}
-
-
-def _pack(directory: Path, location: Path) -> None:
-    fresh = location.with_name(f".{location.name}.{uuid.uuid4().hex[:8]}")
-    file = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with open(file, "wb") as stream:
-            with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
-                for name, found in _walk(directory, ""):
-                    _add(archive, directory / name, name, found, {})
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(fresh, location)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise

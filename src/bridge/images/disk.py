@@ -23,6 +23,8 @@ from bridge.images.unpack import FILES
 T = TypeVar("T")
 VIEW = "view"
 """Below a container's directory: where the layers are shown to its user namespace while its root filesystem is mounted."""
+CHECKPOINT = "checkpoint"
+"""Beside its writable layer: where a checkpoint of it is made."""
 
 _REMOVE_SECONDS = 3600.0
 _SMALL_TREE = 500
@@ -81,11 +83,16 @@ class Directories:
         return grave
 
     async def strays(self, live_layers: set[str], live_snapshots: set[str]) -> list[Path]:
-        """Everything below ``tmp``, and live-looking directories that nobody knows; the latter are moved to ``tmp`` first."""
+        """Everything below ``tmp``, and live-looking directories that nobody knows; the latter are moved to ``tmp`` first.
+
+        So are checkpoints that were being made: the server that ended made them for a call that ended with it.
+        """
         for top, known in ((self.layers, live_layers), (self.snapshots, live_snapshots)):
             for name in await blocking(os.listdir, top):
                 if name not in known:
                     await self.discard(top / name)
+        for path in await blocking(lambda: [*self.snapshots.glob(f"*/{CHECKPOINT}")]):
+            await self.discard(path)
         return [self.tmp / name for name in await blocking(os.listdir, self.tmp)]
 
 

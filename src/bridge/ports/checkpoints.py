@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 
 PROCESSES = "checkpoint"
 """Directory of the images of its processes, as the runtime writes and reads them."""
+WHOLE = "sandbox"
+"""In a pod's archive: directory of the images of a pod that was written down as one, by PodCheckpointing."""
 ANNOTATIONS = ("io.kubernetes.cri-o.checkpoint", "org.criu.checkpoint.container.name")
 """What marks an image as a checkpoint, in its manifest; the value is the container's name."""
 CONFIG, SPEC, BINDS = "config.dump", "spec.dump", "bind.mounts"
@@ -35,6 +37,18 @@ class Checkpointing(Protocol):
         """Write its processes to the existing directory ``images``, logs to ``work``; it lives on, paused if it was.
 
         ``timeout`` is in seconds. Raises RuntimeFailed with the words of who wrote them (CRIU).
+        """
+        ...
+
+
+@runtime_checkable
+class PodCheckpointing(Protocol):
+    """A SandboxHandle of a backend whose pods can only be written down as one: its Ability.CHECKPOINT speaks of pods."""
+
+    async def checkpoint_pod(self, images: Path, *, timeout: float) -> None:
+        """Write all its processes with their files to the existing directory ``images`` at one moment; the pod lives on.
+
+        ``timeout`` is in seconds. Raises RuntimeFailed with the words of who wrote them.
         """
         ...
 

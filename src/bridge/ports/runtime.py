@@ -83,7 +83,8 @@ class SandboxSpec:
     cgroup from the hierarchies' root, "" for a pod without one, which shares ``cgroup_parent`` with others.
     ``ips`` are the pod's addresses, which a guest takes over; ``sysctls`` are those asked for, which the server has set in the
     pod's namespaces and a kernel of the pod's own has yet to get. For a VM ``state_dir`` is on a shared mount, so that what is
-    mounted below it later reaches a shim that has a mount namespace of its own.
+    mounted below it later reaches a shim that has a mount namespace of its own. ``restore`` is where what a handle's checkpoint_pod
+    wrote lies, for a pod that goes on there once its containers, whose ``restore`` is set too, have been started.
     """
 
     id: str
@@ -101,6 +102,7 @@ class SandboxSpec:
     ips: tuple[str, ...] = ()
     sysctls: Mapping[str, str] = field(default_factory=dict)
     cgroup: str = ""
+    restore: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

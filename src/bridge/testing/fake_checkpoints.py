@@ -1,4 +1,5 @@
-"""An in-memory stand-in for the image store's checkpoints (bridge.ports.checkpoints), over directories of its own."""
+"""An in-memory stand-in for the image store's checkpoints (bridge.ports.checkpoints), over directories of its own; and a backend whose
+pods are checkpointed as one."""
 
 from __future__ import annotations
 
@@ -7,9 +8,11 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from bridge.errors import CorruptData, HostError
+from bridge.errors import CorruptData, HostError, RuntimeFailed
 from bridge.ports.checkpoints import DELETED, DIFF
+from bridge.ports.runtime import SandboxKind, SandboxSpec
 from bridge.testing.fake_stores import Faults
+from bridge.testing.fakes import FakeBackend, FakeSandbox
 
 
 class FakeCheckpoints:
@@ -68,7 +71,7 @@ class FakeCheckpoints:
     async def apply(self, directory: Path, rootfs: Path) -> None:
         """Remember it."""
         await self.faults.passing("apply", CorruptData("the difference is damaged"))
-        self.applied[rootfs] = (directory / DIFF).read_text()
+        self.applied[rootfs] = (directory / DIFF).read_text() if (directory / DIFF).exists() else ""
 
     def forget(self, container_id: str) -> None:
         """What goes with a root filesystem."""
@@ -77,3 +80,33 @@ class FakeCheckpoints:
     def left(self) -> list[str]:
         """Directories that exist."""
         return sorted(path.name for path in self.root.iterdir()) if self.root.exists() else []
+
+
+class WholeSandbox(FakeSandbox):
+    """One that is written down as a whole, with what ran in it."""
+
+    restored = ""
+
+    async def checkpoint_pod(self, images: Path, *, timeout: float) -> None:
+        """Write down its pid and its containers'."""
+        await self._backend.faults.passing(
+            "checkpoint_pod", RuntimeFailed(handler="fake", verb="checkpoint", exit_code=1, log_tail=["runsc"])
+        )
+        pids = sorted(each.pid or 0 for each in self._backend.containers.values() if each.spec.sandbox_id == self.id)
+        (images / "pod").write_text(f"pod of {pids}")
+
+
+class WholePods(FakeBackend):
+    """A backend whose pods are WholeSandboxes."""
+
+    def __init__(self) -> None:
+        super().__init__(SandboxKind.CONTAINER)
+
+    async def create_sandbox(self, spec: SandboxSpec) -> WholeSandbox:
+        """Add a sandbox, that of a checkpoint if there is one."""
+        await self.faults.passing("create_sandbox", RuntimeFailed(handler="fake", verb="restore", exit_code=1))
+        sandbox = WholeSandbox(self, spec)
+        if spec.restore is not None:
+            sandbox.restored = (spec.restore / "pod").read_text()
+        self.sandboxes[spec.id] = sandbox
+        return sandbox

@@ -80,7 +80,8 @@ class FakeContainer:
         """Take the next pid."""
         await self._backend.faults.passing("start", RuntimeFailed(handler="fake", verb="run", exit_code=1, log_tail=["no such file"]))
         if self.spec.restore is not None:
-            self.restored = (self.spec.restore / "processes").read_text()
+            found = self.spec.restore / "processes"
+            self.restored = found.read_text() if found.exists() else "with its pod"
         self._backend.last_pid += 1
         self.pid = self._backend.last_pid
         return self.pid

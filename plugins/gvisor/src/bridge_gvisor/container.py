@@ -10,6 +10,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import anyio
@@ -35,10 +36,13 @@ _EXIT_GRACE = 2.0
 class GvisorContainer:
     """See the module docstring (bridge.ports.runtime.ContainerHandle)."""
 
-    def __init__(self, host: GvisorHost, spec: ContainerSpec, *, pid: int | None = None, ticks: int = 0) -> None:
+    def __init__(
+        self, host: GvisorHost, spec: ContainerSpec, *, pid: int | None = None, ticks: int = 0, images: Path | None = None
+    ) -> None:
         self._host = host
         self._spec = replace(spec, oci={})
         self._pid, self._ticks = pid, ticks
+        self._images = images
         self._release = anyio.Lock()
         self._released = False
         self._ended = False
@@ -63,17 +67,22 @@ class GvisorContainer:
         """Only runsc can tell what it uses: the cgroup that is there for it holds no process."""
 
     async def start(self) -> int:
-        """Two runs of runsc, of which one lasts as long as the container. Raises RuntimeFailed with what it said."""
+        """Two runs of runsc, of which one lasts as long as the container. Raises RuntimeFailed with what it said.
+
+        One of a pod that is restored goes on once the last of its containers is started.
+        """
         runsc, bundle = self._host.runsc, self._spec.bundle
         log, pid_file = bundle / "runtime.log", bundle / "pid"
         console = self._host.console_socket(self.id) if self._spec.io.terminal else None
-        flags = ["--detach", "--bundle", str(bundle), "--pid-file", str(pid_file)]
+        verb, flags = "run", ["--detach", "--bundle", str(bundle), "--pid-file", str(pid_file)]
+        if self._images is not None:
+            verb, flags = "restore", [*flags, "--image-path", str(self._images)]
         if console is not None:
             flags += ["--console-socket", str(console)]
         launch = partial(
             self._host.monitor.launch,
             self.id,
-            runsc.argv("run", *flags, self.id, log=log),
+            runsc.argv(verb, *flags, self.id, log=log),
             exit_argv=self._waiting(),
             cwd=bundle,
             pid_file=pid_file,
@@ -86,7 +95,7 @@ class GvisorContainer:
         try:
             self._pid = await launch()
         except LaunchFailed as exc:
-            raise await runsc.launch_failure("run", exc.exit_code, exc.stderr_tail, log) from exc
+            raise await runsc.launch_failure(verb, exc.exit_code, exc.stderr_tail, log) from exc
         except MonitorGone:
             # runsc may go on without it, and nobody would hold the container then: what is told as failed must not run.
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + runsc.settings.timeouts.delete):

@@ -26,7 +26,7 @@ from bridge_gvisor.runsc import Runsc, RunscSettings
 from bridge_gvisor.trial import Outcome, trial
 
 _logger = log.get("gvisor.probe")
-_VERSION = 2
+_VERSION = 3
 _VERB = re.compile(r"^\s+([a-z][a-z-]+)\s{2,}\S", re.MULTILINE)
 _OWN_KERNEL = "the sandbox has a kernel of its own"
 
@@ -70,11 +70,18 @@ def judge(settings: RunscSettings, verbs: frozenset[str], outcome: Outcome) -> d
     if settings.seccomp:
         why = f"{there} with a profile, by --oci-seccomp: a container's own processes have it, those that exec starts don't"
         found[Ability.SECCOMP] = Feature(Support.EMULATED, why)
+    found[Ability.CHECKPOINT] = _checkpoint(outcome)
     if outcome.hook_ran:
         found[Ability.START_CONTAINER_HOOKS] = Feature(Support.SUPPORTED, "the trial's hook ran")
     if settings.systemd_cgroup:
         found[Ability.SYSTEMD_CGROUP] = Feature(Support.SUPPORTED, there)
     return found
+
+
+def _checkpoint(outcome: Outcome) -> Feature:
+    if outcome.no_checkpoint:
+        return Feature(Support.UNSUPPORTED, outcome.no_checkpoint)
+    return Feature(Support.EMULATED, "of whole pods alone, by CheckpointPod: a trial pod was checkpointed and restored")
 
 
 def _port_forward(verbs: frozenset[str], hosts_stack: bool) -> Feature:
@@ -107,7 +114,6 @@ def _missing(settings: RunscSettings, verbs: frozenset[str]) -> Mapping[Ability,
         Ability.UPDATE: update,
         Ability.CONTAINER_LIMITS: "runsc limits the sandbox as a whole, by the pod's cgroup",
         Ability.PAUSE: whole,
-        Ability.CHECKPOINT: whole,
         Ability.NET_DEVICES: f"{_OWN_KERNEL}, which has no drivers for the node's devices",
         Ability.RDT_SCHEMATA: "runsc knows no resource director",
     }

@@ -92,6 +92,10 @@ class Runsc:
         flags = ["--all"] if all_processes else []
         await self.check("kill", *flags, ident, str(signal), timeout=self.settings.timeouts.kill)
 
+    async def checkpoint(self, ident: str, images: Path, *, timeout: float) -> None:
+        """Write the sandbox ``ident``, with its members, to the directory ``images``; it lives on. Raises RuntimeFailed."""
+        await self.check("checkpoint", "--leave-running", "--image-path", str(images), ident, timeout=timeout)
+
     async def delete(self, ident: str) -> None:
         """Kill a container or sandbox if need be and remove its state; unknown is success. Raises RuntimeFailed."""
         if await to_thread.run_sync(self.knows, ident):

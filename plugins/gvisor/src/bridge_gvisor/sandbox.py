@@ -13,6 +13,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
@@ -65,10 +66,13 @@ class GvisorSandbox:
         runsc, bundle = self._host.runsc, self._spec.state_dir / "sandbox"
         await self._host.write_bundle(bundle, oci)
         log, pid_file = bundle / "runtime.log", bundle / "pid"
+        verb, images = "run", list[str]()
+        if self._spec.restore is not None:
+            verb, images = "restore", ["--image-path", str(self._spec.restore)]
         launch = partial(
             self._host.monitor.launch,
             self.id,
-            runsc.argv("run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), self.id, log=log),
+            runsc.argv(verb, "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), *images, self.id, log=log),
             cwd=bundle,
             pid_file=pid_file,
             io=ContainerIO(),
@@ -79,7 +83,7 @@ class GvisorSandbox:
         try:
             self._pid = await launch()
         except LaunchFailed as exc:
-            raise await runsc.launch_failure("run", exc.exit_code, exc.stderr_tail, log) from exc
+            raise await runsc.launch_failure(verb, exc.exit_code, exc.stderr_tail, log) from exc
         self._ticks = start_ticks(self._pid) or 0
 
     async def create_container(self, spec: ContainerSpec) -> GvisorContainer:
@@ -88,7 +92,11 @@ class GvisorSandbox:
         made = specs.of_container(oci, spec.id, self.id, seccomp=self._host.runsc.settings.seccomp)
         made["process"] = self._host.process(made["process"])
         await self._host.write_bundle(spec.bundle, await to_thread.run_sync(hiding.with_mounts, made, spec.bundle))
-        return GvisorContainer(self._host, spec)
+        return GvisorContainer(self._host, spec, images=self._spec.restore if spec.restore is not None else None)
+
+    async def checkpoint_pod(self, images: Path, *, timeout: float) -> None:
+        """See bridge.ports.checkpoints.PodCheckpointing: one run of runsc, for the sandbox with all that runs in it."""
+        await self._host.runsc.checkpoint(self.id, images, timeout=timeout)
 
     def _facts(self) -> dict[str, Any]:
         spec = self._spec

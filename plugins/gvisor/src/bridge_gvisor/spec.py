@@ -29,12 +29,17 @@ def of_sandbox(spec: SandboxSpec, *, systemd_cgroup: bool, seccomp: bool, unifie
     cgroup there can't hold a process and hand controllers down to the containers' (cgroup-v2.rst, "No Internal Process Constraint").
     """
     oci = _common(spec.oci or {}, seccomp=seccomp)
-    notes = {**oci.get("annotations", {}), _CONTAINER_TYPE: "sandbox", SANDBOX_ID: spec.id}
+    notes = {**oci.get("annotations", {}), **marks("sandbox", spec.id)}
     if not spec.cgroup or systemd_cgroup:
         return {**oci, "annotations": notes}
     if not unified:
         notes[CGROUP_PARENT] = spec.cgroup
     return {**oci, "annotations": notes, "linux": {**oci["linux"], "resources": {}}}
+
+
+def marks(kind: str, sandbox_id: str) -> dict[str, str]:
+    """What tells runsc whether a container is a "sandbox" or a "container" in one."""
+    return {_CONTAINER_TYPE: kind, SANDBOX_ID: sandbox_id}
 
 
 def without_young(process: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +51,7 @@ def without_young(process: Mapping[str, Any]) -> dict[str, Any]:
 def of_container(oci: Mapping[str, Any], ident: str, sandbox_id: str, *, seccomp: bool) -> dict[str, Any]:
     """A member's spec. One in the pod's PID namespace gets none of its own, which is the sandbox's."""
     made = _common(oci, seccomp=seccomp)
-    notes = {**made.get("annotations", {}), _CONTAINER_TYPE: "container", SANDBOX_ID: sandbox_id}
+    notes = {**made.get("annotations", {}), **marks("container", sandbox_id)}
     linux = made["linux"]
     kept = [one for one in linux["namespaces"] if one["type"] != "pid"]
     own = next((one for one in linux["namespaces"] if one["type"] == "pid"), None)

@@ -23,8 +23,9 @@ from bridge.errors import HostError
 from bridge.host import cgroups, namespaces, trial_bundle
 from bridge.host.files import read_text
 from bridge.host.runtime_words import merge
+from bridge_gvisor import checkpoint_trial
 from bridge_gvisor.runsc import Runsc
-from bridge_gvisor.spec import YOUNG_CAPABILITIES
+from bridge_gvisor.spec import SANDBOX_ID, YOUNG_CAPABILITIES, marks
 from bridge_gvisor.words import mending
 
 UNTRIED = "claimed, not tried: there is no trial program for this machine"
@@ -34,12 +35,14 @@ UNTRIED = "claimed, not tried: there is no trial program for this machine"
 class Outcome:
     """``verified`` says how it was tried; ``hook_ran`` whether the startContainer hook did.
 
-    ``all_capabilities``: whether it knows those that Linux 5.8 and 5.9 brought (specs.YOUNG_CAPABILITIES).
+    ``all_capabilities``: whether it knows those that Linux 5.8 and 5.9 brought (specs.YOUNG_CAPABILITIES). ``no_checkpoint`` is why
+    pods can't be checkpointed and restored, "" where a trial pod was.
     """
 
     verified: str
     hook_ran: bool = False
     all_capabilities: bool = True
+    no_checkpoint: str = ""
 
 
 async def trial(runsc: Runsc, bundle: Path, version: str) -> Outcome:
@@ -49,7 +52,7 @@ async def trial(runsc: Runsc, bundle: Path, version: str) -> Outcome:
     """
     programs = {name: trial_bundle.program(name, platform.machine()) for name in ("wait", "exit", "again")}
     if None in programs.values():
-        return Outcome(UNTRIED)
+        return Outcome(UNTRIED, no_checkpoint=UNTRIED)
     # The same in each trial of this server, which so ends what a killed one left, but not the trial of another server here.
     name = f"cri-bridge-trial-{hashlib.sha256(os.fsencode(runsc.settings.root)).hexdigest()[:16]}"
     timeouts = runsc.settings.timeouts
@@ -58,7 +61,8 @@ async def trial(runsc: Runsc, bundle: Path, version: str) -> Outcome:
         pins = await namespaces.create(bundle / "ns", net=True, ipc=False, uts=False, hostname="", sysctls={})
         await to_thread.run_sync(_make_bundle, bundle, programs, _spec(runsc, name, bundle, pins))
         knows = await _use(runsc, name, bundle, version)
-        return Outcome("a trial sandbox ran", (bundle / "hook-ran").exists(), knows)
+        hook_ran = (bundle / "hook-ran").exists()
+        return Outcome("a trial sandbox ran", hook_ran, knows, await checkpoint_trial.fault(runsc, name, bundle))
     finally:
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + timeouts.delete):
             await _clear(runsc, name, bundle)
@@ -111,11 +115,18 @@ def _spec(runsc: Runsc, name: str, bundle: Path, pins: Mapping[str, Path]) -> di
     # The limits are for the trial's small programs: a whole kernel needs more, and on a busy host its share of the CPU.
     spec["linux"]["resources"] = {}
     spec["process"]["args"] = ["/wait"]
+    spec["annotations"] = marks("sandbox", name)
     spec["hooks"] = {"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", f"touch {bundle / 'hook-ran'}"]}]}
     return spec
 
 
 def _make_bundle(bundle: Path, programs: Mapping[str, bytes | None], spec: dict[str, Any]) -> None:
+    _make_one(bundle, programs, spec)
+    member = {**spec, "annotations": marks("container", spec["annotations"][SANDBOX_ID]), "hooks": {}}
+    _make_one(bundle / checkpoint_trial.MEMBER, programs, {**member, "linux": {**spec["linux"], "cgroupsPath": ""}})
+
+
+def _make_one(bundle: Path, programs: Mapping[str, bytes | None], spec: dict[str, Any]) -> None:
     exit_program = programs["exit"]
     assert exit_program is not None
     trial_bundle.make_bundle(bundle, exit_program, spec)
@@ -129,6 +140,7 @@ def _make_bundle(bundle: Path, programs: Mapping[str, bytes | None], spec: dict[
 
 async def _clear(runsc: Runsc, name: str, bundle: Path) -> None:
     """What this trial, or one that was killed, has made."""
+    await checkpoint_trial.clear(runsc, name)
     if (runsc.settings.root / f"{name}_sandbox:{name}.state").exists():
         await runsc.run("delete", "--force", name, timeout=runsc.settings.timeouts.delete)
         if not runsc.settings.systemd_cgroup:
