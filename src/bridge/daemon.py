@@ -28,7 +28,7 @@ from bridge.api.images import ImageRpcs
 from bridge.api.runtime import NodeView, RuntimeRpcs
 from bridge.api.server import GrpcServer
 from bridge.config import Config
-from bridge.core import cdi, cdi_spec, hooks
+from bridge.core import cdi, cdi_spec, event_times, hooks
 from bridge.core.injections import Sources
 from bridge.core.services import Ports, Services, assemble
 from bridge.core.state_file import open_state
@@ -179,6 +179,7 @@ async def running(config: Config, manager: ServiceManager | None = None) -> Asyn
         handlers = await stack.enter_async_context(_handlers(config, host, link, plugins))
         network = await stack.enter_async_context(Cni.open(settings_of.network(config), supervisor))
         core = await _core(config, host, database, Ports(handlers, network, images), supervisor, sources)
+        await core.events.times.resume(config.server.run_dir / event_times.NAME, host.boot_id)
         supervisor.spawn("watch CDI specs", sources.cdi.keep)
         supervisor.spawn("watch hooks", sources.hooks.keep)
         supervisor.spawn("stalls", stalls.watch)

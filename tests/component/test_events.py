@@ -20,8 +20,8 @@ from grpclib.exceptions import GRPCError
 from bridge._proto.runtime import v1 as pb
 from bridge.api import encoding
 from bridge.api.runtime import NodeView, RuntimeRpcs
-from bridge.api.server import GrpcServer
-from bridge.client import CriClient, connect
+from bridge.api.server import MAX_MESSAGE, GrpcServer
+from bridge.client import CriClient, CriError, connect
 from bridge.core.entities import ContainerState
 from bridge.core.events import QUEUE, ContainerEvent
 from bridge.core.model import Resources
@@ -41,9 +41,9 @@ CREATED, STARTED, STOPPED, DELETED = (
 
 
 @asynccontextmanager
-async def served(core: Services, path: Path) -> AsyncIterator[tuple[GrpcServer, CriClient]]:
+async def served(core: Services, path: Path, max_message: int = MAX_MESSAGE) -> AsyncIterator[tuple[GrpcServer, CriClient]]:
     node = NodeView(systemd_cgroups=False, mount_copies=False, health=lambda: ("", ""), details=lambda: {})
-    async with GrpcServer([RuntimeRpcs(core, node, cast("Any", None))]) as server:
+    async with GrpcServer([RuntimeRpcs(core, node, cast("Any", None))], max_message=max_message) as server:
         await server.listen(path)
         async with connect(path, timeout=60) as cri:
             yield server, cri
@@ -190,6 +190,18 @@ async def test_a_subscriber_that_goes_is_forgotten_and_the_others_hear_on(world:
         group.cancel_scope.cancel()
     assert reader.told == [(sandbox.id, kind) for kind in (CREATED, STARTED, STOPPED, DELETED)]
     assert core.events.subscribers == 0
+
+
+async def test_an_event_larger_than_a_message_may_be_ends_the_stream_and_says_so(world: World, core: Services) -> None:
+    reader = Reader()
+    async with served(core, world.root / "cri.sock", 20_000) as (server, cri):
+        small = await core.sandboxes.run(pod("small"), "")
+        await core.sandboxes.run(pod("large", annotations={"a": "x" * 20_000}), "")
+        with pytest.raises(CriError, match=r"the answer has 2\d{4} bytes; at most 20000 may be sent") as ended:
+            await reader._read(cri)
+        assert ended.value.code is Status.RESOURCE_EXHAUSTED
+        assert reader.told == [(small.id, CREATED), (small.id, STARTED)], "those before it"
+        await until(lambda: core.events.subscribers == 0 and server.in_flight == 0)
 
 
 async def test_an_events_snapshot_is_what_the_status_calls_say_and_older_than_the_next_status(world: World, core: Services) -> None:

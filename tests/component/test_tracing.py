@@ -35,7 +35,7 @@ from tests.otlp_collector import Collector, collecting, said
 
 pytestmark = pytest.mark.root
 SERVICE = "/runtime.v1.RuntimeService"
-TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+TRACE, UNKEPT, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "1bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
 @pytest.fixture
@@ -99,9 +99,11 @@ async def test_the_spans_of_a_pod_are_those_of_its_caller_and_of_the_waterfall_a
         assert {span.trace_id for span in core.traces.of(ident)} == {TRACE}
         drawn = [(span.name, span.depth) for span in core.traces.of(ident)]
         counted = await scrape(tmp_path / "metrics.sock")
+        await call(socket, "Version", pb.VersionRequest(), pb.VersionResponse, traceparent=f"00-{UNKEPT}-{PARENT}-00")
         await cri.runtime.remove_pod_sandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=ident))
     assert (server.tracer, core.traces.tracer) == (None, None)
     found = collector.named()
+    assert UNKEPT not in {span.trace_id.hex() for span in collector.spans}, "its caller keeps it not"
     run, whole = found["runtime.v1.RuntimeService/RunPodSandbox"], found["RunPodSandbox"]
     assert (run.trace_id.hex(), run.parent_span_id.hex(), run.trace_state) == (TRACE, PARENT, "vendor=1")
     assert run.kind == Span.SpanKind.SPAN_KIND_SERVER

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import anyio
 import pytest
 
@@ -35,6 +37,8 @@ async def test_events_of_a_pods_life(kubelet: Kubelet) -> None:
         await kubelet.cri.runtime.update_container_resources(pb.UpdateContainerResourcesRequest(container_id=steady, linux=change))
         told = await kubelet.cri.runtime.pod_sandbox_status(pb.PodSandboxStatusRequest(pod_sandbox_id=pod))
         assert told.timestamp > ended.created_at
+        ahead = int((kubelet.node.root / "run" / "event-times").read_text().split()[1])  # what the next server's times begin after
+        assert abs(time.clock_gettime_ns(time.CLOCK_BOOTTIME) + ahead - told.timestamp) < 60 * 10**9
         stats = (await kubelet.cri.runtime.container_stats(pb.ContainerStatsRequest(container_id=steady))).stats
         assert stats is not None
         assert stats.memory is not None

@@ -2,8 +2,8 @@
 
 The store tells the hub of each change that it has committed; the hub makes events of those that a kubelet knows, with the pod and
 its containers as they are at that moment, and offers them to each subscriber's own queue. Order is the order of commits, so that of
-one container it is always created, started, stopped, deleted, however quickly it ends. Times grow strictly, also when the clock is
-set back, so that a kubelet never takes an older state for a newer one. While nobody listens a change costs one comparison.
+one container it is always created, started, stopped, deleted, however quickly it ends. Times grow strictly (see event_times), so that a
+kubelet never takes an older state for a newer one. While nobody listens a change costs one comparison.
 
 Nothing is ever left out of a stream: a subscriber that falls behind by more than its queue holds is ended, and has to list anew.
 What happened shortly after the server's start, above all what recovery found ended, is kept for a minute for those who come back then.
@@ -20,8 +20,8 @@ import anyio
 
 from bridge import log
 from bridge.aio import Broadcast, Subscription
-from bridge.core import stamps
 from bridge.core.entities import Container, ContainerState, Sandbox, SandboxState
+from bridge.core.event_times import EventTimes
 from bridge.core.store import Change, Store
 from bridge.errors import LimitExceeded
 
@@ -85,7 +85,7 @@ class EventHub:
         self._feed: Broadcast[ContainerEvent] = Broadcast(limit=queue)
         self._recent: list[ContainerEvent] | None = []
         self._unborn: set[str] = set()
-        self._newest = _newest(store)
+        self.times = EventTimes(_newest(store))
         self.overflows = 0
         """Subscribers that were ended because they fell behind."""
         store.observer = self._observe
@@ -102,8 +102,7 @@ class EventHub:
 
     def now(self) -> int:
         """Unix time in ns, later than every event and every time that was given out before."""
-        self._newest = stamps.after([self._newest])
-        return self._newest
+        return self.times.now()
 
     def members(self, sandbox_id: str) -> tuple[Container, ...]:
         """The containers of a pod that a list shows too: not those half made or half removed."""

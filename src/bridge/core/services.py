@@ -179,3 +179,4 @@ def _attend(supervisor: Supervisor, store: Store, events: EventHub, tend: Callab
     supervisor.spawn("late writes", store.late.keep)
     supervisor.spawn("leftovers", tend)
     supervisor.spawn("first events", events.keep_first)
+    supervisor.spawn("event times", events.times.keep)

@@ -174,6 +174,47 @@ async def test_times_grow_strictly_also_when_the_clock_is_set_back(store: Store,
     assert told > times[-1], "the time of a status is from the same clock"
 
 
+async def test_a_server_after_a_restart_goes_on_after_all_times_of_the_last_also_when_the_clock_was_set_back(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pod and all its records are gone, and a status was told after: no record knows how late it was."""
+    file, true = tmp_path / "event-times", time.time_ns
+    first = EventHub(store, queue=QUEUE)
+    await first.times.resume(file, "boot-1")
+    monkeypatch.setattr(time, "time_ns", lambda: true() + 3600 * 10**9)
+    told, before = first.now(), file.read_text()
+    async with anyio.create_task_group() as group:
+        group.start_soon(first.times.keep, 0.01)
+        with anyio.fail_after(30):
+            while file.read_text() == before:
+                await anyio.sleep(0.01)
+        group.cancel_scope.cancel()
+    monkeypatch.setattr(time, "time_ns", lambda: true() - 3600 * 10**9)
+    again = EventHub(store, queue=QUEUE)
+    await again.times.resume(file, "boot-1")
+    assert told < again.now() < told + 60 * 10**9, "and not far in the future"
+    another = EventHub(store, queue=QUEUE)
+    await another.times.resume(file, "boot-2")
+    assert another.now() < true(), "nothing of an earlier boot runs: the clock is right by itself"
+
+
+@pytest.mark.parametrize("content", ["", "boot-1", "boot-1 x", "boot-1 -5", "boot-1 " + "9" * 30, "\udcff"])
+async def test_a_file_of_times_that_makes_no_sense_is_made_anew(store: Store, tmp_path: Path, content: str) -> None:
+    file = tmp_path / "event-times"
+    file.write_bytes(content.encode("utf-8", "surrogateescape"))
+    hub = EventHub(store, queue=QUEUE)
+    await hub.times.resume(file, "boot-1")
+    assert abs(hub.now() - time.time_ns()) < 60 * 10**9
+    assert file.read_text().startswith("boot-1 1")
+
+
+async def test_times_are_told_also_where_their_file_can_not_be(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "event-times").mkdir()
+    hub = EventHub(store, queue=QUEUE)
+    await hub.times.resume(tmp_path / "event-times", "boot-1")
+    assert abs(hub.now() - time.time_ns()) < 60 * 10**9
+
+
 async def test_who_falls_behind_is_ended_at_once_and_the_others_miss_nothing(store: Store, hub: EventHub) -> None:
     quick, stuck = Heard(), Heard()
     async with anyio.create_task_group() as group:
