@@ -183,6 +183,11 @@ class GuardedSandbox(Guarded):
         """See the port."""
         return cast("int | None", self._guard.read(self._inner, "pid"))
 
+    @property
+    def cgroup(self) -> str | None:
+        """See the port; None of a plugin that has none."""
+        return cast("str | None", self._guard.read(self._inner, "cgroup", None))
+
     async def create_container(self, spec: ContainerSpec) -> ContainerHandle:
         """See the port."""
         return _container(self._guard, await self._call("create_container", self._guard.timeouts.create, spec))

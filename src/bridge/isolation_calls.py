@@ -48,10 +48,10 @@ class Guard:
             raise Unsupported(f"handler {self.handler!r}: plugin {self.plugin!r} has no {name}(): it may be too old") from exc
         return found
 
-    def read(self, what: Any, name: str) -> Any:
-        """The property ``name``. Raises PluginFailed."""
+    def read(self, what: Any, name: str, *default: object) -> Any:
+        """The property ``name``, or ``default`` of a plugin that has none. Raises PluginFailed."""
         try:
-            return getattr(what, name)
+            return getattr(what, name, *default)
         except BridgeError:
             raise
         except Exception as exc:

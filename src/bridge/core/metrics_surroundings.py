@@ -25,14 +25,14 @@ def _room(read: Callable[[Room], int | None]) -> Callable[[Seen], Iterable[Value
 
 
 def _layer(seen: Seen) -> Iterable[Value]:
-    layer, room = seen.usage.layer, seen.room
+    layer, room = seen.layer, seen.room
     return () if layer is None or room is None else (Value((room.device,), layer.used_bytes, layer.at_ns),)
 
 
 def _io(operation: str, read: Callable[[DeviceIo], int]) -> Callable[[Seen], Iterable[Value]]:
     return lambda seen: [
         Value((name_of((each.major, each.minor), seen.names),), read(each), seen.look.at_ns)
-        for each in seen.details.io
+        for each in _devices(seen)
         if each.operation == operation
     ]
 
@@ -44,31 +44,30 @@ def _device_usage(seen: Seen) -> Iterable[Value]:
             each.bytes,
             seen.look.at_ns,
         )
-        for each in seen.details.io
+        for each in _devices(seen)
     ]
 
 
+def _devices(seen: Seen) -> Iterable[DeviceIo]:
+    return () if seen.details is None else seen.details.io
+
+
 def _counted(read: Callable[[ProcessCounts], int | None]) -> Callable[[Seen], Iterable[Value]]:
-    return single(lambda seen: None if seen.usage.processes is None else read(seen.usage.processes))
+    return single(lambda seen: None if seen.processes is None else read(seen.processes))
 
 
 def _threads_max(seen: Seen) -> int | None:
     """0 without a limit, as everybody has it; nothing where nobody counts."""
-    return seen.details.threads_limit or 0 if seen.usage.details is not None and seen.look.processes is not None else None
+    return None if seen.details is None or seen.look.processes is None else seen.details.threads_limit or 0
 
 
 def _open_files(seen: Seen) -> Iterable[Value]:
-    limit = None if seen.usage.processes is None else seen.usage.processes.open_files_limit
+    limit = None if seen.processes is None else seen.processes.open_files_limit
     return () if limit is None else (Value(("max_open_files",), limit, seen.look.at_ns),)
 
 
 def _spec(read: Callable[[Resources], int | None]) -> Callable[[Seen], Iterable[Value]]:
-    def number(seen: Seen) -> int | None:
-        container = seen.usage.container
-        resources = container.resources or container.config.resources
-        return None if resources is None else read(resources)
-
-    return single(number)
+    return single(lambda seen: None if seen.resources is None else read(seen.resources))
 
 
 def _bytes(limit: int) -> int:
@@ -143,7 +142,7 @@ SURROUNDINGS: tuple[ContainerMetric, ...] = (
         _G,
         "start_time_seconds",
         "Unix time of the container's start.",
-        single(lambda seen: seconds(seen.usage.container.started_at)),
+        single(lambda seen: seconds(seen.started_ns)),
     ),
 )
 

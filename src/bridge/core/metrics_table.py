@@ -7,16 +7,18 @@ Names, types and labels are those of cAdvisor, as a kubelet's dashboards know th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
 from bridge.core.metric_groups import Group
-from bridge.core.stats import ContainerUsage
+from bridge.core.model import Resources
 from bridge.host.cgroup_details import CgroupDetails
 from bridge.host.cgroup_stats import CgroupStats
 from bridge.host.filesystems import Numbers, Room
 from bridge.host.net_stats import Interface
+from bridge.host.process_counts import ProcessCounts
+from bridge.ports.images import FsUsage
 
 BASE_LABELS = ("pod", "namespace", "container", "id", "image")
 """In front of every metric's own; ``container`` and ``image`` are empty, and ``id`` is the pod's, in what is told of a pod."""
@@ -31,13 +33,19 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is known of a container that runs; ``names`` are of block devices."""
+    """What is known of a container that runs, or of a pod's sandbox; ``names`` are of block devices, ``details`` None if not read.
 
-    usage: ContainerUsage
+    Of a sandbox there is no layer, no limits and no start.
+    """
+
     look: CgroupStats
-    details: CgroupDetails
-    room: Room | None
-    names: Mapping[Numbers, str]
+    details: CgroupDetails | None = None
+    processes: ProcessCounts | None = None
+    layer: FsUsage | None = None
+    room: Room | None = None
+    names: Mapping[Numbers, str] = field(default_factory=dict)
+    resources: Resources | None = None
+    started_ns: int | None = None
 
 
 class Value(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from bridge.core.metric_groups import Group
 from bridge.core.metrics_table import ContainerMetric, Kind, Seen, Value, row, seconds, single
-from bridge.host.cgroup_details import MemoryDetails
+from bridge.host.cgroup_details import CpuDetails, HugePages, MemoryDetails
 from bridge.host.cgroup_stats import Memory, Pressures
 
 
@@ -20,14 +20,19 @@ def _memory(read: Callable[[Memory], int | None]) -> Callable[[Seen], Iterable[V
 
 
 def _detail(read: Callable[[MemoryDetails], int | None]) -> Callable[[Seen], Iterable[Value]]:
-    return single(lambda seen: read(seen.details.memory))
+    return single(lambda seen: None if seen.details is None else read(seen.details.memory))
+
+
+def _cpu(read: Callable[[CpuDetails], int | None]) -> Callable[[Seen], Iterable[Value]]:
+    return single(lambda seen: None if seen.details is None else read(seen.details.cpu))
 
 
 def _failures(seen: Seen) -> Iterable[Value]:
     """A kernel that does not count a cgroup's own apart (v2) counts those below it in, which are the container's as well."""
-    memory, own = seen.look.memory, seen.details.memory
-    if memory is None:
+    memory, details = seen.look.memory, seen.details
+    if memory is None or details is None:
         return
+    own = details.memory
     for name, alone, together in (
         ("pgfault", own.own_page_faults, memory.page_faults),
         ("pgmajfault", own.own_major_page_faults, memory.major_page_faults),
@@ -38,11 +43,15 @@ def _failures(seen: Seen) -> Iterable[Value]:
 
 
 def _huge_pages(seen: Seen) -> Iterable[Value]:
-    return [Value((size,), pages.usage, seen.look.at_ns) for size, pages in seen.details.huge_pages.items()]
+    return [Value((size,), pages.usage, seen.look.at_ns) for size, pages in _pages(seen)]
 
 
 def _huge_pages_peak(seen: Seen) -> Iterable[Value]:
-    return [Value((size,), each.peak, seen.look.at_ns) for size, each in seen.details.huge_pages.items() if each.peak is not None]
+    return [Value((size,), pages.peak, seen.look.at_ns) for size, pages in _pages(seen) if pages.peak is not None]
+
+
+def _pages(seen: Seen) -> Iterable[tuple[str, HugePages]]:
+    return () if seen.details is None else seen.details.huge_pages.items()
 
 
 def _some(read: Callable[[Seen], Pressures | None]) -> Callable[[Seen], Iterable[Value]]:
@@ -58,23 +67,23 @@ _CPU, _MEMORY, _PRESSURE = Group.CPU, Group.MEMORY, Group.PRESSURE
 
 USAGE: tuple[ContainerMetric, ...] = (
     row(Group.ALWAYS, _G, "last_seen", "Unix time of the last look at the container.", single(lambda seen: seconds(seen.look.at_ns))),
-    row(_CPU, _C, "cpu_user_seconds_total", "CPU time spent in user mode.", single(lambda seen: seconds(seen.details.cpu.user_ns))),
-    row(_CPU, _C, "cpu_system_seconds_total", "CPU time spent in the kernel.", single(lambda seen: seconds(seen.details.cpu.system_ns))),
+    row(_CPU, _C, "cpu_user_seconds_total", "CPU time spent in user mode.", _cpu(lambda cpu: seconds(cpu.user_ns))),
+    row(_CPU, _C, "cpu_system_seconds_total", "CPU time spent in the kernel.", _cpu(lambda cpu: seconds(cpu.system_ns))),
     row(_CPU, _C, "cpu_usage_seconds_total", "CPU time spent, on all CPUs together.", _cpu_total, ("cpu",)),
-    row(_CPU, _C, "cpu_cfs_periods_total", "Periods of the CPU quota that have gone by.", single(lambda seen: seen.details.cpu.periods)),
+    row(_CPU, _C, "cpu_cfs_periods_total", "Periods of the CPU quota that have gone by.", _cpu(lambda cpu: cpu.periods)),
     row(
         _CPU,
         _C,
         "cpu_cfs_throttled_periods_total",
         "Periods in which the CPU quota was used up.",
-        single(lambda seen: seen.details.cpu.throttled_periods),
+        _cpu(lambda cpu: cpu.throttled_periods),
     ),
     row(
         _CPU,
         _C,
         "cpu_cfs_throttled_seconds_total",
         "Time that the CPU quota held the container up.",
-        single(lambda seen: seconds(seen.details.cpu.throttled_ns)),
+        _cpu(lambda cpu: seconds(cpu.throttled_ns)),
     ),
     row(_MEMORY, _G, "memory_cache", "Page cache in bytes.", _detail(lambda memory: memory.cache)),
     row(_MEMORY, _G, "memory_rss", "Anonymous memory in bytes.", _memory(lambda memory: memory.rss)),

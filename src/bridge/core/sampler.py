@@ -1,33 +1,31 @@
 """One paced sampler for all that runs: what was read last answers, and what is told is never older than a period.
 
 A round reads a few cgroups at a time, with pauses between them; ``pace`` says when. A single object is read at the moment of the
-question. What only a backend can tell is asked of at most a few at once, and a backend that hangs costs its own containers' numbers,
-not the answer.
+question. What only a backend can tell is asked of at most a few at once. A backend that hangs costs its own containers' numbers, not the
+answer, and so does a file that the kernel does not let go of.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import anyio
 import anyio.lowlevel
-from anyio.to_thread import run_sync
 
 from bridge import log
 from bridge.core.cpu_rates import CpuRates
+from bridge.core.looks import Found, Look, Target
 from bridge.core.pace import Pace, SamplerSettings
 from bridge.errors import BridgeError
-from bridge.host import net_stats, process_counts
 from bridge.host.cgroup_details import CgroupDetails
 from bridge.host.cgroup_reader import CgroupReader
 from bridge.host.cgroup_stats import CgroupStats
-from bridge.host.namespaces import in_own_thread
+from bridge.host.held_threads import unless_held
 from bridge.host.net_stats import NetworkStats
 from bridge.host.process_counts import ProcessCounts
-from bridge.ports.runtime import ContainerHandle
 
 _logger = log.get("core.sampler")
 _AT_A_TIME = 32
@@ -38,28 +36,18 @@ _ROUND = 0.8
 """Share of a period after which a backend is asked again where there are many."""
 _ANSWER_SECONDS = 3.0
 """How long an answer waits for backends; what they say later is in the next one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A container that runs, or a pod. ``backend`` is asked where there is no ``cgroup``; ``began_ns`` is when it started, 0 unknown.
-
-    ``pid`` is a container's first process, 0 of what has none here: a pod, or one whose cgroup is a sandbox's.
-    """
-
-    ident: str
-    cgroup: str | None = None
-    backend: ContainerHandle | None = None
-    netns: Path | None = None
-    began_ns: int = 0
-    pid: int = 0
+_HELD_SECONDS = 3.0
+"""After which a look at files counts as held by the kernel; some 3 ms are usual."""
+_MOST_HELD = 4
+"""With so many threads held no more files are read until one comes back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """The last look at a target, at ``taken`` of the event loop's clock; each part has its own Unix time, and is None when not found.
 
-    ``details`` and ``processes`` were read if ``detailed``, which costs more: only while somebody asks for them, and only of cgroups.
+    ``details`` and ``processes`` were read if ``detailed``, which costs more: only while somebody asks for them, and only of cgroups
+    whose target is ``detailed``.
     """
 
     taken: float = float("-inf")
@@ -69,15 +57,6 @@ class Sample:
     details: CgroupDetails | None = None
     detailed: bool = False
     processes: ProcessCounts | None = None
-
-
-@dataclass(slots=True)
-class _Looks:
-    """What one hop brings."""
-
-    cgroups: dict[str, tuple[CgroupStats, CgroupDetails | None]]
-    processes: Mapping[str, ProcessCounts | None]
-    networks: Mapping[str, NetworkStats]
 
 
 class Sampler:
@@ -93,6 +72,7 @@ class Sampler:
         self._rates = CpuRates()
         self._samples: dict[str, Sample] = {}
         self._opened: dict[str, str] = {}
+        self._held: dict[str, Look] = {}
         self._files, self._backends = Pace(settings), Pace(settings)
         self._details_asked = float("-inf")
 
@@ -133,7 +113,7 @@ class Sampler:
         sample = self._samples.get(target.ident)
         if sample is None or sample.taken < oldest:
             return False
-        return sample.detailed or not detailed or target.cgroup is None
+        return sample.detailed or not detailed or target.cgroup is None or not target.detailed
 
     async def _files_round(self) -> None:
         began = anyio.current_time()
@@ -172,40 +152,37 @@ class Sampler:
     async def _read(self, targets: Sequence[Target], oldest: float, detailed: bool, *, keep_open: bool = True) -> None:
         """Look at the files of those of ``targets`` that no look since ``oldest`` serves."""
         async with self._reading:
-            left = [
-                each for each in targets if (each.cgroup is not None or each.netns is not None) and not self._serves(each, oldest, detailed)
-            ]
-            for start in range(0, len(left), _AT_A_TIME):
-                some, now = left[start : start + _AT_A_TIME], anyio.current_time()
-                own_thread = any(each.netns is not None for each in some)
+            left = deque(each for each in targets if self._unread(each, oldest, detailed))
+            while left and len(self._held) < _MOST_HELD:
+                some, now = [left.popleft() for _ in range(min(_AT_A_TIME, len(left)))], anyio.current_time()
                 if keep_open:
                     self._opened.update({each.ident: each.cgroup for each in some if each.cgroup is not None})
-                work = partial(self._look, some, detailed, keep_open)
-                looks = await (in_own_thread(work) if own_thread else run_sync(work))
-                for each in some:
-                    look, details = looks.cgroups.get(each.ident, (None, None))
-                    network, processes = looks.networks.get(each.ident), looks.processes.get(each.ident)
-                    self._keep(each, Sample(now, look, None, network, details, detailed, processes))
+                count = self._settings.count_processes
+                look = Look(some, self._reader, detailed=detailed, keep_open=keep_open, count_processes=count)
+                try:
+                    await unless_held(look.run, _HELD_SECONDS, partial(self._let_go, look))
+                finally:
+                    for target, found in look.seen:
+                        self._keep_found(target, found, now, detailed)
+                    left.extendleft(reversed(() if look.over else self._leave(look)))
 
-    def _look(self, targets: Sequence[Target], detailed: bool, keep_open: bool) -> _Looks:
-        """In a worker thread; with network namespaces in one that ends with it."""
-        found: dict[str, tuple[CgroupStats, CgroupDetails | None]] = {}
-        processes: dict[str, ProcessCounts | None] = {}
-        for each in targets:
-            if each.cgroup is None:
-                continue
-            try:
-                look, details = self._reader.read(each.cgroup, detailed=detailed, keep_open=keep_open)
-            except BridgeError as exc:
-                _logger.warning("no statistics of %s: %s", each.ident[:13], exc)
-                continue
-            if look.cpu_ns is not None or look.memory is not None:  # else it ended meanwhile, or has none yet
-                found[each.ident] = (look, details)
-                if detailed and each.pid and self._settings.count_processes:
-                    processes[each.ident] = process_counts.read(each.cgroup, each.pid, on=self._reader.hierarchies)
-        return _Looks(
-            found, processes, net_stats.read_in_this_thread({each.ident: each.netns for each in targets if each.netns is not None})
-        )
+    def _leave(self, look: Look) -> Sequence[Target]:
+        """Go on with another reader, without what its thread stands at. Returns what it would have looked at next."""
+        target, rest = look.give_up()
+        _logger.error("no statistics of %s: the kernel has held a thread that reads them for %g s", target.ident[:13], _HELD_SECONDS)
+        self._held[target.ident] = look
+        self._reader = look.reader.successor()
+        return rest
+
+    def _let_go(self, look: Look) -> None:
+        for ident in [ident for ident, each in self._held.items() if each is look]:
+            _logger.warning("statistics of %s can be read again", ident[:13])
+            del self._held[ident]
+            self._reader.inherit(look.reader)
+
+    def _unread(self, target: Target, oldest: float, detailed: bool) -> bool:
+        has_files = target.cgroup is not None or target.netns is not None
+        return has_files and target.ident not in self._held and not self._serves(target, oldest, detailed)
 
     async def _backends_round(self) -> None:
         """Each once a period. In the rounds between, for who asks twice, only where they are few: a question may be a process."""
@@ -241,6 +218,9 @@ class Sampler:
         finally:
             del self._asking[target.ident]
             done.set()
+
+    def _keep_found(self, target: Target, found: Found, now: float, detailed: bool) -> None:
+        self._keep(target, Sample(now, found.cgroup, None, found.network, found.details, detailed, found.processes))
 
     def _keep(self, target: Target, sample: Sample) -> None:
         """Remember a look, with the rate that follows from it and the one before."""

@@ -7,23 +7,27 @@ sampler read last; a question that names a container or a pod has it read now. S
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bridge import log
 from bridge.core import spec_resources
 from bridge.core.containers import ContainerService
 from bridge.core.entities import Container, ContainerState, Sandbox, SandboxState
+from bridge.core.looks import Target
 from bridge.core.pod_sums import PodSums
-from bridge.core.sampler import Sample, Sampler, Target
+from bridge.core.sampler import Sample, Sampler
 from bridge.core.sandboxes import SandboxService
 from bridge.core.surroundings import Surroundings
-from bridge.errors import LimitExceeded
+from bridge.errors import BridgeError, LimitExceeded
 from bridge.host.cgroup_details import CgroupDetails
 from bridge.host.cgroup_stats import CgroupStats
 from bridge.host.net_stats import NetworkStats
 from bridge.host.process_counts import ProcessCounts
 from bridge.ports.images import FsUsage, Images
+from bridge.ports.runtime import ContainerHandle, SandboxHandle
 
+_logger = log.get("core.stats")
 _HALF = (ContainerState.CREATING, ContainerState.REMOVING)
 _ALIVE = (ContainerState.RUNNING, SandboxState.READY)
 _NOTHING = Sample()
@@ -54,8 +58,8 @@ class ContainerUsage:
 class PodUsage:
     """``cgroup`` is the pod's own or, where it has none, what its containers use together.
 
-    ``network`` is None in the host's network or once stopped; ``details`` are the pod's own cgroup's, with the same conditions as a
-    container's.
+    ``network`` is None in the host's network or once stopped. ``details`` and ``processes`` are of a pod whose containers live in a
+    sandbox that the host accounts for as a whole, with the same conditions as a container's; None of others.
     """
 
     sandbox: Sandbox
@@ -64,6 +68,7 @@ class PodUsage:
     nano_cores: int | None = None
     network: NetworkStats | None = None
     details: CgroupDetails | None = None
+    processes: ProcessCounts | None = None
 
     @property
     def id(self) -> str:
@@ -141,19 +146,24 @@ class StatsService:
         for one in containers:
             entry = self._live.containers.get(one.id)
             if one.state is ContainerState.RUNNING and entry is not None:
-                cgroup = entry.handle.cgroup
+                cgroup = _cgroup_of(one.id, entry.handle)
                 found.append(Target(one.id, cgroup, entry.handle if cgroup is None else None, began_ns=one.started_at, pid=one.pid))
         return found
 
     def _pod_targets(self, sandboxes: Iterable[Sandbox]) -> list[Target]:
-        """Of those that are ready. One that named no cgroup has none of its own: it stands among others in the default one."""
+        """Of those that are ready. One that named no cgroup has none of its own, unless its sandbox has: it stands among others."""
         found = []
         for one in sandboxes:
             if one.state is SandboxState.READY:
-                parent, pin = one.config.cgroup_parent, one.namespaces.get("net")
-                cgroup = spec_resources.pod_cgroup(self._driver, parent) if parent else None
-                found.append(Target(one.id, cgroup, netns=Path(pin) if pin else None))
+                pin, whole = one.namespaces.get("net"), self._sandbox_cgroup(one.id)
+                netns, pid = Path(pin) if pin else None, one.pid if whole else 0
+                cgroup = whole or (spec_resources.pod_cgroup(self._driver, parent) if (parent := one.config.cgroup_parent) else None)
+                found.append(Target(one.id, cgroup, netns=netns, pid=pid, detailed=whole is not None))
         return found
+
+    def _sandbox_cgroup(self, ident: str) -> str | None:
+        """Where the host accounts for all of a sandbox that its containers live in (bridge.ports.runtime.SandboxHandle)."""
+        return _cgroup_of(ident, self._live.sandboxes.get(ident))
 
     def _usage(self, container: Container, sample: Sample) -> ContainerUsage:
         layer = self._images.layer_usage(container.id)
@@ -162,8 +172,20 @@ class StatsService:
     def _pod_usage(self, sandbox: Sandbox, members: Sequence[Container], samples: Mapping[str, Sample]) -> PodUsage:
         usages = tuple(self._usage(container, samples.get(container.id, _NOTHING)) for container in members)
         own = samples.get(sandbox.id, _NOTHING)
-        if sandbox.config.cgroup_parent:
-            return PodUsage(sandbox, usages, own.cgroup, own.nano_cores, own.network, own.details)
+        if sandbox.config.cgroup_parent or self._sandbox_cgroup(sandbox.id):
+            # What the sandbox's own process may have open is no limit of the pod's.
+            counts = own.processes and replace(own.processes, open_files_limit=None)
+            return PodUsage(sandbox, usages, own.cgroup, own.nano_cores, own.network, own.details, counts)
         running = {one.id: samples.get(one.id, _NOTHING) for one in members if one.state is ContainerState.RUNNING}
         together = self._sums.of(sandbox.id, running)
         return PodUsage(sandbox, usages, together.cgroup, together.nano_cores, own.network)
+
+
+def _cgroup_of(ident: str, handle: ContainerHandle | SandboxHandle | None) -> str | None:
+    """A plugin that fails here costs its own pod's numbers."""
+    try:
+        cgroup: str | None = getattr(handle, "cgroup", None)
+    except BridgeError as exc:
+        _logger.warning("no statistics of %s: %s", ident[:13], exc)
+        return None
+    return cgroup

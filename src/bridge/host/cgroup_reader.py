@@ -84,6 +84,15 @@ class CgroupReader:
         """Close every file; a later look opens them again."""
         self.keep_only(())
 
+    def successor(self) -> CgroupReader:
+        """Another one, that may have open what this one may have and has not: this one's user does not come back for now."""
+        return CgroupReader(on=self._given, limit=max(0, self._limit - self._count))
+
+    def inherit(self, before: CgroupReader) -> None:
+        """``before``, whose successor this is, has come back: its files are closed, and as many may be open here."""
+        self._limit += before.open_files
+        before.close()
+
     def drop(self, cgroup: str) -> None:
         """Close its files, if any are open."""
         for descriptor in self._kept.pop(cgroup, _Files()).open.values():

@@ -198,6 +198,7 @@ class FakeSandbox:
         self.id = spec.id
         self.spec = spec
         self.pid = 1000 if spec.shared_pid or backend.sandbox_kind is not SandboxKind.NAMESPACES else None
+        self.cgroup: str | None = None
         self.ports: set[int] = set()
         self.updates: list[Mapping[str, Any]] = []
         self.connections: list[tuple[int, socket.socket]] = []

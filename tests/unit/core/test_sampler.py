@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,8 +14,9 @@ import anyio
 import pytest
 
 from bridge.core import sampler as module
+from bridge.core.looks import Target
 from bridge.core.pace import SamplerSettings
-from bridge.core.sampler import Sampler, Target
+from bridge.core.sampler import Sampler
 from bridge.errors import HostError
 from bridge.host.cgroup_details import CgroupDetails
 from bridge.host.cgroup_paths import CgroupLayout, CgroupMount
@@ -237,3 +240,115 @@ async def test_so_many_backends_are_asked_at_once_and_each_only_once(tmp_path: P
         for each in backends:
             each.open.set()
     assert [each.asked for each in backends] == [1] * 5
+
+
+async def until(true: Callable[[], bool]) -> None:
+    with anyio.fail_after(20):
+        while not true():
+            await anyio.sleep(0.01)
+
+
+@contextlib.contextmanager
+def held(file: Path) -> Iterator[None]:
+    """Who opens the file waits in the kernel meanwhile, as in front of a cgroup that is not let go of: a FIFO that nobody writes to."""
+    content = file.read_text()
+    file.unlink()
+    os.mkfifo(file)
+    try:
+        yield
+    finally:
+        os.close(os.open(file, os.O_RDWR))  # those that wait go on
+        file.unlink()
+        file.write_text(content)
+
+
+async def test_files_that_the_kernel_holds_cost_their_own_numbers(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_HELD_SECONDS", 0.3)
+    targets = [world.add(name) for name in ("before", "stuck", "after")]
+    assert await world.cpu() == [5000] * 3
+    world.reader.drop("/stuck")
+    with held(world.root / "stuck" / "cpu.stat"):
+        for name in ("before", "after"):
+            world.add(name, 6)
+        assert await world.cpu(fresh=True) == [6000, 5000, 6000], "what was known of it is not a period old"
+        assert "no statistics of stuck: the kernel has held a thread" in caplog.text
+        for name in ("before", "after"):
+            world.add(name, 7)
+        assert await world.cpu(fresh=True) == [7000, 5000, 7000]
+        assert world.reader.looks[3:] == ["/before", "/stuck"], "then another reader did it, and nobody waited for that one again"
+        await world.sampler._files_round()
+        await world.sampler.forget("stuck")
+    await until(lambda: "statistics of stuck can be read again" in caplog.text)
+    assert await world.cpu(targets[1], fresh=True) == [5000]
+    await world.sampler._close()
+    assert (world.sampler.open_files, world.reader.open_files) == (0, 0)
+
+
+async def test_only_so_many_threads_are_left_to_the_kernel(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HELD_SECONDS", 0.1)
+    names = [str(number) for number in range(6)]
+    for name in names:
+        world.add(name)
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(held(world.root / name / "cpu.stat"))
+        assert await world.cpu() == []
+        assert len(world.sampler._held) == module._MOST_HELD
+        assert await world.cpu() == [], "no more are begun"
+    await until(lambda: not world.sampler._held)
+    assert await world.cpu() == [5000] * 6
+    await world.sampler._close()
+    assert (world.sampler.open_files, world.reader.open_files) == (0, 0)
+
+
+async def test_a_question_that_is_called_off_leaves_a_held_reader_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HELD_SECONDS", 0.2)
+    target = world.add("one")
+    with held(world.root / "one" / "cpu.stat"):
+        with anyio.move_on_after(0.05):
+            await world.cpu(target)
+        assert world.sampler._reader is not world.reader
+        assert await world.cpu(world.add("two")) == [5000]
+    await until(lambda: not world.sampler._held)
+    await world.sampler._close()
+
+
+async def test_details_of_what_nobody_wants_them_of_are_not_read(world: World) -> None:
+    pod = replace(world.add("pod"), detailed=False)
+    for _ in range(2):
+        assert (await world.sampler.samples([pod], detailed=True))["pod"].details is None
+    assert world.reader.looks == ["/pod"], "and it is not looked at again for them"
+    await world.sampler._close()
+
+
+async def test_a_node_of_five_thousand_cgroups(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first list waits for one look at each, in hops that are none of them long; the next ones look at nothing."""
+    hops: list[int] = []
+
+    class Counted(module.Look):
+        def __init__(self, targets: Sequence[Target], *given: Any, **named: Any) -> None:
+            hops.append(len(targets))
+            super().__init__(targets, *given, **named)
+
+    def read(cgroup: str, **_: bool) -> tuple[CgroupStats, None]:
+        world.reader.looks.append(cgroup)
+        return CgroupStats(time.time_ns(), cpu_ns=7), None
+
+    monkeypatch.setattr(module, "Look", Counted)
+    monkeypatch.setattr(world.reader, "read", read)
+    world.targets += [Target(str(number), f"/{number}") for number in range(5000)]
+    for _ in range(2):
+        assert await world.cpu() == [7] * 5000
+        assert len(world.reader.looks) == 5000
+    assert max(hops) == module._AT_A_TIME
+
+
+async def test_what_ends_amid_a_look_is_left_out(world: World) -> None:
+    """Its files are open, then it goes: what is read of them is ENODEV, here an empty file."""
+    one, two = world.add("one"), world.add("two")
+    await world.cpu()
+    (world.root / "one" / "cpu.stat").write_text("")
+    assert await world.cpu(one, two, fresh=True) == [None, 5000]
+    await world.sampler._close()

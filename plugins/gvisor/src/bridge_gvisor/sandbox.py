@@ -22,6 +22,7 @@ from anyio import to_thread
 from bridge.aio import Rollback
 from bridge.errors import AlreadyExists, InvalidRequest, NotFound, TimedOut, Unsupported
 from bridge.host import files, netdial
+from bridge.host.cgroup_paths import CgroupDriver, of_cgroups_path
 from bridge.monitor.lasting import MONITOR_RETURN_SECONDS
 from bridge.monitor.protocol import LaunchFailed
 from bridge.oci.strays import LOST_CODE, start_ticks
@@ -43,6 +44,7 @@ class GvisorSandbox:
     def __init__(self, host: GvisorHost, spec: SandboxSpec, *, pid: int | None = None, ticks: int = 0) -> None:
         self._host = host
         self._spec = replace(spec, oci=None)
+        self._cgroup = _cgroup(spec)
         self._pid, self._ticks = pid, ticks
         self._dialer = netdial.Dialer(spec.namespaces.net)
 
@@ -60,6 +62,11 @@ class GvisorSandbox:
     def record(self) -> Record:
         """``pid`` and ``start_ticks`` let a new monitor adopt it."""
         return {"v": _VERSION, "pid": self._pid or 0, "start_ticks": self._ticks}
+
+    @property
+    def cgroup(self) -> str | None:
+        """Where the host's kernel accounts for all of the pod, from the hierarchies' root: the pod's own, or the sandbox's without one."""
+        return self._cgroup
 
     async def start(self, oci: dict[str, Any]) -> None:
         """One run of runsc. Raises RuntimeFailed with what it said; then nothing is left."""
@@ -163,6 +170,13 @@ class GvisorSandbox:
         await to_thread.run_sync(self._host.runsc.remove_locks, "*", self.id)
         await files.remove_tree(self._spec.state_dir / "sandbox")
         await self._host.lasting(lambda monitor: monitor.forget(self.id))
+
+
+def _cgroup(spec: SandboxSpec) -> str | None:
+    path = (spec.oci or {}).get("linux", {}).get("cgroupsPath", "")
+    if spec.cgroup or not path:
+        return spec.cgroup or None
+    return of_cgroups_path(path, CgroupDriver.SYSTEMD if path.count(":") == 2 else CgroupDriver.CGROUPFS)
 
 
 async def _killed(monitor: Monitor, ident: str, timeout: float) -> None:
