@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import cast
 
 import anyio
 import pytest
 
 from bridge.core.services import Services
-from bridge.errors import NotFound
+from bridge.errors import NotFound, PluginFailed
 from bridge.host import cgroups
+from bridge.ports.runtime import ContainerHandle, SandboxHandle, SandboxKind
 from tests.component.conftest import World, container, pod
 
 OWN = cgroups.of_pid(os.getpid())
@@ -128,3 +130,50 @@ async def test_lists_tell_samples_and_single_ones_the_moment(core: Services, wor
     assert first[0] < exact[0] < exact[1]
     assert (await core.stats.container(ident)).cgroup is not None
     assert len(await times(single=False)) == 2
+
+
+async def test_a_sandbox_with_a_cgroup_is_counted_as_a_whole(world: World) -> None:
+    """Its containers have none of their own. Its process's limit of files is not the pod's."""
+    world.backend.sandbox_kind = SandboxKind.CONTAINER
+    async with world.started() as core:
+        sandbox = (await core.sandboxes.run(pod(), "")).id
+        ident = (await core.containers.create(sandbox, container("app"))).id
+        world.backend.containers[ident].cgroup = None
+        await core.containers.start(ident)
+        assert (await core.stats.sandbox(sandbox)).cgroup is None
+        world.backend.sandboxes[sandbox].cgroup = own_cgroup()
+        usage = await core.stats.sandbox(sandbox)
+        assert usage.cgroup is not None
+        assert usage.cgroup.memory is not None
+        assert (usage.details, usage.processes, usage.containers[0].cgroup) == (None, None, None)
+        (usage,) = await core.stats.sandboxes(detailed=True)
+        assert usage.details is not None
+        assert usage.processes is not None
+        assert usage.processes.processes >= 1
+        assert usage.processes.open_files_limit is None
+        await core.sandboxes.stop(sandbox)
+        assert (await core.stats.sandbox(sandbox)).cgroup is None
+
+
+@pytest.mark.parametrize("of", ["sandbox", "container"])
+async def test_a_plugin_that_fails_at_its_cgroup_costs_its_own_numbers(core: Services, world: World, of: str) -> None:
+    one, two = await started(core, world, "one"), await started(core, world, "two")
+    sandbox = core.store.container(one).sandbox_id
+
+    class Broken:
+        @property
+        def cgroup(self) -> str:
+            raise PluginFailed("it broke")
+
+        async def stats(self) -> None:
+            raise PluginFailed("it broke")
+
+    if of == "sandbox":
+        core.live.sandboxes[sandbox] = cast("SandboxHandle", Broken())
+    else:
+        core.live.containers[one].handle = cast("ContainerHandle", Broken())
+    found = {usage.id: usage.cgroup is not None for usage in await core.stats.containers()}
+    assert found == {one: of == "sandbox", two: True}
+    assert [usage.id for usage in await core.stats.sandboxes()] == [sandbox]
+    core.live.sandboxes[sandbox] = world.backend.sandboxes[sandbox]
+    core.live.containers[one].handle = world.backend.containers[one]

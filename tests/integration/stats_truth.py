@@ -62,9 +62,21 @@ async def worked(kubelet: Kubelet, pod: str, name: str = "app") -> tuple[str, in
 class Kernel:
     """The cgroup files and the network of a process of the container."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, files: Limits | None = None) -> None:
         self.pid = pid
-        self._files = Limits(pid)
+        self._files = files or Limits(pid)
+
+    @classmethod
+    def of_pod(cls, kubelet: Kubelet, pod: str, pid: int) -> Kernel:
+        """The files of the cgroup that the kubelet made for the pod, and the network of one of its processes."""
+        linux = kubelet.configs[pod].linux
+        assert linux is not None
+        mounts = cgroups.layout().mounts
+        return cls(pid, Limits.of({name: mount.directory(linux.cgroup_parent) for name, mount in mounts.items()}))
+
+    @property
+    def threads(self) -> int:
+        return processes_below(self._files.directory("pids"))
 
     @property
     def cpu_ns(self) -> int:
@@ -154,6 +166,67 @@ async def network_is_what_the_pod_sees(kubelet: Kubelet, pod: str, pid: int) -> 
     for name, each in told.items():
         for field in ("rx_bytes", "rx_errors", "tx_bytes", "tx_errors"):
             assert getattr(before[name], field) <= value(getattr(each, field)) <= getattr(after[name], field), (name, field)
+
+
+async def pod_agrees_with_the_kernel(kubelet: Kubelet, pod: str, pid: int) -> None:
+    """The pod's counters lie between two looks at its own cgroup, levels within 1 MiB of them, threads are as many once they stay.
+
+    So do the counters of each of its interfaces, as process ``pid`` of the pod sees them.
+    """
+    kernel = Kernel.of_pod(kubelet, pod, pid)
+
+    async def still() -> bool:
+        threads, cpu, memory = kernel.threads, kernel.cpu_ns, kernel.memory
+        told = await pod_stats(kubelet, pod)
+        after, later = kernel.cpu_ns, kernel.memory
+        assert told.cpu is not None
+        assert cpu <= value(told.cpu.usage_core_nano_seconds) <= after
+        assert told.memory is not None
+        assert memory["faults"] <= value(told.memory.page_faults) <= later["faults"]
+        assert memory["major"] <= value(told.memory.major_page_faults) <= later["major"]
+        found = {"usage": told.memory.usage_bytes, "working_set": told.memory.working_set_bytes, "rss": told.memory.rss_bytes}
+        for name, each in found.items():
+            assert min(memory[name], later[name]) - MIB <= value(each) <= max(memory[name], later[name]) + MIB, name
+        assert told.process is not None
+        return threads == value(told.process.process_count) == kernel.threads > 0
+
+    await eventually(still)
+    await network_is_what_the_pod_sees(kubelet, pod, pid)
+
+
+async def metrics(kubelet: Kubelet, pod: str) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
+    """The pod's own and its containers', by name without its prefix and by own labels; their labels are as described."""
+    runtime = kubelet.cri.runtime
+    described = {
+        each.name: each.label_keys for each in (await runtime.list_metric_descriptors(pb.ListMetricDescriptorsRequest())).descriptors
+    }
+    answer = await runtime.list_pod_sandbox_metrics(pb.ListPodSandboxMetricsRequest())
+    (told,) = (each for each in answer.pod_metrics if each.pod_sandbox_id == pod)
+    meta = kubelet.configs[pod].metadata
+    assert meta is not None
+    base = [meta.name, meta.namespace]
+    status = {each.container_id: (await kubelet.status(each.container_id)).metadata for each in told.container_metrics}
+    of_pod = by_own_labels(told.metrics, described, [*base, "", pod, ""])
+    of_containers = {}
+    for each in told.container_metrics:
+        named = status[each.container_id]
+        assert named is not None
+        labels = [*base, named.name, each.container_id, each.metrics[0].label_values[4]]
+        of_containers[each.container_id] = by_own_labels(each.metrics, described, labels)
+    return of_pod, of_containers
+
+
+def by_own_labels(metrics: list[pb.Metric], described: dict[str, list[str]], base: list[str]) -> dict[str, int]:
+    """Values by name and own labels; a series that comes twice, or has other labels, is what a kubelet would refuse."""
+    found: dict[str, int] = {}
+    for each in metrics:
+        assert len(each.label_values) == len(described[each.name]), each.name
+        assert each.label_values[:5] == base
+        key = ":".join((each.name.removeprefix("container_"), *each.label_values[5:]))
+        assert key not in found
+        assert each.value is not None
+        found[key] = each.value.value
+    return found
 
 
 async def eventually(true: Any, seconds: float = 40.0) -> None:

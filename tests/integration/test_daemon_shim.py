@@ -17,14 +17,19 @@ from tests.integration.daemon_fixtures import audited_node
 from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node, log_lines, processes
 from tests.integration.shim_host import SHIM
 from tests.integration.stats_truth import (
+    HELD,
+    LIMIT,
+    Kernel,
     agrees_with_the_kernel,
     agrees_with_the_workload,
     container_stats,
     layer_is_what_du_says,
-    network_is_what_the_pod_sees,
+    metrics,
+    pod_agrees_with_the_kernel,
     value,
     worked,
 )
+from tests.unit.core import metric_peers
 
 pytestmark = [
     pytest.mark.root,
@@ -61,8 +66,14 @@ async def test_statistics_are_what_the_kernel_says(node: DaemonNode) -> None:
         await agrees_with_the_workload(kubelet, container, used)
         pid = (await kubelet.info(container))["pid"]
         await agrees_with_the_kernel(kubelet, container, pid)
-        await network_is_what_the_pod_sees(kubelet, pod, pid)
+        await pod_agrees_with_the_kernel(kubelet, pod, pid)
         await layer_is_what_du_says(kubelet, node, container)
+        of_pod, of_containers = await metrics(kubelet, pod)
+        assert {f"container_{key.partition(':')[0]}" for key in (*of_pod, *of_containers[container])} >= metric_peers.CRITEST
+        kernel, told = Kernel(pid), of_containers[container]
+        assert told["memory_failures_total:pgfault:hierarchy"] <= kernel.memory["faults"]
+        assert HELD <= told["memory_rss"] <= told["memory_max_usage_bytes"] <= told["spec_memory_limit_bytes"] == LIMIT
+        assert (told["processes"], told["threads"], told["threads_max"]) == (2, 2, 0)
         await kubelet.clean()
 
 

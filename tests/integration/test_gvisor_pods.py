@@ -29,14 +29,19 @@ from tests.integration import pod_cgroups
 from tests.integration.daemon_node import IMAGE, DaemonNode, Kubelet, daemon_node, namespaces
 from tests.integration.stats_truth import (
     HELD,
+    LIMIT,
     WRITTEN,
+    Kernel,
     agrees_with_the_workload,
     container_stats,
     layer_is_what_du_says,
+    metrics,
+    pod_agrees_with_the_kernel,
     pod_stats,
     value,
     worked,
 )
+from tests.unit.core import metric_peers
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -144,15 +149,25 @@ async def test_statistics_are_the_sandboxs_own_and_nothing_is_made_up(kubelet: K
     assert told is not None
     assert (told.rss_bytes, told.page_faults, told.major_page_faults, told.psi) == (None,) * 4, "runsc does not say"
     await layer_is_what_du_says(kubelet, node, container, least=WRITTEN // 2)
+    sandbox = (await kubelet.pod_info(pod))["pid"]
+    await pod_agrees_with_the_kernel(kubelet, pod, sandbox)
     whole = await pod_stats(kubelet, pod)
     assert whole.cpu is not None
     assert whole.memory is not None
     assert value(whole.cpu.usage_core_nano_seconds) >= used // 2
     assert value(whole.memory.usage_bytes) >= HELD
-    assert value(whole.memory.page_faults) > 0, "of the pod's cgroup, where the sandbox is"
-    assert whole.network is not None
-    assert whole.network.default_interface is not None
-    assert whole.network.default_interface.name == "eth0"
+    of_pod, of_containers = await metrics(kubelet, pod)
+    mine = of_containers[container]
+    assert {f"container_{key.partition(':')[0]}" for key in (*of_pod, *mine)} >= metric_peers.CRITEST
+    assert not {"memory_rss", "memory_cache", "processes", "cpu_user_seconds_total"} & set(mine), "runsc does not say"
+    assert mine["memory_usage_bytes"] >= HELD
+    assert mine["threads"] == 2, "a shell and its sleep"
+    assert mine["spec_memory_limit_bytes"] == LIMIT
+    assert of_pod["memory_rss"] >= HELD
+    assert of_pod["memory_failures_total:pgfault:hierarchy"] <= Kernel.of_pod(kubelet, pod, sandbox).memory["faults"]
+    assert of_pod["processes"] >= 2, "the sandbox and the helpers of its files"
+    assert of_pod["file_descriptors"] >= len(os.listdir(f"/proc/{sandbox}/fd")) // 2
+    assert not [key for key in of_pod if "spec" in key or "ulimits" in key or "fs_usage" in key]
 
 
 @pytest.mark.parametrize(("command", "code"), [(["/nope"], 127), (["nope"], 127), (["/etc"], 126)])

@@ -11,7 +11,7 @@ import pytest
 from bridge._proto.runtime import v1 as pb
 from tests.integration.daemon_fixtures import handler, kubelet, warm
 from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node
-from tests.integration.stats_truth import HELD, LIMIT, MIB, WRITTEN, Kernel, eventually, worked
+from tests.integration.stats_truth import HELD, LIMIT, MIB, WRITTEN, Kernel, by_own_labels, eventually, worked
 
 __all__ = ["handler", "kubelet"]
 pytestmark = pytest.mark.root
@@ -28,19 +28,6 @@ def node(crun_hierarchy: None) -> Iterator[DaemonNode]:
 async def listed(kubelet: Kubelet, pod: str) -> pb.PodSandboxMetrics:
     answer = await kubelet.cri.runtime.list_pod_sandbox_metrics(pb.ListPodSandboxMetricsRequest())
     (found,) = (each for each in answer.pod_metrics if each.pod_sandbox_id == pod)
-    return found
-
-
-def by_own_labels(metrics: list[pb.Metric], described: dict[str, list[str]], base: list[str]) -> dict[str, int]:
-    """Values by name and own labels; a series that comes twice, or has other labels, is what a kubelet would refuse."""
-    found: dict[str, int] = {}
-    for each in metrics:
-        assert len(each.label_values) == len(described[each.name]), each.name
-        assert each.label_values[:5] == base
-        key = ":".join((each.name.removeprefix("container_"), *each.label_values[5:]))
-        assert key not in found
-        assert each.value is not None
-        found[key] = each.value.value
     return found
 
 

@@ -21,6 +21,7 @@ from tests.integration.stats_truth import (
     eventually,
     layer_is_what_du_says,
     network_is_what_the_pod_sees,
+    pod_agrees_with_the_kernel,
     pod_stats,
     processes_below,
     value,
@@ -45,6 +46,7 @@ async def test_a_container_that_works(kubelet: Kubelet, node: DaemonNode) -> Non
     pid = (await kubelet.info(container))["pid"]
     await agrees_with_the_kernel(kubelet, container, pid)
     await agrees_with_the_workload(kubelet, container, used)
+    await pod_agrees_with_the_kernel(kubelet, pod, pid)
     told = await container_stats(kubelet, container)
     assert told.attributes is not None
     assert (told.attributes.id, told.attributes.metadata) == (container, pb.ContainerMetadata(name="app"))

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import anyio
 
-_EARLY = 0.9
-"""A round begins after this share of a period, so that it ends before anything is older than a period."""
+_EARLY = 0.97
+"""A round begins after this share of a period: before anything is older than a period, and after who asks once a period has asked again.
+
+His question brings a round, and another one just before it would be read for nobody.
+"""
 _SOON_SECONDS = 0.5
 _LEAST_SECONDS = 1.0
 """Between the beginnings of two rounds, however often somebody asks."""
@@ -34,6 +37,7 @@ class Pace:
         self._settings = settings
         self._asked = self._began = float("-inf")
         self._due = float("inf")
+        self._soon = False
         self._nudged = anyio.Event()
 
     @property
@@ -43,12 +47,12 @@ class Pace:
 
     def asked(self) -> None:
         """Somebody asked: a round comes soon. Who asks twice wants to see a difference, as crictl does after a second."""
-        now, asleep, due = anyio.current_time(), self.asleep, self._due
-        soon = max(now + _SOON_SECONDS, self._began + _LEAST_SECONDS)
-        self._asked = now
-        self._due = soon if asleep else min(due, soon)
-        if asleep or self._due < due:
+        now = anyio.current_time()
+        if self.asleep or not self._soon:
+            self._soon = True
+            self._due = max(now + _SOON_SECONDS, self._began + _LEAST_SECONDS)
             self._nudged.set()
+        self._asked = now
 
     async def keep(self, work: Callable[[], Awaitable[object]], rest: Callable[[], Awaitable[object]]) -> None:
         """Call ``work`` each time that a round is due and ``rest`` each time before sleeping, for ever."""
@@ -60,7 +64,7 @@ class Pace:
                 if self.asleep:
                     await self._nudged.wait()
             elif now >= self._due:
-                self._began = now
+                self._began, self._soon = now, False
                 self._due = now + _EARLY * self._settings.period
                 await work()
             else:

@@ -36,6 +36,8 @@ _ROUND = 0.8
 """Share of a period after which a backend is asked again where there are many."""
 _ANSWER_SECONDS = 3.0
 """How long an answer waits for backends; what they say later is in the next one."""
+_DETAILS_PERIODS = 2
+"""So long after a question for details rounds bring them. They cost thrice the rest: who asks once a minute has them read then."""
 _HELD_SECONDS = 3.0
 """After which a look at files counts as held by the kernel; some 3 ms are usual."""
 _MOST_HELD = 4
@@ -117,7 +119,7 @@ class Sampler:
 
     async def _files_round(self) -> None:
         began = anyio.current_time()
-        detailed = began - self._details_asked <= self._settings.idle
+        detailed = began - self._details_asked <= _DETAILS_PERIODS * self._settings.period
         targets = self._targets()
         for start in range(0, len(targets), _AT_A_TIME):
             at = anyio.current_time()

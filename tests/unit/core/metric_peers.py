@@ -1,4 +1,8 @@
-"""What other servers tell by ListPodSandboxMetrics, as facts: CRI-O 1.37-dev of August 2026, containerd 2.4-dev of August 2026."""
+"""What other servers tell by ListPodSandboxMetrics, as facts read from their sources, with the type in which each value is sent.
+
+CRI-O f954a17e (1.37-dev, 21 August 2026): internal/lib/statsserver/descriptors.go and *_metrics_linux.go. containerd 301026e5 (2.4-dev,
+22 August 2026): internal/cri/server/list_metric_descriptors.go and list_pod_sandbox_metrics_linux.go. containerd 1.x has none.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +75,18 @@ CONTAINERD = (
     _BOTH | dict.fromkeys(FILE_SYSTEM, ("gauge", ("device",))) | CONTAINERD_ALONE | {"container_cpu_usage_seconds_total": ("counter", ())}
 )
 """Name → type and the labels that follow those of every metric."""
+CRITEST_SPARES = {
+    *CRIO_ALONE,
+    "container_spec_memory_reservation_limit_bytes",
+    "container_ulimits_soft",
+    "container_blkio_device_usage_total",
+    "container_fs_reads_bytes_total",
+    "container_fs_reads_total",
+    "container_fs_writes_bytes_total",
+    "container_fs_writes_total",
+}
+"""Of CRI-O's names, those that critest (cri-tools, August 2026) does not insist on: what some servers don't have, what needs a disk."""
+CRITEST = frozenset(CRIO) - CRITEST_SPARES
 DIFFERENT = {
     "CRI-O": dict.fromkeys(FILE_SYSTEM, "the file system's device is told as containerd and cAdvisor do"),
     "containerd": {"container_cpu_usage_seconds_total": "the CPU is told ('total') as CRI-O and cAdvisor do"},

@@ -301,3 +301,29 @@ def test_names_types_and_labels_are_those_of(peer: str, theirs: dict[str, tuple[
 def test_the_peers_have_as_many_as_they_say() -> None:
     assert (len(metric_peers.CRIO), len(metric_peers.CONTAINERD)) == (56, 49)
     assert {row.name for row in service().descriptors} == set(metric_peers.CRIO) | set(metric_peers.CONTAINERD)
+    assert len(metric_peers.CRITEST) == 40
+    assert set(metric_peers.CRIO) > metric_peers.CRITEST_SPARES
+
+
+@pytest.mark.parametrize("v2", [False, True])
+async def test_a_sandbox_that_is_accounted_for_as_a_whole_is_told_of_as_the_pod(tmp_path: Path, v2: bool) -> None:
+    """What its containers can't be asked for is known of all of it; their layers, limits and starts stay theirs."""
+    whole = seen(tmp_path / "tree", v2=v2)
+    bare = ContainerUsage(dataclasses.replace(CONTAINER, resources=LIMITS), CgroupStats(SECOND), layer=FsUsage(tmp_path, 4096, 2, 9))
+    counts = ProcessCounts(4, 20, 2)
+    pod = dataclasses.replace(ready(bare, network=NETWORK), cgroup=whole.cgroup, details=whole.details, processes=counts)
+    (metrics,) = await told(pod)
+    of_pod, of_container = by_name(metrics), by_name(metrics.containers[0])
+    theirs = {name: value for name, value in (V2 if v2 else V1).items() if "_spec_" not in name and "start_time" not in name}
+    assert {name: value for name, value in of_pod.items() if "_network_" not in name} == {
+        name: value for name, value in theirs.items() if "ulimits" not in name
+    }
+    names = {name.partition("{")[0] for name in (*of_pod, *of_container)}
+    assert names >= metric_peers.CRITEST
+    assert metrics.labels[2:] == ("", SANDBOX.id, "")
+
+
+async def test_a_pod_whose_containers_have_cgroups_is_told_of_by_them(tmp_path: Path) -> None:
+    whole = seen(tmp_path, v2=True)
+    (metrics,) = await told(dataclasses.replace(ready(whole), cgroup=whole.cgroup))
+    assert metrics.values == []

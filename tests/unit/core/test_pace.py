@@ -77,7 +77,7 @@ def test_one_question_brings_a_look_soon_one_a_period_and_then_rest() -> None:
         await anyio.sleep(1000)
 
     world.play(story)
-    assert world.rounds == [100.5, 109.5, 118.5, 127.5, 136.5, 145.5, 154.5]
+    assert world.rounds == [100.5, 110.2, 119.9, 129.6, 139.3, 149.0, 158.7]
     assert world.rests == [0, 160]
 
 
@@ -88,13 +88,29 @@ def test_a_kubelet_gets_what_was_read_within_the_period() -> None:
     async def story() -> None:
         await anyio.sleep(5)
         for _ in range(30):
-            world.pace.asked()
-            await anyio.sleep(10)
+            for _ in range(3):  # containers, pods, metrics
+                world.pace.asked()
+                await anyio.sleep(0.03)
+            await anyio.sleep(9.96)
             ages.append(anyio.current_time() - world.rounds[-1])
 
     world.play(story)
     assert max(ages) < 10
-    assert len(world.rounds) <= 61, "two a question"
+    assert len(world.rounds) == 30, "one a question"
+
+
+@pytest.mark.parametrize("distance", [3.0, 7.0, 9.0, 11.0, 15.0, 29.0])
+def test_another_rhythm_costs_a_round_a_question_and_one_a_period(distance: float) -> None:
+    world = World()
+
+    async def story() -> None:
+        for _ in range(30):
+            world.pace.asked()
+            await anyio.sleep(distance)
+            assert anyio.current_time() - world.rounds[-1] < 10
+
+    world.play(story)
+    assert len(world.rounds) <= 30 * (1 + distance // 9.7)
 
 
 @pytest.mark.parametrize("distance", [0.001, 0.1, 0.4])

@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from bridge.core import sampler as module
-from bridge.core.looks import Target
+from bridge.core.looks import Look, Target
 from bridge.core.pace import SamplerSettings
 from bridge.core.sampler import Sampler
 from bridge.errors import HostError
@@ -327,7 +327,7 @@ async def test_a_node_of_five_thousand_cgroups(world: World, monkeypatch: pytest
     """The first list waits for one look at each, in hops that are none of them long; the next ones look at nothing."""
     hops: list[int] = []
 
-    class Counted(module.Look):
+    class Counted(Look):
         def __init__(self, targets: Sequence[Target], *given: Any, **named: Any) -> None:
             hops.append(len(targets))
             super().__init__(targets, *given, **named)
