@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import anyio
 import bridge_gvisor
 import pytest
 from bridge_gvisor import execs, forwarding, hiding
@@ -22,12 +21,11 @@ from bridge_gvisor.limits import limits
 from bridge_gvisor.options import GvisorOptions
 from bridge_gvisor.probe import judge
 from bridge_gvisor.runsc import Runsc, RunscSettings, descendants, parse_processes
-from bridge_gvisor.sampler import Sampler, parse
 from bridge_gvisor.sandbox import GvisorSandbox
 from bridge_gvisor.trial import Outcome
 from bridge_gvisor.words import mending, start_code
 
-from bridge.errors import ConfigError, HostError, MonitorGone, Unsupported
+from bridge.errors import ConfigError, MonitorGone, Unsupported
 from bridge.host import cgroups, netdial
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.plugins import Plugins
@@ -230,93 +228,6 @@ def test_processes_and_who_is_below() -> None:
     assert descendants(parents, 8) == {9, 10}
     assert descendants(parents, 2) == set()
     assert descendants({1: 1}, 1) == set()
-
-
-def test_statistics() -> None:
-    data = {"cpu": {"usage": {"total": 108039471}}, "memory": {"usage": {"limit": 0, "usage": 3284992}}, "pids": {"current": 3}}
-    found = parse(data, 5)
-    assert (found.at_ns, found.cpu_ns, found.processes) == (5, 108039471, 3)
-    assert found.memory is not None
-    assert (found.memory.usage, found.memory.working_set, found.memory.limit) == (3284992, 3284992, None)
-    empty = parse({"cpu": {"usage": "much"}, "memory": []}, 5)
-    assert (empty.cpu_ns, empty.memory, empty.processes) == (None, None, None)
-
-
-class Asked:
-    """A runsc that counts questions."""
-
-    def __init__(self) -> None:
-        self.questions: list[str] = []
-        self.fails = False
-        self.gate = anyio.Event()
-        self.gate.set()
-
-    async def __call__(self, ident: str) -> Mapping[str, object]:
-        self.questions.append(ident)
-        await self.gate.wait()
-        if self.fails:
-            raise HostError("busy")
-        return {"pids": {"current": len(self.questions)}}
-
-
-async def test_statistics_are_asked_at_a_pace_of_their_own() -> None:
-    asked = Asked()
-    sampler = Sampler(asked, 1000)
-    first = await sampler.of("a")
-    assert first is not None
-    assert first.processes == 1
-    for _ in range(50):
-        assert await sampler.of("a") == first, "asked again within the interval, nobody is run"
-    assert (await sampler.of("b")) is not None
-    assert asked.questions == ["a", "b"]
-    sampler.forget("a")
-    assert await sampler.of("a") != first
-
-
-async def test_statistics_follow_and_failures_keep_the_last() -> None:
-    asked = Asked()
-    sampler = Sampler(asked, 1e-9)
-    first, second = await sampler.of("a"), await sampler.of("a")
-    assert first != second
-    asked.fails = True
-    assert await sampler.of("a") == second
-    assert asked.questions == ["a"] * 3
-    assert await sampler.of("b") is None
-
-
-async def test_questions_that_come_together_are_one_and_two_run_at_once() -> None:
-    asked = Asked()
-    asked.gate = anyio.Event()
-    sampler = Sampler(asked, 1000)
-    async with anyio.create_task_group() as group:
-        for ident in "aaabbbccc":
-            group.start_soon(sampler.of, ident)
-        await anyio.wait_all_tasks_blocked()
-        assert asked.questions == ["a", "b"]
-        asked.gate.set()
-    assert asked.questions == ["a", "b", "c"]
-
-
-async def test_a_caller_that_gives_up_leaves_the_others_their_turn() -> None:
-    asked = Asked()
-    asked.gate = anyio.Event()
-    sampler = Sampler(asked, 1e-9)
-    with anyio.move_on_after(0.01):
-        await sampler.of("a")
-    asked.gate.set()
-    assert (await sampler.of("a")) is not None
-
-
-async def test_many_containers_take_one_core_at_most() -> None:
-    sampler = Sampler(Asked(), 0.1)
-    sampler._takes = 0.05
-    for number in range(16):
-        await sampler.of(str(number))
-    assert sampler.interval == 0.1
-    sampler._takes = 0.05
-    for number in range(84):
-        sampler._entries[f"more-{number}"] = sampler._entries["0"]
-    assert sampler.interval == pytest.approx(5.0)
 
 
 def judged(verbs: str = "", *, hook_ran: bool = False, **changes: Any) -> Mapping[Ability, Any]:

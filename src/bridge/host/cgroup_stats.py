@@ -124,7 +124,10 @@ def open_file(path: str) -> int | None:
 
 
 def from_v1(text: Read, at_ns: int) -> CgroupStats:
-    """Out of v1's files; memory counts what is below the cgroup too. Pressure is in the v2 hierarchy of a hybrid host."""
+    """Out of v1's files; memory counts what is below the cgroup too.
+
+    Pressure is in the v2 hierarchy of a hybrid host, if that is where the processes are too: of an empty cgroup the kernel tells zeros.
+    """
     usage = number(text("memory", "memory.usage_in_bytes"))
     memory = swap = None
     if usage is not None:
@@ -141,7 +144,7 @@ def from_v1(text: Read, at_ns: int) -> CgroupStats:
         memory=memory,
         swap=swap,
         processes=number(text("pids", "pids.current")),
-        **_pressures(text),
+        **(_pressures(text) if b"populated 1" in text(UNIFIED, "cgroup.events") else {}),
     )
 
 

@@ -252,11 +252,7 @@ class ContainerHandle(Protocol):
 
 
 class SandboxHandle(Protocol):
-    """A sandbox of a backend.
-
-    One that its containers live in may have ``cgroup``: where the host's kernel accounts for all of it, as a path from the hierarchies'
-    root, or None. What is told of the pod is read there.
-    """
+    """A sandbox. One that its containers live in may have ``cgroup``: where the host accounts for all of it (a path from the root), or None."""
 
     @property
     def id(self) -> str: ...

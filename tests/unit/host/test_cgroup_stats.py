@@ -22,6 +22,7 @@ V1 = {
     "memory/p/memory.memsw.limit_in_bytes": "83886080\n",
     "pids/p/pids.current": "5\n",
     "unified/p/cpu.pressure": PSI,
+    "unified/p/cgroup.events": "populated 1\nfrozen 0\n",
 }
 V2 = {
     "p/cpu.stat": "usage_usec 123456\nuser_usec 100000\nsystem_usec 23456\nnr_periods 0\n",
@@ -56,6 +57,12 @@ def test_v1(tmp_path: Path) -> None:
     assert (found.cpu_pressure, found.memory_pressure, found.io_pressure) == (PRESSURES, None, None)
     assert found.memory is not None
     assert found.memory.available == 67108864 - 9437184
+
+
+def test_the_pressure_of_an_empty_cgroup_beside_those_of_v1_is_none(tmp_path: Path) -> None:
+    """A hybrid host's runsc puts its sandbox into the hierarchies of v1 alone: of the other one the kernel would tell zeros."""
+    files = V1 | {"unified/p/cgroup.events": "populated 0\nfrozen 0\n"}
+    assert cgroup_stats.read("/p", on=recorded(tmp_path, files, v2=False)).cpu_pressure is None
 
 
 def test_v2(tmp_path: Path) -> None:

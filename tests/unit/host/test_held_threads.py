@@ -29,7 +29,11 @@ async def test_what_it_raises_is_raised() -> None:
 
 async def test_a_thread_that_is_held_is_left_and_told_of_when_it_comes_back() -> None:
     free, late = threading.Event(), anyio.Event()
-    assert not await unless_held(lambda: free.wait(60) and None, 0.05, late.set)
+
+    def work() -> None:
+        free.wait(60)
+
+    assert not await unless_held(work, 0.05, late.set)
     await anyio.wait_all_tasks_blocked()
     assert not late.is_set()
     free.set()

@@ -34,12 +34,20 @@ _EXIT_GRACE = 2.0
 
 
 class GvisorContainer:
-    """See the module docstring (bridge.ports.runtime.ContainerHandle)."""
+    """See the module docstring (bridge.ports.runtime.ContainerHandle). ``whole`` is its sandbox's cgroup."""
 
     def __init__(
-        self, host: GvisorHost, spec: ContainerSpec, *, pid: int | None = None, ticks: int = 0, images: Path | None = None
+        self,
+        host: GvisorHost,
+        spec: ContainerSpec,
+        whole: str | None,
+        *,
+        pid: int | None = None,
+        ticks: int = 0,
+        images: Path | None = None,
     ) -> None:
         self._host = host
+        self._whole = whole
         self._spec = replace(spec, oci={})
         self._pid, self._ticks = pid, ticks
         self._images = images
@@ -179,7 +187,7 @@ class GvisorContainer:
 
     async def stats(self) -> CgroupStats | None:
         """From runsc, now or a moment ago."""
-        return None if self._pid is None or self._ended else await self._host.sampler.of(self.id)
+        return None if self._pid is None or self._ended else await self._host.sampler.of(self.id, self._whole)
 
     async def reopen_log(self) -> None:
         """After the log file was renamed."""
@@ -212,7 +220,7 @@ class GvisorContainer:
                 raise TimedOut(f"container {self.id} did not end within {timeout:g} s of its removal by runsc")
 
 
-async def load(host: GvisorHost, spec: ContainerSpec, record: Record) -> GvisorContainer:
+async def load(host: GvisorHost, spec: ContainerSpec, whole: str | None, record: Record) -> GvisorContainer:
     """The container from before a restart. NotFound when neither the monitor nor a bundle knows it.
 
     One that runs without a monitor is adopted when it is waited for; one whose launch outlived server and monitor is ended.
@@ -223,10 +231,10 @@ async def load(host: GvisorHost, spec: ContainerSpec, record: Record) -> GvisorC
         pid, ticks = task.pid, ticks or start_ticks(task.pid) or 0
     if pid:
         await execs.end_orphans(host, spec.id, spec.bundle)
-        return GvisorContainer(host, spec, pid=pid, ticks=ticks)
+        return GvisorContainer(host, spec, whole, pid=pid, ticks=ticks)
     if not await to_thread.run_sync((spec.bundle / "config.json").exists):
         raise NotFound(f"container {spec.id}: neither the monitor nor its bundle knows it")
-    container = GvisorContainer(host, spec)
+    container = GvisorContainer(host, spec, whole)
     await container.end_strays()
     return container
 

@@ -2,19 +2,24 @@
 
 The server paces its questions. Here a container is asked about again only after an interval, two at once are, and where there are so
 many that this would still keep a core busy, the interval grows.
+
+runsc reckons CPU time by ticks of its own clock, also of ticks in which the host had no CPU for it: on a busy node containers would have
+used more than their sandbox. They get their shares of that then.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
+from anyio.to_thread import run_sync
 
 from bridge import log
 from bridge.errors import BridgeError
+from bridge.host import cgroup_stats
 from bridge.host.cgroup_stats import CgroupStats, Memory
 
 _logger = log.get("gvisor.stats")
@@ -25,16 +30,26 @@ _MANY = 16
 
 @dataclass(slots=True)
 class _Entry:
+    cgroup: str | None
+    reckoned_ns: int = 0
     asked_at: float = float("-inf")
     last: CgroupStats | None = None
     turn: anyio.Lock = field(default_factory=anyio.Lock)
 
 
 class Sampler:
-    """``ask`` is Runsc.stats; ``interval`` in seconds is the least between two questions about one container."""
+    """``ask`` is Runsc.stats; ``interval`` in seconds is the least between two questions about one container.
 
-    def __init__(self, ask: Callable[[str], Awaitable[Mapping[str, object]]], interval: float) -> None:
-        self._ask = ask
+    ``look`` reads a cgroup of the host's (blocks).
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[str], Awaitable[Mapping[str, object]]],
+        interval: float,
+        look: Callable[[str], CgroupStats] = cgroup_stats.read,
+    ) -> None:
+        self._ask, self._look = ask, look
         self._least = interval
         self._entries: dict[str, _Entry] = {}
         self._at_once = anyio.CapacityLimiter(_AT_ONCE)
@@ -46,22 +61,33 @@ class Sampler:
         count = len(self._entries)
         return self._least if count <= _MANY else max(self._least, count * self._takes)
 
-    async def of(self, ident: str) -> CgroupStats | None:
+    async def of(self, ident: str, cgroup: str | None = None) -> CgroupStats | None:
         """What a running container uses, asked now or less than an interval ago; the last known, perhaps None, when runsc fails.
+
+        ``cgroup`` is its sandbox's, from the hierarchies' root.
 
         The caller sets the deadline; who comes while one asks waits for that answer.
         """
-        entry = self._entries.setdefault(ident, _Entry())
+        entry = self._entries.setdefault(ident, _Entry(cgroup))
         async with entry.turn:
             if anyio.current_time() - entry.asked_at >= self.interval:
                 async with self._at_once:
                     entry.asked_at = began = anyio.current_time()
                     try:
-                        entry.last = parse(await self._ask(ident), time.time_ns())
+                        entry.last = await self._bounded(entry, parse(await self._ask(ident), time.time_ns()))
                     except BridgeError as exc:
                         _logger.debug("no statistics of %s: %s", ident[:13], exc)
                     self._takes += (anyio.current_time() - began - self._takes) / 8
         return entry.last
+
+    async def _bounded(self, entry: _Entry, told: CgroupStats) -> CgroupStats:
+        """With no more CPU time than the host knows of the sandbox, of which its containers have shares as runsc reckons them."""
+        entry.reckoned_ns = told.cpu_ns or 0
+        if entry.cgroup is None or not entry.reckoned_ns:
+            return told
+        spent = (await run_sync(self._look, entry.cgroup)).cpu_ns
+        together = sum(each.reckoned_ns for each in self._entries.values() if each.cgroup == entry.cgroup)
+        return told if spent is None or together <= spent else replace(told, cpu_ns=entry.reckoned_ns * spent // together)
 
     def forget(self, ident: str) -> None:
         """It has ended."""
@@ -69,13 +95,15 @@ class Sampler:
 
 
 def parse(data: Mapping[str, Any], at_ns: int) -> CgroupStats:
-    """``events --stats``: CPU time in ns, memory in bytes (perhaps an even share of the sandbox's), processes.
+    """``events --stats``: CPU time in ns, memory in bytes (perhaps an even share of the sandbox's), threads.
 
-    It does not say how much of the memory could be reclaimed: the working set is all of it.
+    It does not say how much of the memory could be reclaimed: the working set is all of it. A runsc from before August 2023 counts the
+    threads of the whole sandbox; one that tells of interfaces (April 2024) is younger.
     """
+    threads = _number(data, "pids", "current") if "network_interfaces" in data else None
     usage = _number(data, "memory", "usage", "usage")
     memory = None if usage is None else Memory(usage=usage, working_set=usage)
-    return CgroupStats(at_ns, cpu_ns=_number(data, "cpu", "usage", "total"), memory=memory, processes=_number(data, "pids", "current"))
+    return CgroupStats(at_ns, cpu_ns=_number(data, "cpu", "usage", "total"), memory=memory, processes=threads)
 
 
 def _number(data: Any, *keys: str) -> int | None:

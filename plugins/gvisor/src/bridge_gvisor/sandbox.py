@@ -99,7 +99,8 @@ class GvisorSandbox:
         made = specs.of_container(oci, spec.id, self.id, seccomp=self._host.runsc.settings.seccomp)
         made["process"] = self._host.process(made["process"])
         await self._host.write_bundle(spec.bundle, await to_thread.run_sync(hiding.with_mounts, made, spec.bundle))
-        return GvisorContainer(self._host, spec, images=self._spec.restore if spec.restore is not None else None)
+        images = self._spec.restore if spec.restore is not None else None
+        return GvisorContainer(self._host, spec, self._cgroup, images=images)
 
     async def checkpoint_pod(self, images: Path, *, timeout: float) -> None:
         """See bridge.ports.checkpoints.PodCheckpointing: one run of runsc, for the sandbox with all that runs in it."""
@@ -120,7 +121,7 @@ class GvisorSandbox:
 
     async def load_container(self, spec: ContainerSpec, record: Record) -> GvisorContainer:
         """See bridge_gvisor.container.load."""
-        return await containers.load(self._host, spec, record)
+        return await containers.load(self._host, spec, self._cgroup, record)
 
     async def port_forward(self, port: int) -> socket.socket:
         """See bridge_gvisor.forwarding."""
