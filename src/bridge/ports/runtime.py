@@ -252,7 +252,7 @@ class ContainerHandle(Protocol):
 
 
 class SandboxHandle(Protocol):
-    """A sandbox. One that its containers live in may have ``cgroup``: where the host accounts for all of it (a path from the root), or None."""
+    """A sandbox. One that containers live in may have ``cgroup``: where the host accounts for all of it (a path from the root), or None."""
 
     @property
     def id(self) -> str: ...
