@@ -40,7 +40,7 @@ class GvisorContainer:
         self,
         host: GvisorHost,
         spec: ContainerSpec,
-        whole: str | None,
+        whole: str | None = None,
         *,
         pid: int | None = None,
         ticks: int = 0,
