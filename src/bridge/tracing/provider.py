@@ -30,6 +30,7 @@ from bridge.tracing.settings import TracingSettings
 SERVICE = "cri-bridge"
 _logger = log.get("tracing")
 _WORDS = 300
+_PROTOCOL = "http/protobuf"
 
 
 class Words(logging.Handler):
@@ -97,6 +98,9 @@ def exporter(settings: TracingSettings, connection: Connection) -> OTLPSpanExpor
                 context.load_cert_chain(path, settings.key)
         except OSError as exc:  # of ssl too
             raise ConfigError(f"tracing.{option}: {path}: {exc}") from exc
+    for name in (names.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, names.OTEL_EXPORTER_OTLP_PROTOCOL):
+        if os.environ.get(name, _PROTOCOL) != _PROTOCOL:
+            _logger.warning("%s is %s, but traces are sent as %s", name, log.quote(os.environ[name]), _PROTOCOL)
     return OTLPSpanExporter(
         endpoint=endpoint(settings.endpoint) or None,
         certificate_file=str(settings.authorities) if settings.authorities else None,

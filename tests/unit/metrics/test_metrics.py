@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -173,37 +173,65 @@ async def test_a_client_that_says_nothing_is_hung_up_on(tmp_path: Path, monkeypa
         assert await ask(b"GET /met") == b""
 
 
-async def test_tls_and_a_certificate_that_is_renewed(tmp_path: Path) -> None:
+def make_certificate(directory: Path) -> None:
+    """c.pem and k.pem, for localhost, its own authority."""
+    more = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    argv = ["openssl", "req", "-x509", "-newkey", "ed25519", "-nodes", "-keyout", "k.pem", "-out", "c.pem", "-days", "2", *more]
+    subprocess.run(argv, cwd=directory, check=True, capture_output=True)
+
+
+async def ask_over_tls(port: int, authority: str, shown: Path | None = None) -> bytes:
+    with anyio.fail_after(20):
+        context = ssl.create_default_context(cadata=authority)
+        context.check_hostname = False
+        if shown is not None:
+            context.load_cert_chain(shown / "c.pem", shown / "k.pem")
+        async with await anyio.connect_tcp("127.0.0.1", port, ssl_context=context, tls_standard_compatible=False) as stream:
+            await stream.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            return b"".join([chunk async for chunk in stream])
+
+
+@asynccontextmanager
+async def served_over_tls(certificate: Certificate) -> AsyncIterator[int]:
     async def render(accept: str) -> tuple[bytes, str]:
         return b"page\n", "text/plain"
 
-    def make() -> None:
-        more = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-        argv = ["openssl", "req", "-x509", "-newkey", "ed25519", "-nodes", "-keyout", "k.pem", "-out", "c.pem", "-days", "2", *more]
-        subprocess.run(argv, cwd=tmp_path, check=True, capture_output=True)
-
-    async def ask(port: int, authority: str) -> bytes:
-        with anyio.fail_after(20):
-            context = ssl.create_default_context(cadata=authority)
-            context.check_hostname = False
-            async with await anyio.connect_tcp("127.0.0.1", port, ssl_context=context, tls_standard_compatible=False) as stream:
-                await stream.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-                return b"".join([chunk async for chunk in stream])
-
-    make()
-    first = (tmp_path / "c.pem").read_text()
-    certificate = Certificate(tmp_path / "c.pem", tmp_path / "k.pem", section="metrics")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
-        port = listener.getsockname()[1]
         async with anyio.create_task_group() as group:
             group.start_soon(Endpoint(listener, render, certificate).serve)
-            assert (await ask(port, first)).endswith(b"page\n")
-            make()
-            assert (await ask(port, (tmp_path / "c.pem").read_text())).endswith(b"page\n")
-            with pytest.raises(ssl.SSLError):
-                await ask(port, first)
+            yield listener.getsockname()[1]
             group.cancel_scope.cancel()
+
+
+async def test_tls_and_a_certificate_that_is_renewed(tmp_path: Path) -> None:
+    make_certificate(tmp_path)
+    first = (tmp_path / "c.pem").read_text()
+    async with served_over_tls(Certificate(tmp_path / "c.pem", tmp_path / "k.pem", section="metrics")) as port:
+        assert (await ask_over_tls(port, first)).endswith(b"page\n")
+        make_certificate(tmp_path)
+        renewed = (tmp_path / "c.pem").read_text()
+        assert (await ask_over_tls(port, renewed)).endswith(b"page\n")
+        with pytest.raises(ssl.SSLError):
+            await ask_over_tls(port, first)
+        (tmp_path / "k.pem").write_text("half a ke")
+        assert (await ask_over_tls(port, renewed)).endswith(b"page\n"), "the last good one serves on"
+
+
+async def test_only_who_shows_a_certificate_of_the_authorities_may_read(tmp_path: Path) -> None:
+    for name in ("server", "reader", "stranger"):
+        (tmp_path / name).mkdir()
+        make_certificate(tmp_path / name)
+    server, authorities = tmp_path / "server", tmp_path / "reader" / "c.pem"
+    async with served_over_tls(Certificate(server / "c.pem", server / "k.pem", authorities, section="metrics")) as port:
+        trusted = (server / "c.pem").read_text()
+        assert (await ask_over_tls(port, trusted, tmp_path / "reader")).endswith(b"page\n")
+        for shown in (None, tmp_path / "stranger"):
+            answer = b""
+            with suppress(ssl.SSLError, anyio.BrokenResourceError):  # or the end of the stream
+                answer = await ask_over_tls(port, trusted, shown)
+            assert answer == b""
+        assert (await ask_over_tls(port, trusted, tmp_path / "reader")).endswith(b"page\n")
 
 
 @pytest.mark.parametrize(

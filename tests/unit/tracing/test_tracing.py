@@ -457,6 +457,18 @@ def test_a_file_of_tls_that_is_missing_is_named(option: str) -> None:
         exporter(settings(**{option: "/nowhere.pem"}), Connection())
 
 
+def test_another_protocol_in_the_environment_is_told_and_not_followed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    exporter(settings(), Connection())
+    assert "OTEL_EXPORTER_OTLP_PROTOCOL is grpc, but traces are sent as http/protobuf" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    exporter(settings(), Connection())
+    assert caplog.text == ""
+
+
 def test_the_loggers_of_the_sdk_are_overheard_and_given_back(capsys: pytest.CaptureFixture[str]) -> None:
     theirs = logging.getLogger("opentelemetry.some.part")
     before = logging.getLogger("opentelemetry").handlers[:]
