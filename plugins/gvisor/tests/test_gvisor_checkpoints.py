@@ -92,7 +92,7 @@ def host(tmp_path: Path, runsc: Runsc) -> tuple[GvisorHost, Launches]:
         bundle.mkdir(exist_ok=True)
 
     made = SimpleNamespace(runsc=runsc, monitor=monitor, write_bundle=write_bundle, process=dict)
-    made.context = SimpleNamespace(adjust_spec=lambda oci, pod, container: oci)
+    made.context = SimpleNamespace(adjusted=lambda oci, ident, pod, handler: oci)
     return cast("GvisorHost", made), monitor
 
 

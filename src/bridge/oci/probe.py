@@ -6,20 +6,19 @@ the server runs nothing.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from anyio import to_thread
 
-from bridge import log
+from bridge import log, probe_cache
 from bridge.errors import HostError, RuntimeFailed, TimedOut, Unsupported
-from bridge.host import cgroups
 from bridge.oci import checkpoints, claims
 from bridge.oci.cli import OciCli
 from bridge.oci.dialect import ExecCgroup
@@ -27,7 +26,7 @@ from bridge.oci.trial import trial
 from bridge.ports.runtime import Ability, Feature, RuntimeFeatures, Support
 
 _logger = log.get("oci.probe")
-_VERSION = 5
+_VERSION = 6
 _UNASKED = Feature(Support.SUPPORTED)
 _ALWAYS = (Ability.EXEC, Ability.TTY, Ability.SHARED_PID, Ability.TARGET_PID, Ability.UPDATE, Ability.PAUSE, Ability.CONTAINER_LIMITS)
 _KERNEL_SHARED = (
@@ -124,12 +123,13 @@ async def probe(cli: OciCli, *, cache: Path, scratch: Path, bundles: Path = Path
     """
     closed = await to_thread.run_sync(_closed, scratch.parent, bundles)
     identity = {**await to_thread.run_sync(_identity, cli), "closed": closed}
-    known = await to_thread.run_sync(_load, cache, identity)
+    known = await to_thread.run_sync(probe_cache.load, cache, identity)
     if known is not None:
-        return known
+        return Findings(known[0], ExecCgroup(known[1]["exec_cgroup"]))
     findings = await _probe(cli, scratch, closed)
     if closed or findings.features.abilities.get(Ability.USER_NAMESPACES, _UNASKED).support is not Support.UNSUPPORTED:
-        await to_thread.run_sync(_save, cache, identity, findings)  # else tried anew at the next start: a busy host may have failed it
+        keep = partial(probe_cache.save, cache, identity, findings.features, exec_cgroup=findings.exec_cgroup)
+        await to_thread.run_sync(keep)  # else tried anew at the next start: a busy host may have failed it
     _logger.info("handler %s: %s at %s", cli.settings.handler, findings.features.version, cli.settings.path)
     return findings
 
@@ -182,18 +182,12 @@ async def _user_namespaces(cli: OciCli, scratch: Path, seccomp: bool) -> Feature
 
 def _identity(cli: OciCli) -> dict[str, Any]:
     """What must be unchanged for an old answer to hold."""
-    try:
-        status = os.stat(cli.settings.path)
-    except OSError as exc:
-        raise HostError(f"{cli.settings.path}: {exc.strerror}", errno=exc.errno) from exc
-    cgroups.layout.cache_clear()  # a hierarchy may have been mounted to mend the handler
     return {
         "v": _VERSION,
         "argv": cli.argv("run", *cli.settings.run_args),
         "dialect": str(cli.dialect),
         "criu": _criu(cli.settings.env.get("PATH", "")),
-        "file": [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns],
-        "hierarchies": {name: str(mount.point) for name, mount in cgroups.layout().mounts.items()},
+        **probe_cache.surroundings(cli.settings.path),
     }
 
 
@@ -201,21 +195,3 @@ def _criu(search: str) -> list[Any]:
     """Which criu, and of when: another one may work where the last did not."""
     path = shutil.which("criu", path=search)
     return [] if path is None else [path, os.stat(path).st_mtime_ns]
-
-
-def _load(cache: Path, identity: Mapping[str, Any]) -> Findings | None:
-    try:
-        kept = json.loads(cache.read_text())
-        if kept["identity"] != identity:
-            return None
-        abilities = {Ability(name): Feature(Support(f["support"]), f["detail"]) for name, f in kept["features"]["abilities"].items()}
-        features = RuntimeFeatures(kept["features"]["version"], kept["features"]["path"], abilities)
-        return Findings(features, ExecCgroup(kept["exec_cgroup"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # absent, damaged or of another version: probe again
-
-
-def _save(cache: Path, identity: Mapping[str, Any], findings: Findings) -> None:
-    fresh = cache.with_suffix(".new")
-    fresh.write_text(json.dumps({"identity": identity, **asdict(findings)}))
-    fresh.replace(cache)

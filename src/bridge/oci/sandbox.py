@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import anyio
 from anyio import to_thread
@@ -46,25 +46,12 @@ class OciSandbox:
 
     async def create_container(self, spec: ContainerSpec) -> OciContainer:
         """Write its bundle; nothing is run. Plugins may adjust its spec. Raises IllegalTransition when the shared PID namespace is gone."""
-        oci = self._runtime.context.adjust_spec(spec.oci, self._facts(), {"id": spec.id})
+        oci = self._runtime.context.adjusted(spec.oci, spec.id, self._spec, self._runtime.cli.settings.handler)
         if self.pid is not None:
             oci = with_pid_namespace(oci, SANDBOX_PID_NAMESPACE, f"/proc/{self.pid}/ns/pid")
         elif with_pid_namespace(oci, SANDBOX_PID_NAMESPACE, "") is not oci:
             raise IllegalTransition(f"sandbox {self.id} has no process whose PID namespace could be shared")
         return await OciContainer.create(self._runtime, replace(spec, oci=oci))
-
-    def _facts(self) -> dict[str, Any]:
-        spec = self._spec
-        return {
-            "id": spec.id,
-            "name": spec.name,
-            "namespace": spec.namespace,
-            "uid": spec.uid,
-            "handler": self._runtime.cli.settings.handler,
-            "cgroup_parent": spec.cgroup_parent,
-            "labels": dict(spec.labels),
-            "annotations": dict(spec.annotations),
-        }
 
     async def load_container(self, spec: ContainerSpec, record: Record) -> OciContainer:
         """See bridge.oci.container.load."""

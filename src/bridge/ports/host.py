@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bridge.host.cgroup_paths import CgroupDriver
-from bridge.ports.runtime import ContainerIO, ExitStatus
+from bridge.ports.runtime import ContainerIO, ExitStatus, SandboxSpec
 
 
 class Task(Protocol):
@@ -151,7 +151,7 @@ class HostContext:
     ``monitor()`` returns the live monitor or raises MonitorGone. ``state_root`` (below /run: vanishes at reboot) and
     ``cache_dir`` (survives, and programs in it may be executed) are for backends; each handler uses a directory of its own
     name in them. ``run_root`` is short enough for unix sockets below it. ``adjust_spec`` passes a container's OCI spec, with
-    the facts of its pod and its own, through the plugins that want to change it.
+    the facts of its pod and its own, through the plugins that want to change it; ``adjusted`` gives it those facts.
     """
 
     monitor: Callable[[], Monitor]
@@ -162,3 +162,17 @@ class HostContext:
     pause: PauseProcess | None = None
     timeouts: RuntimeTimeouts = field(default_factory=RuntimeTimeouts)
     adjust_spec: AdjustSpec = unadjusted
+
+    def adjusted(self, oci: Mapping[str, Any], container_id: str, pod: SandboxSpec, handler: str) -> Mapping[str, Any]:
+        """The OCI spec of a container of ``pod`` as the plugins want it (docs/writing-a-runtime.md, "Hooks"); never fails."""
+        facts = {
+            "id": pod.id,
+            "name": pod.name,
+            "namespace": pod.namespace,
+            "uid": pod.uid,
+            "handler": handler,
+            "cgroup_parent": pod.cgroup_parent,
+            "labels": dict(pod.labels),
+            "annotations": dict(pod.annotations),
+        }
+        return self.adjust_spec(oci, facts, {"id": container_id})

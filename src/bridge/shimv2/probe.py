@@ -12,14 +12,13 @@ import os
 import platform
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio import to_thread
 
-from bridge import log
+from bridge import log, probe_cache
 from bridge.errors import BridgeError, HostError, RuntimeFailed, TimedOut
 from bridge.host import cgroup_kill, cgroups, namespaces, process
 from bridge.host.trial_bundle import MAPPING, exit_program, make_bundle, trial_spec
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 Claims = Callable[[Mapping[str, Any] | None], Awaitable[Mapping[Ability, Feature]]]
 """Abilities that somebody who knows the shim's runtime claims, given the OCI features that ``-info`` told (None: it told none)."""
-_VERSION = 1
+_VERSION = 2
 _ALWAYS = (Ability.EXEC, Ability.TTY, Ability.SHARED_PID, Ability.UPDATE, Ability.CONTAINER_LIMITS)
 _LISTED = (Ability.APPARMOR, Ability.SELINUX, Ability.RECURSIVE_READ_ONLY, Ability.IDMAPPED_MOUNTS, Ability.SYSTEMD_CGROUP)
 _UNTOLD = Feature(Support.UNSUPPORTED, "the shim says nothing of it")
@@ -53,9 +52,9 @@ async def probe(runtime: ShimRuntime, claims: Claims) -> RuntimeFeatures:
     settings = runtime.settings
     cache = runtime.context.state_root / f"probe-{settings.handler}.json"
     identity = await to_thread.run_sync(_identity, runtime)
-    known = await to_thread.run_sync(_load, cache, identity)
+    known = await to_thread.run_sync(probe_cache.load, cache, identity)
     if known is not None:
-        return known
+        return known[0]
     info = await _info(runtime)
     verified = await trial(runtime) if settings.trial else "not tried: it would start a virtual machine"
     abilities = {ability: Feature(Support.SUPPORTED, verified) for ability in _ALWAYS}
@@ -67,7 +66,7 @@ async def probe(runtime: ShimRuntime, claims: Claims) -> RuntimeFeatures:
     abilities |= await claims(_features(info))
     abilities[Ability.USER_NAMESPACES] = await _user_namespaces(runtime)
     found = RuntimeFeatures(await _version(runtime, info), str(settings.binary.path), abilities)
-    await to_thread.run_sync(_save, cache, identity, found)
+    await to_thread.run_sync(probe_cache.save, cache, identity, found)
     _logger.info("handler %s: %s at %s", settings.handler, found.version, found.path)
     return found
 
@@ -201,34 +200,11 @@ def _has_seccomp() -> bool:
 def _identity(runtime: ShimRuntime) -> dict[str, Any]:
     """What must be unchanged for an old answer to hold."""
     settings = runtime.settings
-    try:
-        status = os.stat(settings.binary.path)
-    except OSError as exc:
-        raise HostError(f"{settings.binary.path}: {exc.strerror}", errno=exc.errno) from exc
-    cgroups.layout.cache_clear()  # a hierarchy may have been mounted to mend the handler
     options = settings.options
     return {
         "v": _VERSION,
         "shim": [str(settings.binary.path), settings.binary.namespace, str(settings.kind), settings.systemd_cgroup, settings.per_container],
         "options": None if options is None else [options.type_url, options.value.hex()],
         "env": dict(settings.binary.env),
-        "file": [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns],
-        "hierarchies": {name: str(mount.point) for name, mount in cgroups.layout().mounts.items()},
+        **probe_cache.surroundings(settings.binary.path),
     }
-
-
-def _load(cache: Path, identity: Mapping[str, Any]) -> RuntimeFeatures | None:
-    try:
-        kept = json.loads(cache.read_text())
-        if kept["identity"] != identity:
-            return None
-        abilities = {Ability(name): Feature(Support(f["support"]), f["detail"]) for name, f in kept["features"]["abilities"].items()}
-        return RuntimeFeatures(kept["features"]["version"], kept["features"]["path"], abilities)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # absent, damaged or of another version: probe again
-
-
-def _save(cache: Path, identity: Mapping[str, Any], found: RuntimeFeatures) -> None:
-    fresh = cache.with_suffix(".new")
-    fresh.write_text(json.dumps({"identity": identity, "features": asdict(found)}))
-    fresh.replace(cache)

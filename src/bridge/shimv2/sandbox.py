@@ -70,8 +70,9 @@ class ShimSandbox:
 
     async def start_main(self) -> None:
         """Start the sandbox's own container. Raises RuntimeFailed, ShimGone; then nothing is left."""
-        spec = main_spec(self._spec)
-        adjusted = self._runtime.context.adjust_spec(self._runtime.fitting(grouped(spec.oci, self.id)), self._facts(), {"id": self.id})
+        spec, runtime = main_spec(self._spec), self._runtime
+        oci = runtime.fitting(grouped(spec.oci, self.id))
+        adjusted = runtime.context.adjusted(oci, self.id, self._spec, runtime.settings.handler)
         async with Rollback(f"start the sandbox of {self.id[:13]}") as undo:
             undo.push("end the shim", self._end_shim)
             self.main = await ShimContainer.create(self._runtime, self, replace(spec, oci=adjusted), quiet=True)
@@ -81,25 +82,12 @@ class ShimSandbox:
 
     async def create_container(self, spec: ContainerSpec) -> ShimContainer:
         """Write its bundle; nothing is run. Plugins may adjust its spec. Raises IllegalTransition when the shared PID namespace is gone."""
-        oci = self._runtime.context.adjust_spec(spec.oci, self._facts(), {"id": spec.id})
+        oci = self._runtime.context.adjusted(spec.oci, spec.id, self._spec, self._runtime.settings.handler)
         if self.pid is not None and self._runtime.settings.kind is not SandboxKind.VM:
             oci = with_pid_namespace(oci, SANDBOX_PID_NAMESPACE, f"/proc/{self.pid}/ns/pid")
         elif self.pid is None and with_pid_namespace(oci, SANDBOX_PID_NAMESPACE, "") is not oci:
             raise IllegalTransition(f"sandbox {self.id} has no process whose PID namespace could be shared")
         return await ShimContainer.create(self._runtime, self, replace(spec, oci=self._runtime.fitting(grouped(oci, self.id))))
-
-    def _facts(self) -> dict[str, Any]:
-        spec = self._spec
-        return {
-            "id": spec.id,
-            "name": spec.name,
-            "namespace": spec.namespace,
-            "uid": spec.uid,
-            "handler": self._runtime.settings.handler,
-            "cgroup_parent": spec.cgroup_parent,
-            "labels": dict(spec.labels),
-            "annotations": dict(spec.annotations),
-        }
 
     async def shim_for(self, spec: ContainerSpec) -> Shim:
         """The pod's shim, started if there is none that lives; or the container's own. Raises RuntimeFailed, IllegalTransition."""

@@ -6,19 +6,16 @@ nothing.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from anyio import to_thread
 
-from bridge import log
-from bridge.errors import HostError
-from bridge.host import cgroups
+from bridge import log, probe_cache
 from bridge.oci.claims import version_line
 from bridge.ports.runtime import Ability, Feature, RuntimeFeatures, Support
 from bridge_gvisor.forwarding import VERB as PORT_FORWARD
@@ -26,7 +23,7 @@ from bridge_gvisor.runsc import Runsc, RunscSettings
 from bridge_gvisor.trial import Outcome, trial
 
 _logger = log.get("gvisor.probe")
-_VERSION = 3
+_VERSION = 4
 _VERB = re.compile(r"^\s+([a-z][a-z-]+)\s{2,}\S", re.MULTILINE)
 _OWN_KERNEL = "the sandbox has a kernel of its own"
 
@@ -43,16 +40,17 @@ class Findings:
 async def probe(runsc: Runsc, *, cache: Path, scratch: Path) -> Findings:
     """Probe ``runsc``. Raises RuntimeFailed or HostError with the reason why it can't be used here."""
     identity = await to_thread.run_sync(_identity, runsc)
-    known = await to_thread.run_sync(_load, cache, identity)
+    known = await to_thread.run_sync(probe_cache.load, cache, identity)
     if known is not None:
-        return known
+        return Findings(known[0], frozenset(known[1]["verbs"]), known[1]["all_capabilities"])
     version = version_line(await runsc.cli.version())
     told = await runsc.run("help", timeout=runsc.settings.timeouts.probe)
     verbs = frozenset(_VERB.findall((told.stdout + told.stderr).decode(errors="replace")))
     outcome = await trial(runsc, scratch, version)
     features = RuntimeFeatures(version, str(runsc.settings.path), judge(runsc.settings, verbs, outcome))
     found = Findings(features, verbs, outcome.all_capabilities)
-    await to_thread.run_sync(_save, cache, identity, found)
+    keep = partial(probe_cache.save, cache, identity, features, verbs=sorted(verbs), all_capabilities=outcome.all_capabilities)
+    await to_thread.run_sync(keep)
     _logger.info("handler %s: %s at %s, network %s", runsc.settings.handler, version, runsc.settings.path, runsc.settings.network)
     return found
 
@@ -121,35 +119,9 @@ def _missing(settings: RunscSettings, verbs: frozenset[str]) -> Mapping[Ability,
 
 def _identity(runsc: Runsc) -> dict[str, Any]:
     """What must be unchanged for an old answer to hold."""
-    try:
-        status = os.stat(runsc.settings.path)
-    except OSError as exc:
-        raise HostError(f"{runsc.settings.path}: {exc.strerror}", errno=exc.errno) from exc
-    cgroups.layout.cache_clear()
     return {
         "v": _VERSION,
         "argv": runsc.argv("create"),
         "seccomp": runsc.settings.seccomp,
-        "file": [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns],
-        "hierarchies": {name: str(mount.point) for name, mount in cgroups.layout().mounts.items()},
+        **probe_cache.surroundings(runsc.settings.path),
     }
-
-
-def _load(cache: Path, identity: Mapping[str, Any]) -> Findings | None:
-    try:
-        kept = json.loads(cache.read_text())
-        if kept["identity"] != identity:
-            return None
-        abilities = {Ability(name): Feature(Support(f["support"]), f["detail"]) for name, f in kept["features"]["abilities"].items()}
-        features = RuntimeFeatures(kept["features"]["version"], kept["features"]["path"], abilities)
-        return Findings(features, frozenset(kept["verbs"]), bool(kept["all_capabilities"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # absent, damaged or of another version: probe again
-
-
-def _save(cache: Path, identity: Mapping[str, Any], findings: Findings) -> None:
-    fresh = cache.with_suffix(".new")
-    kept: dict[str, Any] = {"identity": identity, "features": asdict(findings.features), "verbs": sorted(findings.verbs)}
-    kept["all_capabilities"] = findings.all_capabilities
-    fresh.write_text(json.dumps(kept))
-    fresh.replace(cache)

@@ -95,7 +95,7 @@ class GvisorSandbox:
 
     async def create_container(self, spec: ContainerSpec) -> GvisorContainer:
         """Write its bundle; nothing is run. Plugins may adjust its spec."""
-        oci = self._host.context.adjust_spec(spec.oci, self._facts(), {"id": spec.id})
+        oci = self._host.context.adjusted(spec.oci, spec.id, self._spec, self._host.runsc.settings.handler)
         made = specs.of_container(oci, spec.id, self.id, seccomp=self._host.runsc.settings.seccomp)
         made["process"] = self._host.process(made["process"])
         await self._host.write_bundle(spec.bundle, await to_thread.run_sync(hiding.with_mounts, made, spec.bundle))
@@ -105,19 +105,6 @@ class GvisorSandbox:
     async def checkpoint_pod(self, images: Path, *, timeout: float) -> None:
         """See bridge.ports.checkpoints.PodCheckpointing: one run of runsc, for the sandbox with all that runs in it."""
         await self._host.runsc.checkpoint(self.id, images, timeout=timeout)
-
-    def _facts(self) -> dict[str, Any]:
-        spec = self._spec
-        return {
-            "id": spec.id,
-            "name": spec.name,
-            "namespace": spec.namespace,
-            "uid": spec.uid,
-            "handler": self._host.runsc.settings.handler,
-            "cgroup_parent": spec.cgroup_parent,
-            "labels": dict(spec.labels),
-            "annotations": dict(spec.annotations),
-        }
 
     async def load_container(self, spec: ContainerSpec, record: Record) -> GvisorContainer:
         """See bridge_gvisor.container.load."""

@@ -83,21 +83,8 @@ class CliSandbox:
 
     async def create_container(self, spec: ContainerSpec) -> CliContainer:
         """Write its bundle; plugins may adjust its spec."""
-        oci = self._runtime.context.adjust_spec(spec.oci, self._facts(), {"id": spec.id})
+        oci = self._runtime.context.adjusted(spec.oci, spec.id, self._spec, self._runtime.cli.settings.handler)
         return CliContainer(self._runtime, await OciContainer.create(self._runtime, replace(spec, oci=oci)))
-
-    def _facts(self) -> dict[str, Any]:
-        spec = self._spec
-        return {
-            "id": spec.id,
-            "name": spec.name,
-            "namespace": spec.namespace,
-            "uid": spec.uid,
-            "handler": self._runtime.cli.settings.handler,
-            "cgroup_parent": spec.cgroup_parent,
-            "labels": dict(spec.labels),
-            "annotations": dict(spec.annotations),
-        }
 
     async def load_container(self, spec: ContainerSpec, record: Record) -> CliContainer:
         """From what the monitor holds."""

@@ -88,16 +88,7 @@ class ChrootSandbox:
 
     async def create_container(self, spec: ContainerSpec) -> ChrootContainer:
         """Write its bundle; plugins may change its OCI spec first."""
-        pod = self.spec
-        facts: dict[str, Any] = {
-            "id": pod.id,
-            "name": pod.name,
-            "namespace": pod.namespace,
-            "uid": pod.uid,
-            "handler": self.launcher.handler,
-        }
-        facts |= {"cgroup_parent": pod.cgroup_parent, "labels": dict(pod.labels), "annotations": dict(pod.annotations)}
-        oci = self.launcher.context.adjust_spec(spec.oci, facts, {"id": spec.id})
+        oci = self.launcher.context.adjusted(spec.oci, spec.id, self.spec, self.launcher.handler)
         return await ChrootContainer.create(self.launcher, spec, oci)
 
     async def load_container(self, spec: ContainerSpec, record: Record) -> ChrootContainer:
