@@ -253,7 +253,7 @@ async def test_what_gvisor_cannot_do_is_refused(kubelet: Kubelet, tmp_path: Path
     pod = await kubelet.run()
     app = await kubelet.started(pod)
     resources = pb.LinuxContainerResources(memory_limit_in_bytes=64 << 20)
-    with pytest.raises(CriError, match="can't change the resources"):
+    with pytest.raises(CriError, match="can't change the resources of a container: runsc limits the sandbox as a whole"):
         await kubelet.cri.runtime.update_container_resources(pb.UpdateContainerResourcesRequest(container_id=app, linux=resources))
     if await no_checkpoints(kubelet.cri, "gvisor"):
         with pytest.raises(CriError, match=r"hostinet|before May 2024") as failure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import anyio
 import pytest
@@ -127,3 +128,25 @@ async def test_containers_have_no_more_cpu_time_than_their_sandbox(
             assert one is not None
             found[ident] = one.cpu_ns
     assert found == told
+
+
+async def test_a_share_that_shrinks_is_told_as_it_was_by_the_next_server_too(tmp_path: Path) -> None:
+    reckoned, spent = {"a": 10, "b": 0}, 8
+
+    async def ask(ident: str) -> Mapping[str, object]:
+        return {"cpu": {"usage": {"total": reckoned[ident]}}}
+
+    async def told() -> int | None:
+        """By a server that has just begun."""
+        sampler = Sampler(ask, 1e-9, lambda _: CgroupStats(1, cpu_ns=spent))
+        for ident in ("b", "a"):
+            one = await sampler.of(ident, "/pod", tmp_path / ident)
+        assert one is not None
+        return one.cpu_ns
+
+    for _ in range(2):
+        assert await told() == 8
+        reckoned["b"], spent = 10, 15
+    (tmp_path / "a").write_text("")
+    assert await told() == 7, "what was kept is lost"
+    assert (await Sampler(ask, 1).of("a", None, tmp_path / "gone" / "a")) is not None, "it ends meanwhile"

@@ -87,7 +87,8 @@ class ResourceService:
         except NotFound as exc:  # disabled for now; to a kubelet NotFound would mean the container
             raise Unavailable(exc.message) from exc
         if not backend.features.has(Ability.UPDATE):
-            raise Unsupported("this handler can't change the resources of a container")
+            why = backend.features.lacks(Ability.UPDATE) or "it says nothing of it"
+            raise Unsupported(f"{_UPDATE}: this handler can't change the resources of a container: {why}")
         return container
 
     async def _update(self, container: Container, entry: LiveContainer, change: Resources) -> None:

@@ -187,7 +187,9 @@ class GvisorContainer:
 
     async def stats(self) -> CgroupStats | None:
         """From runsc, now or a moment ago."""
-        return None if self._pid is None or self._ended else await self._host.sampler.of(self.id, self._whole)
+        if self._pid is None or self._ended:
+            return None
+        return await self._host.sampler.of(self.id, self._whole, self._spec.bundle / "cpu-time")
 
     async def reopen_log(self) -> None:
         """After the log file was renamed."""

@@ -4,14 +4,17 @@ The server paces its questions. Here a container is asked about again only after
 many that this would still keep a core busy, the interval grows.
 
 runsc reckons CPU time by ticks of its own clock, also of ticks in which the host had no CPU for it: on a busy node containers would have
-used more than their sandbox. They get their shares of that then.
+used more than their sandbox. They get their shares of that then. A share may shrink while others work, and a counter must not: what was
+told last is kept in a file, for the next server too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -31,6 +34,7 @@ _MANY = 16
 @dataclass(slots=True)
 class _Entry:
     cgroup: str | None
+    kept: Path | None
     reckoned_ns: int = 0
     asked_at: float = float("-inf")
     last: CgroupStats | None = None
@@ -61,14 +65,14 @@ class Sampler:
         count = len(self._entries)
         return self._least if count <= _MANY else max(self._least, count * self._takes)
 
-    async def of(self, ident: str, cgroup: str | None = None) -> CgroupStats | None:
+    async def of(self, ident: str, cgroup: str | None = None, kept: Path | None = None) -> CgroupStats | None:
         """What a running container uses, asked now or less than an interval ago; the last known, perhaps None, when runsc fails.
 
-        ``cgroup`` is its sandbox's, from the hierarchies' root.
+        ``cgroup`` is its sandbox's, from the hierarchies' root; in ``kept`` is the CPU time that was told last.
 
         The caller sets the deadline; who comes while one asks waits for that answer.
         """
-        entry = self._entries.setdefault(ident, _Entry(cgroup))
+        entry = self._entries.setdefault(ident, _Entry(cgroup, kept))
         async with entry.turn:
             if anyio.current_time() - entry.asked_at >= self.interval:
                 async with self._at_once:
@@ -83,15 +87,32 @@ class Sampler:
     async def _bounded(self, entry: _Entry, told: CgroupStats) -> CgroupStats:
         """With no more CPU time than the host knows of the sandbox, of which its containers have shares as runsc reckons them."""
         entry.reckoned_ns = told.cpu_ns or 0
-        if entry.cgroup is None or not entry.reckoned_ns:
-            return told
-        spent = (await run_sync(self._look, entry.cgroup)).cpu_ns
-        together = sum(each.reckoned_ns for each in self._entries.values() if each.cgroup == entry.cgroup)
-        return told if spent is None or together <= spent else replace(told, cpu_ns=entry.reckoned_ns * spent // together)
+        return replace(told, cpu_ns=await run_sync(self._cpu_time, entry)) if entry.reckoned_ns else told
+
+    def _cpu_time(self, entry: _Entry) -> int:
+        share = entry.reckoned_ns
+        if entry.cgroup is not None:
+            spent = self._look(entry.cgroup).cpu_ns
+            together = sum(each.reckoned_ns for each in tuple(self._entries.values()) if each.cgroup == entry.cgroup)
+            if spent is not None and together > spent:
+                share = share * spent // together
+        return share if entry.kept is None else _never_back(entry.kept, share)
 
     def forget(self, ident: str) -> None:
         """It has ended."""
         self._entries.pop(ident, None)
+
+
+def _never_back(kept: Path, now: int) -> int:
+    """``now``, or the larger number in the file. Its container may end meanwhile, and the file with it."""
+    try:
+        before = int(kept.read_text())
+    except (OSError, ValueError):  # the first time; or the server was killed while it wrote
+        before = 0
+    if now > before:
+        with contextlib.suppress(OSError):
+            kept.write_text(str(now))
+    return max(now, before)
 
 
 def parse(data: Mapping[str, Any], at_ns: int) -> CgroupStats:
