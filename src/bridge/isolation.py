@@ -70,8 +70,8 @@ class GuardedTerminal(GuardedExec):
         await self._call("resize", self._guard.timeouts.kill, width, height)
 
 
-class GuardedContainer(Guarded):
-    """See bridge.ports.runtime.ContainerHandle."""
+class GuardedHandle(Guarded):
+    """What the handles of sandboxes and containers have in common."""
 
     __slots__ = ()
 
@@ -90,6 +90,24 @@ class GuardedContainer(Guarded):
         """See the port."""
         return cast("int | None", self._guard.read(self._inner, "pid"))
 
+    async def wait(self) -> ExitStatus:
+        """See the port; no deadline."""
+        return cast("ExitStatus", await self._call("wait", None))
+
+    async def update(self, resources: Mapping[str, Any]) -> None:
+        """See the port, and for sandboxes bridge.core.resources.HoldsPod."""
+        await self._call("update", self._guard.timeouts.exec, resources)
+
+    async def delete(self) -> None:
+        """See the port."""
+        await self._call("delete", _ending(self._guard.timeouts))
+
+
+class GuardedContainer(GuardedHandle):
+    """See bridge.ports.runtime.ContainerHandle."""
+
+    __slots__ = ()
+
     @property
     def cgroup(self) -> str | None:
         """See the port."""
@@ -102,10 +120,6 @@ class GuardedContainer(Guarded):
     async def kill(self, signal: int, *, all_processes: bool = False) -> None:
         """See the port."""
         await self._call("kill", self._guard.timeouts.kill, signal, all_processes=all_processes)
-
-    async def wait(self) -> ExitStatus:
-        """See the port; no deadline."""
-        return cast("ExitStatus", await self._call("wait", None))
 
     async def exec(self, spec: ExecSpec) -> ExecProcess:
         """See the port."""
@@ -120,10 +134,6 @@ class GuardedContainer(Guarded):
         """See the port."""
         await self._call("resize", self._guard.timeouts.kill, width, height)
 
-    async def update(self, resources: Mapping[str, Any]) -> None:
-        """See the port."""
-        await self._call("update", self._guard.timeouts.exec, resources)
-
     async def stats(self) -> CgroupStats | None:
         """See the port."""
         return cast("CgroupStats | None", await self._call("stats", self._guard.timeouts.probe))
@@ -135,10 +145,6 @@ class GuardedContainer(Guarded):
     async def release(self) -> None:
         """See the port."""
         await self._call("release", _ending(self._guard.timeouts))
-
-    async def delete(self) -> None:
-        """See the port."""
-        await self._call("delete", _ending(self._guard.timeouts))
 
 
 class GuardedCheckpointing(GuardedContainer):
@@ -163,25 +169,10 @@ def _container(guard: Guard, made: Any) -> GuardedContainer:
     return (GuardedCheckpointing if isinstance(made, Checkpointing) else GuardedContainer)(guard, made)
 
 
-class GuardedSandbox(Guarded):
+class GuardedSandbox(GuardedHandle):
     """See bridge.ports.runtime.SandboxHandle."""
 
     __slots__ = ()
-
-    @property
-    def id(self) -> str:
-        """See the port."""
-        return str(self._guard.read(self._inner, "id"))
-
-    @property
-    def record(self) -> Record:
-        """See the port."""
-        return cast("Record", self._guard.read(self._inner, "record"))
-
-    @property
-    def pid(self) -> int | None:
-        """See the port."""
-        return cast("int | None", self._guard.read(self._inner, "pid"))
 
     @property
     def cgroup(self) -> str | None:
@@ -200,21 +191,9 @@ class GuardedSandbox(Guarded):
         """See the port."""
         return cast("socket.socket", await self._call("port_forward", self._guard.timeouts.probe, port))
 
-    async def wait(self) -> ExitStatus:
-        """See the port; no deadline."""
-        return cast("ExitStatus", await self._call("wait", None))
-
-    async def update(self, resources: Mapping[str, Any]) -> None:
-        """See bridge.core.resources.HoldsPod."""
-        await self._call("update", self._guard.timeouts.exec, resources)
-
     async def stop(self) -> None:
         """See the port."""
         await self._call("stop", _ending(self._guard.timeouts))
-
-    async def delete(self) -> None:
-        """See the port."""
-        await self._call("delete", _ending(self._guard.timeouts))
 
 
 class GuardedPodCheckpointing(GuardedSandbox):
