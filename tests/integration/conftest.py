@@ -10,6 +10,18 @@ from pathlib import Path
 import pytest
 
 from bridge.testing.leaks import Scope, settle, snapshot
+from tests.crash.nursery import nursery
+from tests.integration.daemon_node import environment, forking
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_servers() -> Iterator[None]:
+    """Servers of nodes are forked by a process that has imported everything: most of a start would else be Python's imports.
+
+    That the command itself starts one is shown by tests of the command line, of what a server costs, and by the conformance suite.
+    """
+    with nursery(environment()) as start, forking(start):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -69,6 +69,20 @@ class ServerProcess(Protocol):
     def terminate(self) -> None: ...
 
 
+Start = Callable[[Sequence[str], Mapping[str, str], IO[bytes]], ServerProcess]
+_forking: list[Start] = []
+
+
+@contextlib.contextmanager
+def forking(start: Start) -> Iterator[None]:
+    """Have nodes start their servers by ``start``, which need not import anything, while the block runs."""
+    _forking.append(start)
+    try:
+        yield
+    finally:
+        _forking.remove(start)
+
+
 class DaemonNode:
     """Everything below ``root``; ``name`` marks the bridge and the cgroups that are its own. Made by ``daemon_node``.
 
@@ -99,7 +113,7 @@ class DaemonNode:
         self.stats = stats
         self.patience = patience
         self.environment: dict[str, str] = {}
-        self.starting: Callable[[Sequence[str], Mapping[str, str], IO[bytes]], ServerProcess] = _start
+        self.starting: Start = _start
         self.process: ServerProcess | None = None
         octet = secrets.randbelow(250) + 2
         self.subnets = [f"10.249.{octet}.0/24", f"fd00:cb:{octet}::/64"]
@@ -252,6 +266,7 @@ class DaemonNode:
         """The end of server, monitor, containers, cgroups, mounts and bridge, whatever state a failed test left them in."""
         if self.process is not None and self.process.poll() is None:
             self.kill()
+        self.process = None  # and its descriptor, which a forked server has
         _aside(self._end_monitor)
         for pid in _working_below(self.root):
             with contextlib.suppress(ProcessLookupError):
@@ -269,6 +284,14 @@ class DaemonNode:
 
 
 def _start(argv: Sequence[str], env: Mapping[str, str], log: IO[bytes]) -> ServerProcess:
+    """A fork if there is something to fork, and if it would import the same."""
+    if _forking and env.get("PYTHONPATH") == _PYTHONPATH:
+        return _forking[-1](argv, env, log)
+    return executed(argv, env, log)
+
+
+def executed(argv: Sequence[str], env: Mapping[str, str], log: IO[bytes]) -> ServerProcess:
+    """The command as a node runs it. For ``DaemonNode.starting``."""
     command = [sys.executable, "-m", "bridge", *argv]
     return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from bridge.host import lookup_child, mounts
 from bridge.host.lookups import SPARE_CHILDREN
 
+_COMMAND_BYTES = 1 << 16
 _GONE = (FileNotFoundError, ProcessLookupError, NotADirectoryError, PermissionError)
 _NUMBERED = re.compile(r"^(socket|pipe|anon_inode|mnt|net|ipc|uts|pid):.*")
 
@@ -44,19 +45,22 @@ class Scope:
 KINDS = ("mount", "file", "network device", "cgroup", "process", "descriptor")
 Snapshot = Mapping[str, "Counter[str]"]
 """Kind of resource → how often each described resource was there."""
+_Table = Mapping[int, tuple[int, str, bytes]]
+"""Pid → parent, state letter, command line."""
 
 
 def snapshot(scope: Scope, *, without: Sequence[str] = ()) -> Snapshot:
     """Everything in ``scope`` that exists now, but the kinds ``without``."""
-    kinds: Mapping[str, Callable[[Scope], Iterable[str]]] = {
-        "mount": _mounts,
-        "file": _files,
-        "network device": _links,
-        "cgroup": _cgroups,
-        "process": _processes,
-        "descriptor": _descriptors,
+    table: _Table = dict(_process_table()) if {"process", "descriptor"} - set(without) else {}
+    kinds: Mapping[str, Callable[[], Iterable[str]]] = {
+        "mount": lambda: _mounts(scope),
+        "file": lambda: _files(scope),
+        "network device": lambda: _links(scope),
+        "cgroup": lambda: _cgroups(scope),
+        "process": lambda: _processes(scope, table),
+        "descriptor": lambda: _descriptors(scope, table),
     }
-    return {kind: Counter(look(scope)) for kind, look in kinds.items() if kind not in without}
+    return {kind: Counter(look()) for kind, look in kinds.items() if kind not in without}
 
 
 def difference(before: Snapshot, after: Snapshot) -> Sequence[str]:
@@ -116,16 +120,25 @@ def _cgroups(scope: Scope) -> Iterator[str]:
         return
     hierarchies = {mount.device: mount.target for mount in reversed(mounts.read_mountinfo()) if mount.fstype in ("cgroup", "cgroup2")}
     for top in hierarchies.values():
-        for directory, names, _ in os.walk(top):
-            for name in names:
-                path = os.path.join(directory, name)
-                if any(mark in path.removeprefix(top) for mark in scope.cgroup_marks):
-                    yield path
+        for path in _below(top):
+            if any(mark in path.removeprefix(top) for mark in scope.cgroup_marks):
+                yield path
 
 
-def _processes(scope: Scope) -> Iterator[str]:
+def _below(cgroup: str) -> Iterator[str]:
+    """Every cgroup below. The kernel counts a directory's children as links, so that those without need not be listed."""
+    with suppress(*_GONE):
+        if os.stat(cgroup).st_nlink == 2:
+            return
+        with os.scandir(cgroup) as entries:
+            children = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        for child in children:
+            yield child
+            yield from _below(child)
+
+
+def _processes(scope: Scope, table: _Table) -> Iterator[str]:
     own = os.getpid()
-    table = dict(_process_table())
     descendants = _descendants(table, scope.pids)
     descendants -= _helpers(table, descendants)
     words = [os.fsencode(root) for root in scope.roots] + [mark.encode() for mark in scope.cgroup_marks]
@@ -140,20 +153,28 @@ def _process_table() -> Iterator[tuple[int, tuple[int, str, bytes]]]:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with suppress(*_GONE):
-                stat = Path(f"/proc/{entry}/stat").read_text(errors="replace")
-                name, _, rest = stat.partition("(")[2].rpartition(")")
-                state, parent = rest.split()[:2]
-                yield int(entry), (int(parent), state, Path(f"/proc/{entry}/cmdline").read_bytes() or name.encode())
+                name, _, rest = _content(f"/proc/{entry}/stat").partition(b"(")[2].rpartition(b")")
+                state, parent = rest.split(maxsplit=2)[:2]
+                yield int(entry), (int(parent), state.decode(), _content(f"/proc/{entry}/cmdline") or name)
 
 
-def _descendants(table: Mapping[int, tuple[int, str, bytes]], ancestors: Sequence[int]) -> set[int]:
+def _content(path: str) -> bytes:
+    # Hundreds of times an audit, so without a file object.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, _COMMAND_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def _descendants(table: _Table, ancestors: Sequence[int]) -> set[int]:
     found = set(ancestors)
     while more := {pid for pid, (parent, _, _) in table.items() if parent in found} - found:
         found |= more
     return found
 
 
-def _helpers(table: Mapping[int, tuple[int, str, bytes]], servers: Collection[int]) -> set[int]:
+def _helpers(table: _Table, servers: Collection[int]) -> set[int]:
     """The processes that each of ``servers`` keeps for a while to look at paths; not more of them than it may keep."""
     word = os.fsencode(lookup_child.__file__)
     kept: dict[int, list[int]] = {}
@@ -163,9 +184,8 @@ def _helpers(table: Mapping[int, tuple[int, str, bytes]], servers: Collection[in
     return {pid for mine in kept.values() for pid in mine[:SPARE_CHILDREN]}
 
 
-def _descriptors(scope: Scope) -> Iterator[str]:
+def _descriptors(scope: Scope, table: _Table) -> Iterator[str]:
     """The descriptors of the scope's processes; those that are only a number to us count by kind."""
-    table = dict(_process_table())
     for pid in scope.pids:
         kept = len(_helpers(table, [pid]))
         spare = Counter({f"of process {pid}: socket": kept, f"of process {pid}: anon_inode:[pidfd]": kept})
