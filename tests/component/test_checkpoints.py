@@ -71,13 +71,23 @@ def document(path: Path, name: str) -> dict[str, object]:
     return found
 
 
+def replaced(path: Path, name: str, content: object) -> None:
+    """Put another document into an archive."""
+    (path.parent / name).write_text(json.dumps(content))
+    with tarfile.open(path, "a") as archive:
+        archive.add(path.parent / name, f"./{name}")
+
+
 async def test_the_archive_says_whose_it_is_and_the_container_goes_on(world: World, core: Services, tmp_path: Path) -> None:
     fake = await running(world, core)
     out = tmp_path / "out.tar"
     await core.checkpoints.container(fake.id[:12], str(out), 0)
     config, spec = document(out, "config.dump"), document(out, "spec.dump")
     assert (config["id"], config["rootfsImageRef"], config["runtime"]) == (fake.id, IMAGE.id.removeprefix("sha256:"), "fake")
-    assert config["rootfsImageName"] == IMAGE.repo_digests[0]
+    assert (config["rootfsImageName"], config["rootfsImageDigest"]) == (IMAGE.repo_tags[0], IMAGE.repo_digests[0])
+    assert spec["linux"]["namespaces"]  # type: ignore[index]
+    assert all(each.keys() == {"type"} for each in spec["linux"]["namespaces"])  # type: ignore[index]
+    assert config["createNetNS"] is True
     assert spec["process"] == fake.spec.oci["process"]
     assert "io.kubernetes.cri-o.Annotations" in spec["annotations"]  # type: ignore[operator]
     with tarfile.open(out) as archive:
@@ -242,6 +252,18 @@ async def test_an_image_that_is_not_there_is_pulled(world: World, core: Services
     world.images.images.clear()
     await core.containers.create(fake.spec.sandbox_id, from_archive(tmp_path / "out.tar"))
     assert world.images.pulled == [(IMAGE.repo_digests[0], "default")]
+
+
+async def test_another_image_of_the_same_name_will_not_do(world: World, core: Services, tmp_path: Path) -> None:
+    fake = await running(world, core)
+    await core.checkpoints.container(fake.id, str(tmp_path / "out.tar"), 0)
+    before = world.leftovers()
+    of_another = {**document(tmp_path / "out.tar", "config.dump"), **dict.fromkeys(("rootfsImageRef", "rootfsImageID"), "8" * 64)}
+    replaced(tmp_path / "out.tar", "config.dump", of_another)
+    with pytest.raises(NotFound, match=f"another image now than sha256:{'8' * 64}"):
+        await core.containers.create(fake.spec.sandbox_id, from_archive(tmp_path / "out.tar"))
+    assert world.images.pulled == [(IMAGE.repo_digests[0], "default")]
+    assert world.leftovers() == before
 
 
 async def test_an_image_that_is_a_checkpoint_is_restored_where_that_is_allowed(world: World, tmp_path: Path) -> None:

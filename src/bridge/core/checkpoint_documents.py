@@ -31,37 +31,50 @@ PROVIDED = frozenset(
     )
 )
 """Where a runtime mounts things of its own accord: none of these is asked of the one who restores."""
+DIRECTORIES = frozenset(("/dev/pts", "/dev/mqueue", "/dev/shm", "/proc", "/dev", "/sys", "/sys/fs/cgroup", "/run/secrets"))
+"""Those of them that are directories."""
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What an archive says of its container: names of its image, the surest first; its command; where something was mounted into it."""
+    """What an archive says of its container: names of its image, the surest first; its command; where something was mounted into it.
+
+    ``own`` are those of PROVIDED where its engine had mounted something, ``masked`` what it hid of /proc and /sys.
+    """
 
     images: Sequence[str]
     argv: Sequence[str]
     mounts: Sequence[str]
+    own: Sequence[str] = ()
+    masked: Sequence[str] = ()
 
 
-def documents(container: Container, sandbox: Sandbox, oci: Mapping[str, Any]) -> dict[str, Any]:
-    """Each document by the name of its file."""
+def documents(container: Container, sandbox: Sandbox, oci: Mapping[str, Any], names: Sequence[str] = ()) -> dict[str, Any]:
+    """Each document by the name of its file. ``names`` are those of its image, by which others pull it."""
     config = container.config
     notes = {**(oci.get("annotations") or {}), _ANNOTATIONS: json.dumps(dict(config.annotations)), _LABELS: json.dumps(dict(config.labels))}
     meta = sandbox.config.metadata
     named = config.image.user_specified_image or config.image.image
+    digits = container.image_id.removeprefix("sha256:")
+    linux = oci.get("linux") or {}
+    spaces = [{"type": each["type"]} for each in linux.get("namespaces") or ()]  # their paths are nothing to anybody else
     return {
         CONFIG: {
             "id": container.id,
             "name": f"k8s_{config.metadata.name}_{meta.name}_{meta.namespace}_{meta.uid}_{config.metadata.attempt}",
             "rootfsImage": named,
-            "rootfsImageRef": container.image_id.removeprefix("sha256:"),
-            "rootfsImageName": container.image_ref,
+            "rootfsImageID": digits,
+            "rootfsImageRef": digits,
+            "rootfsImageDigest": container.image_ref,  # ours alone: a tag may have moved on when it is pulled
+            "rootfsImageName": named if named in names else next(iter(names), container.image_ref),
             "runtime": sandbox.handler,
+            "createNetNS": {"type": "network"} in spaces,  # podman makes no network otherwise
             "createdTime": _time(container.created_at),
             "checkpointedTime": _time(time.time_ns()),
             "restoredTime": _time(container.started_at if container.checkpoint else 0),
             "restored": bool(container.checkpoint),
         },
-        SPEC: {**oci, "annotations": notes},
+        SPEC: {**oci, "annotations": notes, "linux": {**linux, "namespaces": spaces}},
         BINDS: _binds(oci),
     }
 
@@ -94,15 +107,18 @@ def _binds(oci: Mapping[str, Any]) -> list[dict[str, Any]]:
 def read(directory: Path) -> Described:
     """What the unpacked archive in ``directory`` says. Blocks. Raises CorruptData."""
     config, spec = _object(directory, CONFIG), _object(directory, SPEC)
-    ref = _text(config, "rootfsImageRef")
-    names = [f"sha256:{ref}" if _HEX.fullmatch(ref) else ref, _text(config, "rootfsImageName"), _text(config, "rootfsImage")]
+    refs = [_text(config, key) for key in ("rootfsImageRef", "rootfsImageID")]  # the latter is podman's
+    names = [f"sha256:{ref}" if _HEX.fullmatch(ref) else ref for ref in refs]
+    names += [_text(config, key) for key in ("rootfsImageDigest", "rootfsImageName", "rootfsImage")]
     process, mounts = spec.get("process"), spec.get("mounts") or ()
     try:
         argv = [str(word) for word in process["args"]] if isinstance(process, dict) else []
         binds = [str(mount["destination"]) for mount in mounts if _is_bind(mount)]
+        masked = [str(path) for path in (spec.get("linux") or {}).get("maskedPaths") or ()]
     except (TypeError, KeyError, AttributeError) as exc:
         raise CorruptData(f"the checkpoint's {SPEC} is no OCI spec: {exc!r}") from exc
-    return Described([name for name in dict.fromkeys(names) if name], argv, [each for each in binds if each not in PROVIDED])
+    own = [each for each in binds if each in PROVIDED]
+    return Described([name for name in dict.fromkeys(names) if name], argv, [each for each in binds if each not in PROVIDED], own, masked)
 
 
 def _text(config: Mapping[str, Any], key: str) -> str:

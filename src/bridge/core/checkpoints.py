@@ -41,7 +41,7 @@ class CheckpointService:
 
     def __init__(self, daemon: Surroundings, handlers: Handlers, images: Images, containers: ContainerService) -> None:
         self._daemon, self._handlers, self._containers = daemon, handlers, containers
-        self.files = images.checkpoints
+        self._images, self.files = images, images.checkpoints
 
     async def container(self, ident: str, location: str, timeout: int) -> None:
         """Write the archive ``location`` within ``timeout`` seconds (0: DEFAULT_SECONDS). The container goes on, whatever happens.
@@ -152,11 +152,13 @@ class CheckpointService:
 
     async def _describe(self, container: Container, oci: dict[str, Any], directory: Path) -> None:
         sandbox = self._daemon.store.sandbox(container.sandbox_id)
+        image = self._images.find(container.image_id)
+        names = () if image is None else (*image.repo_tags, *image.repo_digests)
 
         def write() -> None:
             try:
                 (directory / PROCESSES).mkdir(mode=0o700)
-                for name, document in checkpoint_documents.documents(container, sandbox, oci).items():
+                for name, document in checkpoint_documents.documents(container, sandbox, oci, names).items():
                     write_json(directory / name, document)
             except OSError as exc:
                 raise HostError(f"can't write {exc.filename}: {exc.strerror}", errno=exc.errno) from exc

@@ -102,7 +102,7 @@ class ContainerCreator:
                 oci = spec.build_container(inputs, self.facts, self.spec_settings.of_handler(policy))
                 oci = await self.injections.apply(oci, inputs)
                 if source is not None:
-                    source.check(oci)
+                    oci = await source.complete(oci, making.bundle)
             with trace.span("backend"):
                 handle = await self._backend(making, oci, source.processes if source is not None else None)
             limited = limits.of_spec(oci)

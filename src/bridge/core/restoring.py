@@ -7,7 +7,7 @@ goes on where the checkpoint was made. Every mount that the checkpoint had must 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,12 @@ from anyio import to_thread
 from bridge import log
 from bridge.aio import Rollback
 from bridge.core import checkpoint_documents, pod_namespaces
-from bridge.core.checkpoint_documents import Described
+from bridge.core.checkpoint_documents import DIRECTORIES, Described
 from bridge.core.entities import Sandbox
 from bridge.core.making import Making
 from bridge.core.model import ContainerConfig
 from bridge.errors import InvalidRequest, NotFound, Unmet, Unsupported
+from bridge.host import files
 from bridge.ports.checkpoints import PROCESSES
 from bridge.ports.images import Image, Images
 from bridge.ports.runtime import Ability, RuntimeFeatures
@@ -44,12 +45,22 @@ class Source:
         """The images of its processes."""
         return self.directory / PROCESSES
 
-    def check(self, oci: Mapping[str, Any]) -> None:
-        """Raises InvalidRequest for a checkpoint that had mounts which the request does not name."""
+    async def complete(self, oci: Mapping[str, Any], bundle: Path) -> dict[str, Any]:
+        """The spec as it can be restored: CRIU finds each mount again by its place, and refuses to do without one.
+
+        What the checkpoint's engine had mounted of its own, and this server does not, gets an empty stand-in; what it had hidden stays
+        hidden. Raises InvalidRequest for a checkpoint that had mounts which the request does not name, HostError.
+        """
         there = {mount["destination"] for mount in oci.get("mounts") or ()}
         missing = [path for path in self.described.mounts if path not in there]
         if missing:
             raise InvalidRequest(f"the checkpoint needs something mounted at {', '.join(missing)}", field="config.mounts")
+        stand_ins = await _stand_ins(bundle / "stand-ins", [path for path in self.described.own if path not in there])
+        linux = dict(oci.get("linux") or {})
+        hidden = linux.get("maskedPaths") or ()
+        if hidden:  # none are in a privileged container, whose checkpoint has none either
+            linux["maskedPaths"] = [*hidden, *(path for path in self.described.masked if path not in hidden)]
+        return {**oci, "mounts": [*(oci.get("mounts") or ()), *stand_ins], "linux": linux}
 
 
 async def origin(config: ContainerConfig, images: Images) -> Path | Image | None:
@@ -81,6 +92,21 @@ def check(sandbox: Sandbox, features: RuntimeFeatures, source: Path | Image, *, 
         raise Unsupported(f"{_FIELD}: a checkpoint can't be restored into a pod with a user namespace")
 
 
+async def _stand_ins(directory: Path, places: Sequence[str]) -> list[dict[str, Any]]:
+    if not places:
+        return []
+    await files.make_dir(directory, 0o711)
+    made = []
+    for number, place in enumerate(places):
+        if place in DIRECTORIES:
+            await files.make_dir(directory / str(number), 0o755)
+        made.append(
+            {"destination": place, "type": "bind", "source": str(directory / str(number)), "options": ["bind", "ro", "nosuid", "nodev"]}
+        )
+    await files.write_files(directory, {str(number): "" for number, place in enumerate(places) if place not in DIRECTORIES})
+    return made
+
+
 @asynccontextmanager
 async def opened(
     ident: str, origin: Path | Image, config: ContainerConfig, sandbox: Sandbox, images: Images, bundle: Path
@@ -107,12 +133,14 @@ async def opened(
 
 
 async def _image(described: Described, images: Images, sandbox: Sandbox) -> Image:
+    """Where the checkpoint tells its image's id, none but that will do: a name may mean another image by now."""
+    ids = [name for name in described.images if name.startswith("sha256:")]
     for name in described.images:
         try:
             found = images.find(name)
         except InvalidRequest:  # another engine's words
             continue
-        if found is not None and not found.artifact_type:
+        if found is not None and not found.artifact_type and found.id in (ids or (found.id,)):
             return found
     pullable = [name for name in described.images if not name.startswith(("sha256:", "/"))]
     if not pullable:
@@ -120,7 +148,10 @@ async def _image(described: Described, images: Images, sandbox: Sandbox) -> Imag
             f"{_FIELD}: the image that the checkpoint stands on is not in the store: {', '.join(described.images) or 'none named'}"
         )
     _logger.info("pulling %s, which the checkpoint stands on", pullable[0])
-    return await images.pull(pullable[0], None, sandbox.config.metadata.namespace)
+    pulled = await images.pull(pullable[0], None, sandbox.config.metadata.namespace)
+    if ids and pulled.id not in ids:
+        raise NotFound(f"{_FIELD}: {pullable[0]} is another image now than {ids[0]}, which the checkpoint stands on")
+    return pulled
 
 
 def _with_command(image: Image, described: Described) -> Image:

@@ -18,13 +18,13 @@ import anyio.to_thread
 
 from bridge.errors import CorruptData, HostError, InvalidRequest, NotFound
 from bridge.host import process
-from bridge.images import disk
+from bridge.images import criu_files, disk
 from bridge.images.catalogue import Catalogue
 from bridge.images.checkpoint_writing import pack, walk, write_diff
 from bridge.images.disk import CHECKPOINT, Directories
 from bridge.images.manifest import load
 from bridge.images.unpack import FILES, Unpacker, import_path
-from bridge.ports.checkpoints import ANNOTATIONS, DELETED, DIFF
+from bridge.ports.checkpoints import ANNOTATIONS, DELETED, DIFF, PROCESSES
 
 _IN, _UPPER = "restore", "upper"
 _CODE = "import sys; sys.path[:0] = sys.argv[1].split(':'); from bridge.images.checkpoint_child import main; sys.exit(main(sys.argv[2:]))"
@@ -118,9 +118,17 @@ class CheckpointFiles:
             said = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
             what = f"the checkpoint's {DIFF} can't be applied: {said[-1] if said else f'exit code {done.returncode}'}"
             raise CorruptData(what) if done.returncode == _FAULT_OF_ARCHIVE else HostError(what)
+        await disk.blocking(_open_up, rootfs, directory / PROCESSES)
 
     def _home(self, container_id: str) -> Path:
         return self._directories.snapshots / container_id
+
+
+def _open_up(rootfs: Path, images: Path) -> None:
+    """Give the root directory the permissions that it had."""
+    mode = criu_files.root_mode(images)
+    if mode is not None and mode != stat.S_IMODE(os.stat(rootfs).st_mode):
+        os.chmod(rootfs, mode)
 
 
 def _private(directory: Path) -> None:

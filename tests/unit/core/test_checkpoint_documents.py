@@ -65,7 +65,9 @@ def written(directory: Path, config: object, spec: object) -> Path:
 def test_what_others_look_for_is_there() -> None:
     found = checkpoint_documents.documents(CONTAINER, POD, {"process": {"args": ["sh"]}, "annotations": {"own": "1"}})
     config, spec = found["config.dump"], found["spec.dump"]
-    assert config.keys() == CRIO_CONFIG.keys()
+    assert config.keys() - CRIO_CONFIG.keys() == {"rootfsImageID", "rootfsImageDigest", "createNetNS"}
+    assert CRIO_CONFIG.keys() <= config.keys()
+    assert config["createNetNS"] is False
     assert (config["id"], config["name"], config["runtime"]) == (CONTAINER.id, "k8s_app_web_default_uid_2", "runc")
     assert (config["rootfsImage"], config["rootfsImageRef"], config["rootfsImageName"]) == ("busybox", "1" * 64, CONTAINER.image_ref)
     assert config["createdTime"] == "2023-11-14T22:13:20.000000005Z"
