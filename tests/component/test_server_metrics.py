@@ -62,6 +62,7 @@ async def test_a_scrape_tells_what_was_done(core: Services, world: World, tmp_pa
         await cri.runtime.container_status(pb.ContainerStatusRequest(container_id=ident))
         with pytest.raises(CriError):
             await cri.runtime.container_status(pb.ContainerStatusRequest(container_id="absent"))
+        await core.store.late.commit("refused", lambda db: db.execute("INSERT INTO nowhere VALUES (1)"), fact=True)
         found = await scrape(tmp_path / "metrics.sock")
         handler = sandbox.handler
         assert of(found, "cri_bridge_rpcs_total", rpc="ContainerStatus", handler=handler, code="OK") == 1
@@ -77,6 +78,7 @@ async def test_a_scrape_tells_what_was_done(core: Services, world: World, tmp_pa
         assert of(found, "cri_bridge_monitor_up") == 1
         assert of(found, "cri_bridge_monitor_losses_total", kind="died") == 1
         assert of(found, "cri_bridge_event_queue_length") == 0
+        assert of(found, "cri_bridge_records_unwritten") == 1
         assert not {value for _, labels in found for _, value in labels} & {sandbox.id, ident}, "no label is an id"
     assert not (tmp_path / "metrics.sock").exists()
 

@@ -29,6 +29,7 @@ FAMILIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "cri_bridge_event_subscriber_overflows_total": ("Streams of container events ended as they fell behind.", ()),
     "cri_bridge_leftovers": ("Pods and containers that are to go and whose remains would not.", ()),
     "cri_bridge_orphans_removed_total": ("What no record owned and was removed.", ()),
+    "cri_bridge_records_unwritten": ("Records that are behind what happened, as the disk refuses them.", ()),
     "cri_bridge_stream_sessions": ("Sessions of exec, attach and port-forward.", ()),
     "cri_bridge_stream_connections_waiting": ("Streaming connections whose request is not whole.", ()),
     "cri_bridge_image_pulls_running": ("Pulls and imports that run.", ()),
@@ -59,6 +60,7 @@ class Sources:
         plain = {
             "cri_bridge_event_loop_tasks": _number(load["tasks"]),
             "cri_bridge_leftovers": _number(load["unremoved"]),
+            "cri_bridge_records_unwritten": len(core.store.late),
             "cri_bridge_event_subscribers": core.events.subscribers,
             "cri_bridge_event_queue_length": core.events.behind,
             "cri_bridge_event_subscriber_overflows_total": core.events.overflows,
