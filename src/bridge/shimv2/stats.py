@@ -1,4 +1,8 @@
-"""What a container uses as its shim says it: Metrics of cgroup v1 or v2, as the numbers that the host's own files would give."""
+"""What a container uses as its shim says it: Metrics of cgroup v1 or v2, as the numbers that the host's own files would give.
+
+A message can't tell zero from what the shim does not know (proto3). What runs has used CPU time and memory, has had page faults and has a
+thread: of these, zero is not known.
+"""
 
 from __future__ import annotations
 
@@ -60,13 +64,14 @@ def from_v1(found: v1.Metrics, at_ns: int) -> CgroupStats:
         limit = _bounded(stat.usage.limit)
         working = max(0, stat.usage.usage - stat.total_inactive_file)
         faults, major = stat.total_pg_fault or stat.pg_fault, stat.total_pg_maj_fault or stat.pg_maj_fault
-        memory = Memory(stat.usage.usage, working, stat.total_rss or stat.rss, faults, major, limit)
+        memory = _memory(stat.usage.usage, working, stat.total_rss or stat.rss, faults, major, limit)
         if stat.swap is not None and stat.swap.usage:
             both = _bounded(stat.swap.limit)
             room = None if both is None or limit is None else max(0, both - limit)
             swap = Swap(max(0, stat.swap.usage - stat.usage.usage), room)
     cpu = found.cpu.usage.total if found.cpu is not None and found.cpu.usage is not None else None
-    return CgroupStats(at_ns, cpu_ns=cpu, memory=memory, swap=swap, processes=None if found.pids is None else found.pids.current)
+    threads = None if found.pids is None else found.pids.current or None
+    return CgroupStats(at_ns, cpu_ns=cpu or None, memory=memory, swap=swap, processes=threads)
 
 
 def from_v2(found: v2.Metrics, at_ns: int) -> CgroupStats:
@@ -75,18 +80,24 @@ def from_v2(found: v2.Metrics, at_ns: int) -> CgroupStats:
     stat = found.memory
     if stat is not None:
         working = max(0, stat.usage - stat.inactive_file)
-        memory = Memory(stat.usage, working, stat.anon, stat.pgfault, stat.pgmajfault, _bounded(stat.usage_limit))
+        memory = _memory(stat.usage, working, stat.anon, stat.pgfault, stat.pgmajfault, _bounded(stat.usage_limit))
         swap = Swap(stat.swap_usage, _bounded(stat.swap_limit))
     return CgroupStats(
         at_ns,
-        cpu_ns=None if found.cpu is None else found.cpu.usage_usec * 1000,
+        cpu_ns=None if found.cpu is None else found.cpu.usage_usec * 1000 or None,
         memory=memory,
         swap=swap,
-        processes=None if found.pids is None else found.pids.current,
+        processes=None if found.pids is None else found.pids.current or None,
         cpu_pressure=None if found.cpu is None else _pressures(found.cpu.psi),
         memory_pressure=None if stat is None else _pressures(stat.psi),
         io_pressure=None if found.io is None else _pressures(found.io.psi),
     )
+
+
+def _memory(usage: int, working: int, rss: int, faults: int, major: int, limit: int | None) -> Memory | None:
+    if not usage:
+        return None
+    return Memory(usage, working, rss or None, faults or None, major if faults else None, limit)
 
 
 def _pressures(psi: v2.PsiStats | None) -> Pressures | None:

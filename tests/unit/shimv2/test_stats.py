@@ -62,6 +62,30 @@ def test_what_is_not_told_is_unknown(metrics: Message) -> None:
     assert (found.cpu_ns, found.memory, found.swap, found.processes) == (None, None, None, None)
 
 
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        v1.Metrics(
+            pids=v1.PidsStat(),
+            cpu=v1.CpuStat(usage=v1.CpuUsage()),
+            memory=v1.MemoryStat(usage=v1.MemoryEntry(usage=500), total_pg_maj_fault=0),
+        ),
+        v2.Metrics(pids=v2.PidsStat(), cpu=v2.CpuStat(), memory=v2.MemoryStat(usage=500)),
+    ],
+)
+def test_what_a_running_container_has_some_of_is_unknown_where_it_is_zero(metrics: Message) -> None:
+    found = stats.read(packed(stats.V1 if isinstance(metrics, v1.Metrics) else stats.V2, metrics), 5)
+    assert (found.cpu_ns, found.processes) == (None, None)
+    assert found.memory is not None
+    assert (found.memory.usage, found.memory.working_set) == (500, 500)
+    assert (found.memory.rss, found.memory.page_faults, found.memory.major_page_faults) == (None, None, None)
+
+
+@pytest.mark.parametrize("metrics", [v1.Metrics(memory=v1.MemoryStat(usage=v1.MemoryEntry())), v2.Metrics(memory=v2.MemoryStat())])
+def test_no_memory_at_all_is_none_known(metrics: Message) -> None:
+    assert stats.read(packed(stats.V1 if isinstance(metrics, v1.Metrics) else stats.V2, metrics), 5).memory is None
+
+
 def test_another_type_is_refused() -> None:
     with pytest.raises(CorruptData, match="unknown type"):
         stats.read(packed("some.Thing", v1.Metrics()), 5)
