@@ -13,7 +13,8 @@ from anyio.to_thread import run_sync
 
 from bridge._proto.runtime import v1 as pb
 from bridge.host import cgroups, net_stats
-from bridge.host.cgroup_paths import parse_counter
+from bridge.host.cgroup_paths import CgroupDriver, parse_counter
+from tests.integration import pod_cgroups
 from tests.integration.daemon_node import DaemonNode, Kubelet
 from tests.integration.limit_files import Limits
 
@@ -192,6 +193,19 @@ async def pod_agrees_with_the_kernel(kubelet: Kubelet, pod: str, pid: int) -> No
 
     await eventually(still)
     await network_is_what_the_pod_sees(kubelet, pod, pid)
+
+
+async def pods_limit_follows(kubelet: Kubelet, pod: str) -> None:
+    """UpdatePodSandboxResources is in the pod's statistics at once, where its cgroup is the server's; a kubelet limits its own."""
+    if pod_cgroups.DRIVER is CgroupDriver.SYSTEMD:
+        return
+    limit = 700 * MIB
+    await kubelet.cri.runtime.update_pod_sandbox_resources(
+        pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, resources=pb.LinuxContainerResources(memory_limit_in_bytes=limit))
+    )
+    memory = (await pod_stats(kubelet, pod)).memory
+    assert memory is not None
+    assert value(memory.available_bytes) == limit - value(memory.working_set_bytes)
 
 
 async def metrics(kubelet: Kubelet, pod: str) -> tuple[dict[str, int], dict[str, dict[str, int]]]:

@@ -26,6 +26,7 @@ from tests.integration.stats_truth import (
     layer_is_what_du_says,
     metrics,
     pod_agrees_with_the_kernel,
+    pods_limit_follows,
     value,
     worked,
 )
@@ -76,6 +77,7 @@ async def test_statistics_are_what_the_kernel_says(node: DaemonNode) -> None:
         assert told["memory_failures_total:pgfault:hierarchy"] <= kernel.memory["faults"]
         assert HELD <= told["memory_rss"] <= told["memory_max_usage_bytes"] <= told["spec_memory_limit_bytes"] == LIMIT
         assert (told["processes"], told["threads"], told["threads_max"]) == (2, 2, 0)
+        await pods_limit_follows(kubelet, pod)
         await kubelet.clean()
 
 

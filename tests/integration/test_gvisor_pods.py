@@ -39,6 +39,7 @@ from tests.integration.stats_truth import (
     metrics,
     pod_agrees_with_the_kernel,
     pod_stats,
+    pods_limit_follows,
     value,
     worked,
 )
@@ -175,6 +176,7 @@ async def test_statistics_are_the_sandboxs_own_and_nothing_is_made_up(kubelet: K
     assert of_pod["processes"] >= 2, "the sandbox and the helpers of its files"
     assert of_pod["file_descriptors"] >= len(os.listdir(f"/proc/{sandbox}/fd")) // 2
     assert not [key for key in of_pod if "spec" in key or "ulimits" in key or "fs_usage" in key]
+    await pods_limit_follows(kubelet, pod)
 
 
 @pytest.mark.parametrize(("command", "code"), [(["/nope"], 127), (["nope"], 127), (["/etc"], 126)])

@@ -23,6 +23,7 @@ from tests.integration.stats_truth import (
     network_is_what_the_pod_sees,
     pod_agrees_with_the_kernel,
     pod_stats,
+    pods_limit_follows,
     processes_below,
     value,
     worked,
@@ -66,6 +67,7 @@ async def test_a_container_that_works(kubelet: Kubelet, node: DaemonNode) -> Non
     assert value(told_pod.memory.usage_bytes) > 0
     assert told_pod.cpu is not None
     assert value(told_pod.cpu.usage_core_nano_seconds) >= value(told.cpu.usage_core_nano_seconds)
+    await pods_limit_follows(kubelet, pod)
 
 
 async def test_a_rate_is_that_of_a_quota(kubelet: Kubelet) -> None:

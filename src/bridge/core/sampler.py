@@ -171,7 +171,7 @@ class Sampler:
     def _leave(self, look: Look) -> Sequence[Target]:
         """Go on with another reader, without what its thread stands at. Returns what it would have looked at next."""
         target, rest = look.give_up()
-        _logger.error("no statistics of %s: the kernel has held a thread that reads them for %g s", target.ident[:13], _HELD_SECONDS)
+        _logger.warning("no statistics of %s: the kernel has held a thread that reads them for %g s", target.ident[:13], _HELD_SECONDS)
         self._held[target.ident] = look
         self._reader = look.reader.successor()
         return rest

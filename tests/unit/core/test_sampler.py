@@ -119,6 +119,16 @@ async def test_many_questions_at_once_are_one_look(world: World) -> None:
     await world.sampler._close()
 
 
+async def test_who_asks_while_one_looks_shares_the_next_look(world: World) -> None:
+    """Single ones are read at the moment of the question: a look that has begun before it does not count."""
+    target = world.add("one")
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(lambda: world.cpu(target, fresh=True))
+    assert len(world.reader.looks) <= 2
+    await world.sampler._close()
+
+
 async def test_details_are_read_for_who_asks_for_them(world: World) -> None:
     target = world.add("one")
     assert (await world.sampler.samples([target]))["one"].details is None
