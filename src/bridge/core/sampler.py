@@ -36,6 +36,8 @@ _ROUND = 0.8
 """Share of a period after which a backend is asked again where there are many."""
 _ANSWER_SECONDS = 3.0
 """How long an answer waits for backends; what they say later is in the next one."""
+_QUIET_SECONDS = 0.8
+"""Who asks after so long, but within a period, asks again: crictl stats fails as a whole when one number is as old as a second before."""
 _DETAILS_PERIODS = 2
 """So long after a question for details rounds bring them. They cost thrice the rest: who asks once a minute has them read then."""
 _HELD_SECONDS = 3.0
@@ -76,7 +78,9 @@ class Sampler:
         self._opened: dict[str, str] = {}
         self._held: dict[str, Look] = {}
         self._files, self._backends = Pace(settings), Pace(settings)
-        self._details_asked = float("-inf")
+        self._details_asked = self._last_asked = float("-inf")
+        self._told: dict[str, float] = {}
+        self._told_before: Mapping[str, float] = {}
 
     @property
     def open_files(self) -> int:
@@ -86,19 +90,39 @@ class Sampler:
     async def samples(self, targets: Iterable[Target], *, fresh: bool = False, detailed: bool = False) -> Mapping[str, Sample]:
         """What is known of ``targets`` by id: no older than a period, or read now if ``fresh``. One that nothing is known of is missing."""
         wanted, now = list(targets), anyio.current_time()
-        oldest = now if fresh else now - self._settings.period
+        oldest, again = now, list[Target]()
         if not fresh:
+            oldest = now - self._settings.period
             self._details_asked = now if detailed else self._details_asked
             self._files.asked()
             self._backends.asked()
+            again = self._as_told_before(wanted, now)
         stale = [each for each in wanted if not self._serves(each, oldest, detailed)]
-        if stale:
-            await self._read(stale, oldest, detailed, keep_open=not fresh)
-            with anyio.move_on_after(_ANSWER_SECONDS):
-                await self._ask(stale, oldest)
+        for some, since in ((stale, oldest), (again, now)):
+            if some:
+                await self._read(some, since, detailed, keep_open=not fresh)
+        with anyio.move_on_after(_ANSWER_SECONDS):
+            await self._ask(stale, oldest)
+            await self._ask(again, now)
         found = {each.ident: self._samples[each.ident] for each in wanted if self._serves(each, now - self._settings.period, False)}
+        if not fresh:
+            self._told.update((ident, sample.taken) for ident, sample in found.items())
         if self._files.asleep:
             await self.forget_the_ended()
+        return found
+
+    def _as_told_before(self, wanted: Sequence[Target], now: float) -> list[Target]:
+        """Those of which nothing newer is known than what was told to who asked shortly before; of many backends none.
+
+        Usually there are none: a question brings a round, which is over before the next one unless the node is busy.
+        """
+        passed, self._last_asked = now - self._last_asked, now
+        if passed >= _QUIET_SECONDS:
+            self._told_before = self._told if passed < self._settings.period else {}
+            self._told = {}
+        found = [each for each in wanted if (sample := self._samples.get(each.ident)) and sample.taken == self._told_before.get(each.ident)]
+        if sum(each.backend is not None for each in found) > _FEW:
+            return [each for each in found if each.backend is None]
         return found
 
     async def run(self) -> None:

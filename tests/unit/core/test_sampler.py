@@ -362,3 +362,26 @@ async def test_what_ends_amid_a_look_is_left_out(world: World) -> None:
     (world.root / "one" / "cpu.stat").write_text("")
     assert await world.cpu(one, two, fresh=True) == [None, 5000]
     await world.sampler._close()
+
+
+async def test_who_asks_again_is_told_something_new(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a period, once it was quiet; also by a backend, unless there are many."""
+    backend = Backend(CgroupStats(1, cpu_ns=7))
+    targets = [world.add("one"), backend.target("b")]
+    world.targets[:] = targets
+    assert await world.cpu() == [5000, 7]
+    world.add("one", 6)
+    backend.told = CgroupStats(2, cpu_ns=8)
+    assert await world.cpu() == [5000, 7], "a kubelet asks for several lists in turn"
+    monkeypatch.setattr(module, "_QUIET_SECONDS", 0.0)
+    assert await world.cpu() == [6000, 8]
+    await world.sampler._files_round()
+    looks = len(world.reader.looks)
+    assert await world.cpu(targets[0]) == [6000]
+    assert len(world.reader.looks) == looks, "a round came between"
+    world.targets += [Backend(CgroupStats(1, cpu_ns=7)).target(str(number)) for number in range(16)]
+    await world.cpu()
+    asked = backend.asked
+    await world.cpu()
+    assert (backend.asked, len(world.reader.looks)) == (asked, looks + 2)
+    await world.sampler._close()
