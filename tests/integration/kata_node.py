@@ -98,7 +98,7 @@ def kata_node(*, real: bool) -> Iterator[KataNode]:
         if real and _CONFIG:
             options["config_path"] = _CONFIG
         lines = ["kill_timeout = 4.0"] if not real else []
-        hasty = {"boot_timeout": _HASTY, "kill_timeout": 2.0, "delete_timeout": 5.0, "refuse_other_annotations": True}
+        hasty = {"boot_timeout": _HASTY, "kill_timeout": 1.0, "delete_timeout": 2.0, "refuse_other_annotations": True}
         for name, more in ((KataNode.handler, {"boot_timeout": _BOOT, "kill_timeout": 5.0 if not real else 60.0}), (KataNode.hasty, hasty)):
             lines += [f"[runtime.handlers.{name}]", 'plugin = "kata"', f"[runtime.handlers.{name}.options]"]
             lines += [f"{key} = {toml_value(value)}" for key, value in {**options, **more}.items() if key != "env"]

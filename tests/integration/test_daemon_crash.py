@@ -161,7 +161,7 @@ async def test_killed_at_any_moment(own_node: DaemonNode) -> None:
             await run_sync(node.kill)
             if number % 4 == 3:  # in the middle of its start: opening, recovering, undoing
                 node.spawn()
-                await anyio.sleep(chance.uniform(0.3, 0.7))
+                await anyio.sleep(chance.uniform(0.02, 0.4))
                 await run_sync(node.kill)
             await node.restart()
             await nothing_gone_is_running(node)

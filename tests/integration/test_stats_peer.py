@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from betterproto2 import Message
 
@@ -67,9 +68,15 @@ async def told(kubelet: Kubelet) -> tuple[pb.ContainerStats, pb.PodSandboxStats]
 
 
 async def test_what_containerd_tells_we_tell_too(node: DaemonNode, ours: Kubelet, tmp_path: Path) -> None:
-    mine, my_pod = await told(ours)
-    async with cri_peer(tmp_path / "containerd", node) as peer:
-        theirs, their_pod = await told(peer)
+    async with cri_peer(tmp_path / "containerd", node) as peer, anyio.create_task_group() as group:
+        found: dict[Kubelet, tuple[pb.ContainerStats, pb.PodSandboxStats]] = {}
+
+        async def ask(kubelet: Kubelet) -> None:
+            found[kubelet] = await told(kubelet)
+
+        group.start_soon(ask, ours)
+        group.start_soon(ask, peer)
+    (mine, my_pod), (theirs, their_pod) = found[ours], found[peer]
     zero = {f".memory{field}" for field in (".available_bytes", ".available_bytes.value")}  # which it tells of what has no limit
     assert shape(theirs) - shape(mine) == set()
     assert shape(their_pod) - shape(my_pod) - {f".linux{each}" for each in zero} == set()
