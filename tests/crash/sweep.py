@@ -38,6 +38,7 @@ from tests.integration.registry_node import push
 
 _SIGNALS = "bridge.daemon:_until_stopped"
 _HELD_SECONDS = 15.0
+_LOST_SECONDS = 2.0
 _PATIENCE = 45.0
 _READ_SECONDS = 5.0
 
@@ -167,7 +168,7 @@ class Sweeper:
             if self._control.held and case.fault != "error":
                 await self._fault(case)
             self._control.disarm()
-            with anyio.move_on_after(0 if case.fault in ("cancel", "hang") else _HELD_SECONDS):
+            with anyio.move_on_after(self._patience(case)):
                 await done.wait()
             group.cancel_scope.cancel()
         assert self._node.process is not None
@@ -176,6 +177,13 @@ class Sweeper:
             assert ends, f"the server ended with code {self._node.process.returncode}"
             await self._node.restart()
         return self._control.held
+
+    def _patience(self, case: Case) -> float:
+        """Seconds for an operation to answer after its fault. A killed server's answers at once, if it does not wait for the next one."""
+        assert self._node.process is not None
+        if case.fault in ("cancel", "hang"):
+            return 0
+        return _HELD_SECONDS if self._node.process.poll() is None else _LOST_SECONDS
 
     async def _fault(self, case: Case) -> None:
         if case.fault in ("kill-monitor", "kill-both"):
