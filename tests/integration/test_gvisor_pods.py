@@ -333,6 +333,14 @@ def _damage(database: Path) -> None:
         database.with_name(f"{database.name}{suffix}").unlink(missing_ok=True)
 
 
+async def cpu_time(kubelet: Kubelet, container: str) -> int:
+    """Nanoseconds, once runsc has told of some."""
+    with anyio.fail_after(30):
+        while (cpu := (await container_stats(kubelet, container)).cpu) is None or not value(cpu.usage_core_nano_seconds):
+            await anyio.sleep(0.5)
+    return value(cpu.usage_core_nano_seconds)
+
+
 async def test_server_and_monitor_are_killed_and_the_database_lost(own_node: DaemonNode) -> None:
     """runsc knows the exits all the while; a lost database is rebuilt, and with its copy lost too, what no record owns is removed."""
     node, flag = own_node, own_node.logs / "flag"
@@ -345,6 +353,7 @@ async def test_server_and_monitor_are_killed_and_the_database_lost(own_node: Dae
         app = await kubelet.started(pod)
         sandbox = (await kubelet.pod_info(pod))["pid"]
         config = kubelet.configs[pod]
+        spent = await cpu_time(kubelet, app)
     await run_sync(node.kill)
     await node.kill_monitor()
     flag.touch()
@@ -353,6 +362,7 @@ async def test_server_and_monitor_are_killed_and_the_database_lost(own_node: Dae
         kubelet = Kubelet(node, cri, "gvisor")
         assert (await kubelet.exited(ender, timeout=60)).exit_code == 7
         assert await kubelet.output(app, "echo exec") == "exec"
+        assert await cpu_time(kubelet, app) >= spent > 0, "a counter goes on after a restart"
     flag.unlink()
     await run_sync(node.kill)
     _damage(node.root / "state" / "state.db")

@@ -1,7 +1,8 @@
 """How many processes a cgroup holds and what they have open, from cgroup.procs and /proc. Blocking: for worker threads.
 
-Sources: cgroups(7), proc_pid_fd(5), proc_pid_limits(5). What can't be known is None: a process that hides its files from the server,
-and more of them than ``_LOOKS``, since each costs a system call.
+Sources: cgroups(7), proc_pid_fd(5), proc_pid_limits(5), kcmp(2). Processes that share one table of descriptors, as a sandbox of gVisor's
+and those by which it catches system calls, have those open once. What can't be known is None: a process that hides its files from the
+server, and more of them than ``_LOOKS``, since each costs a system call.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from bridge.host import syscalls
 from bridge.host.cgroup_paths import UNIFIED, CgroupLayout
 from bridge.host.cgroups import layout
 
@@ -59,7 +61,10 @@ def _pids(directory: Path) -> list[str]:
 
 def _open(pids: list[str], proc: Path) -> tuple[int, int] | tuple[None, None]:
     descriptors = sockets = 0
+    tables: list[int] = []
     for pid in pids:
+        if not _is_new(tables, int(pid)):
+            continue
         directory = f"{proc}/{pid}/fd"
         try:
             names = os.listdir(directory)
@@ -73,6 +78,19 @@ def _open(pids: list[str], proc: Path) -> tuple[int, int] | tuple[None, None]:
         except PermissionError:
             return None, None
     return descriptors, sockets
+
+
+def _is_new(tables: list[int], pid: int) -> bool:
+    """Whether its table of descriptors is none of those of ``tables``, which are kept in the kernel's order."""
+    low, high = 0, len(tables)
+    while low < high:
+        middle = (low + high) // 2
+        order = syscalls.order_of_files(pid, tables[middle])
+        if not order:
+            return order is None
+        low, high = (low, middle) if order < 0 else (middle + 1, high)
+    tables.insert(low, pid)
+    return True
 
 
 def _is_socket(link: str) -> bool:
