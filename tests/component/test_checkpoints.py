@@ -217,6 +217,31 @@ async def test_a_created_one_is_restored_after_a_restart_of_the_server_too(world
         await core.sandboxes.remove(fake.spec.sandbox_id)
 
 
+async def test_a_restored_one_is_told_and_adopted_as_any_other(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "out.tar"
+    async with world.started() as core:
+        fake = await running(world, core)
+        await core.checkpoints.container(fake.id, str(out), 0)
+        async with core.events.subscribe(lambda failure: None) as stream:
+            made = await core.containers.create(fake.spec.sandbox_id, from_archive(out))
+            await core.containers.start(made.id)
+            told = [await anext(stream) for _ in range(6)]
+        assert [each.kind for each in told if each.subject == made.id] == ["created", "started"]
+        pid = world.backend.containers[made.id].pid
+    async with world.started() as core:
+        await core.recovery.run()
+        again = core.store.container(made.id)
+        assert (again.state, again.pid, world.backend.containers[made.id].pid) == (ContainerState.RUNNING, pid, pid)
+        await core.checkpoints.container(made.id, str(out), 0)
+        assert document(out, "config.dump")["restored"] is True
+        world.backend.containers[made.id].exit(3)
+        with anyio.fail_after(10):
+            while core.store.container(made.id).state is not ContainerState.EXITED:
+                await anyio.sleep(0.01)
+        assert core.store.container(made.id).exit_code == 3
+        await core.sandboxes.remove(fake.spec.sandbox_id)
+
+
 async def test_what_can_not_be_restored_leaves_nothing(world: World, core: Services, tmp_path: Path) -> None:
     fake = await running(world, core)
     sandbox, good = fake.spec.sandbox_id, tmp_path / "good.tar"

@@ -87,7 +87,7 @@ async def _operation(swept: Sweeper, handler: str, operation: Operation, options
     try:
         points = [point for point in await swept.points(handler, operation) if options.point in point]
     except CriError as exc:
-        if exc.code is not Status.UNIMPLEMENTED:
+        if exc.code not in (Status.UNIMPLEMENTED, Status.FAILED_PRECONDITION):  # the latter: a runtime without CRIU
             raise
         print(f"{handler} {operation.name}: {exc.message}")
         await swept.renew()

@@ -11,6 +11,7 @@ from grpclib.const import Status
 from bridge._proto.bridge.admin import v1 as admin
 from bridge._proto.runtime import v1 as pb
 from bridge.client import CriError
+from tests.crash.checkpoint_operations import CHECKPOINT_OPERATIONS, criu_works
 from tests.crash.node_operations import NODE_OPERATIONS
 from tests.crash.stages import CREATED, EXITED, RUNNING, Operation, Stage, created, made, nothing, pod, running, writing
 from tests.crash.stream_operations import STREAM_OPERATIONS
@@ -202,5 +203,6 @@ OPERATIONS = [
     Operation("RemoveImage", _pull, _remove_image, image_removed),
     *STREAM_OPERATIONS,
     *NODE_OPERATIONS,
+    *(CHECKPOINT_OPERATIONS if criu_works() else ()),
 ]
 """``StopContainer`` may find the exit lost when the monitor was killed on a kernel that can't tell it (before 6.15)."""

@@ -45,8 +45,10 @@ _END_SECONDS = 60.0
 
 
 def environment() -> dict[str, str]:
-    """In which the command runs from this source tree."""
-    return {**os.environ, "PYTHONPATH": _PYTHONPATH}
+    """In which the command runs from this source tree. The variable CRIU names a criu that is not in PATH."""
+    criu = os.environ.get("CRIU", "")
+    search = f"{os.path.dirname(criu)}:{os.environ['PATH']}" if criu else os.environ["PATH"]
+    return {**os.environ, "PYTHONPATH": _PYTHONPATH, "PATH": search}
 
 
 class ServerProcess(Protocol):

@@ -84,4 +84,4 @@ async def open_backend(settings: OciSettings, context: HostContext) -> AsyncIter
     cli = OciCli(settings)
     name = f"probe-{settings.handler}"
     found = await probe(cli, cache=context.state_root / f"{name}.json", scratch=Path(context.cache_dir) / name, bundles=context.run_root)
-    yield OciBackend(OciRuntime(cli, context, found.exec_cgroup), found.features)
+    yield OciBackend(OciRuntime(cli, context, found.exec_cgroup, found.features.version), found.features)

@@ -6,8 +6,9 @@ What CRIU reads besides is its own matter: /etc/criu/runc.conf and default.conf 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from anyio import to_thread
 
@@ -24,6 +25,7 @@ _logger = logs.get("oci.checkpoints")
 _RESTORE = "restore"
 DUMP_LOG, RESTORE_LOG = "dump.log", "restore.log"
 """What CRIU writes into the directory for its work."""
+_CRUN, _CRUN_EMPTY = "crun ", "/run/crun/.empty-directory"
 _ERRORS = 6
 _LOG_BYTES = 1 << 16
 
@@ -38,6 +40,23 @@ def launch_words(cli: OciCli, spec: ContainerSpec, pid_file: Path, console: Path
     if console is not None:
         flags += flag(words.console, console)
     return verb, flags
+
+
+def restorable(oci: Mapping[str, Any], version: str, bundle: Path) -> Mapping[str, Any]:
+    """The spec as the runtime can restore it. Blocks. Raises HostError.
+
+    crun hides directories by an empty one below its root. When it checkpoints it takes that for its default root, when it restores for
+    the real one, so CRIU misses the former (crun 1.28, src/libcrun/criu.c, get_shared_empty_directory_path): told as a mount, it doesn't.
+    """
+    if not version.startswith(_CRUN):
+        return oci
+    empty = bundle / "empty"
+    try:
+        empty.mkdir(mode=0o555, exist_ok=True)
+    except OSError as exc:
+        raise HostError(f"can't make {empty}: {exc.strerror}", errno=exc.errno) from exc
+    told = {"destination": _CRUN_EMPTY, "type": "bind", "source": str(empty), "options": ["bind", "ro"]}
+    return {**oci, "mounts": [*(oci.get("mounts") or ()), told]}
 
 
 class Checkpointed:

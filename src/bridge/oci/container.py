@@ -25,7 +25,7 @@ from bridge.host.oci_documents import write_json
 from bridge.monitor.lasting import MONITOR_RETURN_SECONDS
 from bridge.monitor.protocol import LaunchFailed
 from bridge.oci import execs, limits, strays
-from bridge.oci.checkpoints import Checkpointed, launch_words
+from bridge.oci.checkpoints import Checkpointed, launch_words, restorable
 from bridge.oci.dialect import Launch, Scope
 from bridge.oci.execs import OciExec
 from bridge.oci.runtime import OciRuntime
@@ -60,7 +60,10 @@ class OciContainer(Checkpointed):
     async def create(cls, runtime: OciRuntime, spec: ContainerSpec) -> OciContainer:
         """Write the bundle."""
         scope = Scope.PAUSE if spec.id == spec.sandbox_id else Scope.CONTAINERS
-        await to_thread.run_sync(write_json, spec.bundle / "config.json", runtime.final(spec.oci, scope))
+        oci = spec.oci
+        if spec.restore is not None:
+            oci = await to_thread.run_sync(restorable, oci, runtime.version, spec.bundle)
+        await to_thread.run_sync(write_json, spec.bundle / "config.json", runtime.final(oci, scope))
         return cls(runtime, spec)
 
     @property

@@ -29,11 +29,12 @@ _CRUN_SUBGROUP = "run.oci.systemd.subgroup"
 
 @dataclass(frozen=True, slots=True)
 class OciRuntime:
-    """See the module docstring."""
+    """See the module docstring. ``version`` is the runtime's own line, "" for one that tells none."""
 
     cli: OciCli
     context: HostContext
     exec_cgroup: ExecCgroup
+    version: str = ""
 
     @property
     def monitor(self) -> Monitor:
