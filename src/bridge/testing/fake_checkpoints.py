@@ -71,7 +71,7 @@ class FakeCheckpoints:
     async def apply(self, directory: Path, rootfs: Path) -> None:
         """Remember it."""
         await self.faults.passing("apply", CorruptData("the difference is damaged"))
-        self.applied[rootfs] = (directory / DIFF).read_text() if (directory / DIFF).exists() else ""
+        self.applied[rootfs] = (directory / DIFF).read_bytes().decode(errors="replace") if (directory / DIFF).exists() else ""
 
     def forget(self, container_id: str) -> None:
         """What goes with a root filesystem."""

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bridge.errors import RuntimeFailed
+from bridge.errors import HostError, RuntimeFailed
 from bridge.oci import checkpoints
 from bridge.oci.checkpoints import Checkpointed, launch_words
 from bridge.oci.cli import OciCli, OciSettings
@@ -104,3 +104,15 @@ async def test_what_criu_says_of_the_node(tmp_path: Path) -> None:
     assert (await checkpoints.criu(search, timeout=5)).detail == "criu check: exit code 3"
     program(tmp_path / "bin" / "criu", "sleep 60")
     assert "did not end within 0.2 s" in (await checkpoints.criu(search, timeout=0.2)).detail
+
+
+def test_what_crun_must_be_told_of_to_restore(tmp_path: Path) -> None:
+    oci = {"mounts": [{"destination": "/proc"}]}
+    assert checkpoints.restorable(oci, "runc version 1.1.5", tmp_path) is oci
+    found = checkpoints.restorable(oci, "crun version 1.28", tmp_path)
+    (told,) = [mount for mount in found["mounts"] if mount["destination"] == "/run/crun/.empty-directory"]
+    assert (told["type"], list(Path(told["source"]).iterdir())) == ("bind", [])
+    assert oci["mounts"] == [{"destination": "/proc"}]
+    assert checkpoints.restorable(oci, "crun version 1.28", tmp_path) == found
+    with pytest.raises(HostError, match="can't make"):
+        checkpoints.restorable(oci, "crun version 1.28", tmp_path / "absent")
