@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -163,10 +164,10 @@ class Sampler:
         """Forget all that does not run any more."""
         targets = self._targets()
         alive = {each.ident for each in targets}
-        for ident in [ident for ident in self._samples if ident not in alive]:
-            del self._samples[ident]
-        for ident in [ident for ident in self._opened if ident not in alive]:
-            del self._opened[ident]
+        kept: tuple[dict[str, Any], ...] = (self._samples, self._opened, self._told)
+        for each in kept:
+            for ident in each.keys() - alive:
+                del each[ident]
         self._rates.forget(alive.__contains__)
         async with self._reading:
             self._reader.keep_only({each.cgroup for each in targets if each.cgroup is not None})

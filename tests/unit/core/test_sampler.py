@@ -157,9 +157,10 @@ async def test_a_round_forgets_what_ended_and_closes_its_files(world: World) -> 
     world.add("two")
     await world.sampler._files_round()
     assert world.sampler.open_files == 2
+    await world.cpu()
     del world.targets[0]
     await world.sampler._files_round()
-    assert (world.sampler.open_files, list(world.sampler._samples)) == (1, ["two"])
+    assert (world.sampler.open_files, list(world.sampler._samples), list(world.sampler._told)) == (1, ["two"], ["two"])
     await world.sampler._close()
 
 
