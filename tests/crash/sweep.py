@@ -139,6 +139,8 @@ class Sweeper:
             came = await self._interrupted(case, stage)
         finally:
             self._control.disarm()
+        if not came:  # nothing happened, and nothing is lost that the fault would have taken
+            stage.fault = ""
         with anyio.fail_after(_PATIENCE):
             await self._until_ready()
             await self._until_well(case, stage)
@@ -188,7 +190,7 @@ class Sweeper:
     async def _fault(self, case: Case) -> None:
         if case.fault in ("kill-monitor", "kill-both"):
             with suppress(MonitorGone):  # it may be the lack of one that is interrupted
-                await self._node.kill_monitor()
+                await self._node.kill_monitor(and_server=case.fault == "kill-both")
         if case.fault in ("kill-server", "kill-both"):
             await run_sync(self._node.kill)
         if case.fault == "hang":

@@ -239,11 +239,13 @@ class DaemonNode:
         """Start again, leaving the loop free."""
         await run_sync(self.start)
 
-    async def kill_monitor(self) -> int:
-        """SIGKILL the monitor and wait until it has gone; its pid."""
+    async def kill_monitor(self, *, and_server: bool = False) -> int:
+        """SIGKILL the monitor and wait until it has gone; its pid. Just before, ``and_server``, which would give its pipes to another."""
         pid = self.monitor
         pidfd = os.pidfd_open(pid)
         try:
+            if and_server and self.process is not None:
+                self.process.kill()
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             with anyio.fail_after(30):
                 await anyio.wait_readable(pidfd)
