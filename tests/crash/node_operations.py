@@ -77,6 +77,7 @@ async def _is_reloaded(kubelet: Kubelet, stage: Stage) -> None:
 async def _as_before(kubelet: Kubelet, stage: Stage) -> None:
     kubelet.node.config_file.write_text(stage.others["config"])
     await _until_handlers(kubelet, late=False)
+    (kubelet.node.root / "run" / "runtimes" / f"probe-{_LATE}.json").unlink(missing_ok=True)  # so that the next one is tried, too
 
 
 async def _until_handlers(kubelet: Kubelet, *, late: bool) -> None:
