@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import anyio
 import pytest
+from bridge_gvisor.host import GvisorHost
 from bridge_gvisor.sampler import Sampler, parse
+from bridge_gvisor.sandbox import GvisorSandbox
 
 from bridge.errors import HostError
 from bridge.host.cgroup_stats import CgroupStats
+from bridge.ports.runtime import NamespacePaths, SandboxSpec
 
 
 def test_statistics() -> None:
@@ -150,3 +154,20 @@ async def test_a_share_that_shrinks_is_told_as_it_was_by_the_next_server_too(tmp
     (tmp_path / "a").write_text("")
     assert await told() == 7, "what was kept is lost"
     assert (await Sampler(ask, 1).of("a", None, tmp_path / "gone" / "a")) is not None, "it ends meanwhile"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "path", "whole"),
+    [
+        ("/kubepods/pod1", "/kubepods/pod1/cri-bridge-sandbox-s1", "/kubepods/pod1"),
+        ("", "/cri-bridge/cri-bridge-sandbox-s1", "/cri-bridge/cri-bridge-sandbox-s1"),
+        ("", "kubepods-pod1.slice:cri-bridge:s1", "/kubepods.slice/kubepods-pod1.slice/cri-bridge-s1.scope"),
+        ("", "", None),
+    ],
+)
+def test_where_the_host_accounts_for_a_sandbox(tmp_path: Path, cgroup: str, path: str, whole: str | None) -> None:
+    oci = {"linux": {"cgroupsPath": path}} if path else None
+    spec = SandboxSpec(
+        "s1", "n", "ns", "u", "h", tmp_path, NamespacePaths(), shared_pid=False, cgroup_parent=cgroup, oci=oci, cgroup=cgroup
+    )
+    assert GvisorSandbox(cast("GvisorHost", None), spec).cgroup == whole
