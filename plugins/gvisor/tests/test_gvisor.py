@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -81,7 +82,9 @@ def test_every_option_has_its_effect(context: HostContext, tmp_path: Path) -> No
         exec_timeout=2,
         delete_timeout=4,
     )
-    made = settings("h", options, context)
+    with pytest.raises(ConfigError, match=r"options\.cgroup_driver: can't be"):
+        settings("h", options, context)
+    made = settings("h", options, replace(context, cgroup_driver=CgroupDriver.SYSTEMD))
     assert (made.root, made.network, made.systemd_cgroup, made.seccomp, made.stats_interval) == (Path("/r"), "none", True, True, 3)
     assert made.flags == (
         *("--platform=kvm", "--overlay2=all:memory", "--rootless", "--oci-seccomp"),
@@ -365,7 +368,8 @@ def test_the_final_spec_is_shown(context: HostContext) -> None:
     ("cgroup", "driver", "refused"), [("/pods/web", "cgroupfs", False), ("", "cgroupfs", True), ("/p.slice", "systemd", True)]
 )
 async def test_a_pods_limits_are_those_of_its_cgroup(context: HostContext, cgroup: str, driver: Any, refused: bool) -> None:
-    held = GvisorSandbox(backend_of(context, cgroup_driver=driver)._host, sandbox(cgroup=cgroup))
+    host = replace(context, cgroup_driver=CgroupDriver.SYSTEMD)
+    held = GvisorSandbox(backend_of(host, cgroup_driver=driver)._host, sandbox(cgroup=cgroup))
     with pytest.raises(Unsupported, match="has a cgroup of its own") if refused else nullcontext():
         await held.update({"memory": {"limit": 1 << 30}})
 
@@ -377,7 +381,7 @@ async def test_a_pods_limits_are_those_of_its_cgroup(context: HostContext, cgrou
 async def test_a_runsc_that_makes_cgroups_itself_gets_a_path_on_a_host_of_systemd(
     context: HostContext, tmp_path: Path, driver: Any, path: str
 ) -> None:
-    host = backend_of(context, cgroup_driver=driver)._host
+    host = backend_of(replace(context, cgroup_driver=CgroupDriver.SYSTEMD), cgroup_driver=driver)._host
     given = oci(cgroupsPath="kubepods-pod7.slice:cri-bridge:c1")
     await host.write_bundle(tmp_path / "bundle", given)
     assert json.loads((tmp_path / "bundle/config.json").read_text())["linux"]["cgroupsPath"] == path

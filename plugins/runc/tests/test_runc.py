@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import bridge_runc
@@ -55,10 +56,18 @@ def test_every_option_has_its_effect(context: HostContext, tmp_path: Path) -> No
         exec_timeout=2,
         delete_timeout=3,
     )
-    made = settings("h", options, context)
+    made = settings("h", options, replace(context, cgroup_driver=CgroupDriver.SYSTEMD))
     assert (made.root, made.systemd_cgroup, made.global_args, made.run_args) == (Path("/r"), True, ("--debug",), ("--no-pivot",))
     assert made.env["A"] == "b"
     assert made.timeouts == RuntimeTimeouts(start=1, exec=2, delete=3)
+
+
+def test_whose_driver_makes_cgroups(context: HostContext) -> None:
+    systemd = replace(context, cgroup_driver=CgroupDriver.SYSTEMD)
+    assert settings("h", RuncOptions(), systemd).systemd_cgroup
+    assert not settings("h", RuncOptions(cgroup_driver="cgroupfs"), systemd).systemd_cgroup
+    with pytest.raises(ConfigError, match=r"options\.cgroup_driver: can't be \"systemd\" where runtime\.cgroup_driver is \"cgroupfs\""):
+        settings("h", RuncOptions(cgroup_driver="systemd"), context)
 
 
 @pytest.mark.parametrize("path", ["no-such-runtime", "/no/such/runtime", "./runc"])

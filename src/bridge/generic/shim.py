@@ -59,7 +59,8 @@ class ShimOptions(BaseModel):
     config: str = ""
     """The configuration itself instead of its path. Why: unset; not every shim takes it."""
     cgroup_driver: Literal["systemd", "cgroupfs"] | None = None
-    """Overrides `runtime.cgroup_driver` for this handler. Why: unset, as the kubelet knows one driver for all handlers."""
+    """Overrides `runtime.cgroup_driver` for this handler; `systemd` only where that is the server's too, as pods' cgroups are slices then.
+    Why: unset, as the kubelet knows one driver for all handlers."""
     own_cgroups: bool | None = None
     """Whether containers are in the cgroups that their specs name, where the server counts and kills.
     Why: unset, as they are unless `sandbox` is vm."""
@@ -125,7 +126,7 @@ def settings(name: str, options: ShimOptions, context: HostContext) -> ShimSetti
 
     search = os.environ.get("PATH", _PATH)
     path = find_binary(options.path or binary_name(options.runtime_type), search, "path" if options.path else "runtime_type")
-    systemd = (CgroupDriver(options.cgroup_driver) if options.cgroup_driver else context.cgroup_driver) is CgroupDriver.SYSTEMD
+    systemd = context.driver(options.cgroup_driver) is CgroupDriver.SYSTEMD
     timeouts = _timeouts(options, context.timeouts)
     root = context.state_root / name
     owned, packed = _packed(options, root, systemd)

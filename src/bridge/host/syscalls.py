@@ -44,10 +44,12 @@ MOUNT_ATTR_NOEXEC = 0x8
 MOUNT_ATTR_IDMAP = 0x100000
 _MOUNT_ATTR = struct.Struct("=QQQQ")
 
+_AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 0x1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
+_RENAME_EXCHANGE = 0x2
 
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
@@ -154,6 +156,17 @@ def openat2(dir_fd: int, path: str | os.PathLike[str], flags: int, resolve: int)
     return _check(fd, "openat2", path)
 
 
+def exchange(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> None:
+    """renameat2(2) with RENAME_EXCHANGE: swap two paths of one file system, with no moment at which either is missing.
+
+    EINVAL where the file system can't (ext4, xfs, btrfs and tmpfs can), ENOSYS where the C library lacks it.
+    """
+    renameat2 = getattr(_libc, "renameat2", None)
+    if renameat2 is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), os.fspath(one))
+    _check(renameat2(_AT_FDCWD, _path(one), _AT_FDCWD, _path(other), _RENAME_EXCHANGE), "renameat2", one, other)
+
+
 def open_tree(dir_fd: int, path: str | os.PathLike[str], *, recursive: bool) -> int:
     """open_tree(2) with OPEN_TREE_CLONE (Linux ≥ 5.2): a detached copy of the mount, and with ``recursive`` of those below it.
 
@@ -174,8 +187,7 @@ def mount_setattr(
 
 def move_mount(fd: int, target: str | os.PathLike[str]) -> None:
     """move_mount(2) (Linux ≥ 5.2): attach the detached mount ``fd`` at ``target``."""
-    at_fdcwd = -100
-    _check(_libc.syscall(_SYS_MOVE_MOUNT, fd, b"", at_fdcwd, _path(target), _MOVE_MOUNT_F_EMPTY_PATH), "move_mount", target)
+    _check(_libc.syscall(_SYS_MOVE_MOUNT, fd, b"", _AT_FDCWD, _path(target), _MOVE_MOUNT_F_EMPTY_PATH), "move_mount", target)
 
 
 def detached_mount(fstype: str) -> int:

@@ -59,6 +59,25 @@ class Directories:
         """A fresh name for the damaged files of layer ``number``, on which containers still stand."""
         return self.layers / f"{number}{_ASIDE}{uuid.uuid4().hex}"
 
+    def replace_layer(self, fresh: Path, number: int, *, keep: bool) -> Path | None:
+        """Put ``fresh`` into the place of damaged layer ``number``, which is never empty meanwhile. Blocks. Raises OSError.
+
+        Returns where the damaged files are now, to be removed. With ``keep`` they are set aside instead.
+        """
+        home = self.layer(number)
+        if not home.exists():  # the disk lost it
+            os.rename(fresh, home)
+            return None
+        # The exchange puts the damaged files where the fresh ones were: under a name that the next start knows.
+        other = self.aside(number) if keep else fresh
+        os.rename(fresh, other)
+        try:
+            _swap(other, home, spare=self.aside(number) if keep else self.scratch())
+        except OSError:
+            os.rename(other, fresh)
+            raise
+        return None if keep else other
+
     def set_aside(self) -> dict[str, int]:
         """The names of all such, with the layer's number. Blocks."""
         return {name: int(name.partition(_ASIDE)[0]) for name in os.listdir(self.layers) if _ASIDE in name}
@@ -94,6 +113,18 @@ class Directories:
         for path in await blocking(lambda: [*self.snapshots.glob(f"*/{CHECKPOINT}")]):
             await self.discard(path)
         return [self.tmp / name for name in await blocking(os.listdir, self.tmp)]
+
+
+def _swap(fresh: Path, home: Path, *, spare: Path) -> None:
+    """Exchange the two; by way of ``spare`` where the file system can't, and then a power cut may leave nothing at ``home``."""
+    try:
+        syscalls.exchange(fresh, home)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        os.rename(home, spare)
+        os.rename(fresh, home)
+        os.rename(spare, fresh)
 
 
 async def blocking(call: Callable[..., T], *args: object) -> T:

@@ -206,10 +206,12 @@ class LayerStore:
             number, self._next = self._next, self._next + 1
         else:
             number = damaged.id
-            await self._set_aside(number)
         del self._staged[chain_id]
         try:
-            await disk.blocking(staged.directory.rename, self._directories.layer(number))
+            if damaged is None:
+                await disk.blocking(staged.directory.rename, self._directories.layer(number))
+            else:
+                await self._replace(number, staged.directory)
         except BridgeError:
             self.bury([staged.directory])
             await self._discard([number])
@@ -223,14 +225,11 @@ class LayerStore:
         graves = [await self._directories.discard(self._directories.layer(n)) for n in numbers if n not in self._catalogue.layers_by_id]
         self.bury([grave for grave in graves if grave is not None])
 
-    async def _set_aside(self, number: int) -> None:
-        """Make the place of a damaged layer free. Containers that stand on it keep its files until they are gone."""
-        home = self._directories.layer(number)
-        if not self._catalogue.in_use(number):
-            grave = await self._directories.discard(home)
-            self.bury([grave] if grave is not None else [])
-        elif home.exists():
-            await disk.blocking(home.rename, self._directories.aside(number))
+    async def _replace(self, number: int, fresh: Path) -> None:
+        """Mend a damaged layer. Containers that stand on it keep its files until they are gone."""
+        keep = self._catalogue.in_use(number)
+        grave = await disk.blocking(lambda: self._directories.replace_layer(fresh, number, keep=keep))
+        self.bury([grave] if grave is not None else [])
 
     async def drop_unused(self) -> int:
         """Drop every committed layer that no image, snapshot or running pull stands on; how many that were."""

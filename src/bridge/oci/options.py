@@ -27,7 +27,8 @@ class CliOptions(BaseModel):
     root: Path | None = None
     """The runtime's own state directory. Why: unset, as one below the server's run directory vanishes at reboot, as it must."""
     cgroup_driver: Literal["systemd", "cgroupfs"] | None = None
-    """Overrides `runtime.cgroup_driver` for this handler. Why: unset, as the kubelet knows one driver for all handlers."""
+    """Overrides `runtime.cgroup_driver` for this handler; `systemd` only where that is the server's too, as pods' cgroups are slices then.
+    Why: unset, as the kubelet knows one driver for all handlers."""
     global_args: tuple[str, ...] = ()
     """Further arguments before the verb, for example `["--debug"]`. Why: none are needed."""
     run_args: tuple[str, ...] = ()
@@ -50,12 +51,11 @@ def settings(name: str, options: CliOptions, context: HostContext, dialect: Dial
         if value is not None
     }
     search = binaries.search_path()
-    driver = CgroupDriver(options.cgroup_driver) if options.cgroup_driver else context.cgroup_driver
     return OciSettings(
         handler=name,
         path=binaries.find(options.path, search),
         root=options.root or context.state_root / name,
-        systemd_cgroup=driver is CgroupDriver.SYSTEMD,
+        systemd_cgroup=context.driver(options.cgroup_driver) is CgroupDriver.SYSTEMD,
         global_args=options.global_args,
         run_args=options.run_args,
         env={"PATH": search, **options.env},

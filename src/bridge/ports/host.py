@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from bridge.errors import ConfigError
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.ports.runtime import ContainerIO, ExitStatus, SandboxSpec
 
@@ -162,6 +163,17 @@ class HostContext:
     pause: PauseProcess | None = None
     timeouts: RuntimeTimeouts = field(default_factory=RuntimeTimeouts)
     adjust_spec: AdjustSpec = unadjusted
+
+    def driver(self, chosen: str | None) -> CgroupDriver:
+        """Of a handler whose option ``cgroup_driver`` is ``chosen`` (None: the server's). Raises ConfigError.
+
+        The path of a slice can be told to a runtime that makes cgroups itself, but not any path to systemd.
+        """
+        if chosen == CgroupDriver.SYSTEMD and self.cgroup_driver is not CgroupDriver.SYSTEMD:
+            raise ConfigError(
+                'options.cgroup_driver: can\'t be "systemd" where runtime.cgroup_driver is "cgroupfs": the pods\' cgroups are no slices'
+            )
+        return CgroupDriver(chosen) if chosen else self.cgroup_driver
 
     def adjusted(self, oci: Mapping[str, Any], container_id: str, pod: SandboxSpec, handler: str) -> Mapping[str, Any]:
         """The OCI spec of a container of ``pod`` as the plugins want it (docs/writing-a-runtime.md, "Hooks"); never fails."""

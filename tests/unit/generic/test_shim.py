@@ -111,3 +111,12 @@ def test_what_it_makes_of_specs_is_shown(tmp_path: Path) -> None:
     shown = backend.final_spec(given)
     assert shown["annotations"] == {"io.kubernetes.cri.sandbox-id": "s1", "io.containerd.runc.v2.group": "s1"}, "a pod shares one shim"
     assert shown["linux"]["resources"] == {"cpu": {"shares": 2}}, "none is what a new cgroup has"
+
+
+def test_whose_driver_makes_cgroups(tmp_path: Path) -> None:
+    path = binary(tmp_path)
+    ours, systemd = context(tmp_path), context(tmp_path, CgroupDriver.SYSTEMD)
+    assert settings("h", ShimOptions(path=path), systemd).systemd_cgroup
+    assert not settings("h", ShimOptions(path=path, cgroup_driver="cgroupfs"), systemd).systemd_cgroup
+    with pytest.raises(ConfigError, match=r"options\.cgroup_driver: can't be"):
+        settings("h", ShimOptions(path=path, cgroup_driver="systemd"), ours)

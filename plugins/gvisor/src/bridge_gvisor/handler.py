@@ -47,7 +47,6 @@ def settings(name: str, options: GvisorOptions, context: HostContext) -> RunscSe
     start, run, delete = options.start_timeout, options.exec_timeout, options.delete_timeout
     given = {key: value for key, value in (("create", start), ("start", start), ("exec", run), ("delete", delete)) if value is not None}
     search = os.environ.get("PATH", _PATH)
-    driver = CgroupDriver(options.cgroup_driver) if options.cgroup_driver else context.cgroup_driver
     return RunscSettings(
         handler=name,
         path=find_binary(options.path, search),
@@ -55,7 +54,7 @@ def settings(name: str, options: GvisorOptions, context: HostContext) -> RunscSe
         network=options.network,
         flags=flags(options),
         seccomp=options.oci_seccomp,
-        systemd_cgroup=driver is CgroupDriver.SYSTEMD,
+        systemd_cgroup=context.driver(options.cgroup_driver) is CgroupDriver.SYSTEMD,
         stats_interval=options.stats_interval,
         env={"PATH": search, **options.env},
         timeouts=replace(context.timeouts, **given),

@@ -39,7 +39,8 @@ class GvisorOptions(BaseModel):
     env: dict[str, str] = {}
     """Variables added to runsc's own environment (not the containers'). Why: none are needed."""
     cgroup_driver: Literal["systemd", "cgroupfs"] | None = None
-    """Overrides `runtime.cgroup_driver` for this handler. Why: unset, as the kubelet knows one driver for all handlers."""
+    """Overrides `runtime.cgroup_driver` for this handler; `systemd` only where that is the server's too, as pods' cgroups are slices then.
+    Why: unset, as the kubelet knows one driver for all handlers."""
     stats_interval: Seconds = 0.4
     """Least seconds between two questions for one container's statistics; they grow where so many would take a core.
     Why: below the pace of the server's own questions (`stats.period`), and each is a process of runsc."""
