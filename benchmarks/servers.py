@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bridge._proto.runtime import v1 as cri
 
+from .containerd_config import Pods, containerd_toml
 from .images import PAUSE, WORKLOAD, write_layouts
 from .rpc import Rpc, connect
 from .workspace import Workspace
@@ -98,42 +99,14 @@ async def _answering(workspace: Workspace, name: str, process: subprocess.Popen[
         yield Running(name, f"{version.runtime_name} {version.runtime_version}", rpc, directory, workspace)
 
 
-_CONTAINERD_TOML = """version = 2
-root = "{dir}/root"
-state = "{run}/state"
-disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
-  "io.containerd.snapshotter.v1.zfs"]
-[grpc]
-  address = "{run}/cri.sock"
-[ttrpc]
-  address = "{run}/ttrpc.sock"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{pause}"
-  restrict_oom_score_adj = true
-  netns_mounts_under_state_dir = true
-  stream_server_address = "127.0.0.1"
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "{cni_bin}"
-    conf_dir = "{cni_conf}"
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "overlayfs"
-    default_runtime_name = "runc"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-        BinaryName = "{runtime}"
-        Root = "{run}/runc"
-        SystemdCgroup = false
-"""
-
-
 @asynccontextmanager
 async def containerd(workspace: Workspace, options: Options) -> AsyncIterator[Running]:
     """A private containerd with its CRI plugin on, the images imported."""
     directory = workspace.directory("containerd")
     conf_dir = _write_cni(directory, workspace.bridge(0), "10.253.0.0/20")
     run = workspace.run_directory("containerd")
-    text = _CONTAINERD_TOML.format(dir=directory, run=run, pause=PAUSE, cni_bin=options.cni_bin, cni_conf=conf_dir, runtime=options.runtime)
+    pods = Pods(PAUSE, options.cni_bin, conf_dir, options.runtime)
+    text = containerd_toml(root=directory, run=run, socket=run / "cri.sock", pods=pods)
     (directory / "config.toml").write_text(text)
     process = _spawn(workspace, "containerd", ["containerd", "--config", str(directory / "config.toml")])
     async with _answering(workspace, "containerd", process, run / "cri.sock") as running:

@@ -12,37 +12,12 @@ from pathlib import Path
 import anyio
 from anyio.to_thread import run_sync
 
+from benchmarks.containerd_config import Pods, containerd_toml
 from bridge.client import connect
 from bridge.testing.images import Layout, busybox_layer
 from tests.integration import pod_cgroups
 from tests.integration.daemon_node import DaemonNode, Kubelet
 
-_CRI = "io.containerd.grpc.v1.cri"
-_CONFIG = """version = 2
-root = "{root}/root"
-state = "{root}/state"
-disabled_plugins = [{disabled}"io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
-[grpc]
-  address = "{root}/containerd.sock"
-[ttrpc]
-  address = "{root}/ttrpc.sock"
-"""
-_CRI_CONFIG = """[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{pause}"
-  restrict_oom_score_adj = true
-  netns_mounts_under_state_dir = true
-  stream_server_address = "127.0.0.1"
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "{bin_dir}"
-    conf_dir = "{conf_dir}"
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "overlayfs"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-        Root = "{root}/runc"
-"""
 _PAUSE = "localhost/pause:latest"
 
 
@@ -61,15 +36,14 @@ class Containerd:
 @contextmanager
 def containerd(root: Path) -> Iterator[Containerd]:
     """A running one below ``root``, which is made; without its CRI plugin."""
-    with _running(root, _CONFIG.format(root=root, disabled=f'"{_CRI}", ')) as peer:
+    with _running(root, None) as peer:
         yield peer
 
 
 @asynccontextmanager
 async def cri_peer(root: Path, node: DaemonNode) -> AsyncIterator[Kubelet]:
     """A kubelet of a private containerd, with runc, the node's network and its images; its pods are removed at the end."""
-    cri = _CRI_CONFIG.format(root=root, pause=_PAUSE, bin_dir=node.cni_bin, conf_dir=node.root / "cni")
-    with _running(root, _CONFIG.format(root=root, disabled="") + cri) as peer:
+    with _running(root, Pods(_PAUSE, node.cni_bin, node.root / "cni")) as peer:
         with Layout(root / "pause") as layout:
             layout.image(_PAUSE, [busybox_layer(Path("/bin/busybox"))], config={"Entrypoint": ["/bin/busybox", "sleep", "86400"]})
         for directory in (root / "pause", node.root / "layout"):
@@ -90,8 +64,9 @@ async def cri_peer(root: Path, node: DaemonNode) -> AsyncIterator[Kubelet]:
 
 
 @contextmanager
-def _running(root: Path, config: str) -> Iterator[Containerd]:
+def _running(root: Path, pods: Pods | None) -> Iterator[Containerd]:
     root.mkdir()
+    config = containerd_toml(root=root, run=root, socket=root / "containerd.sock", pods=pods)
     (root / "config.toml").write_text(config)
     with (root / "log").open("wb") as log:
         process = subprocess.Popen(["containerd", "--config", str(root / "config.toml")], stdout=log, stderr=log)

@@ -2,60 +2,39 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from betterproto2 import Message
 
-from bridge._proto.containerd.task.v2 import DeleteResponse, StateResponse, WaitResponse
+from bridge._proto.containerd.task.v2 import StateResponse, WaitResponse
 from bridge._proto.containerd.v1.types import Status
 from bridge.aio import Supervisor
 from bridge.errors import NotFound
-from bridge.ports.host import HostContext
 from bridge.ports.runtime import ContainerIO, ContainerSpec, ExitStatus
 from bridge.shimv2.container import ShimContainer
-from bridge.shimv2.runtime import ShimRuntime, ShimSettings
-from bridge.shimv2.sandbox import ShimSandbox
-from bridge.shimv2.shim import Shim
-from bridge.shimv2.verbs import ShimBinary
+from tests.unit.shimv2.scripted import Pod, ScriptedShim, bundle_and_runtime
 
 IDENT = "cd" * 32
 PID = 4711
 
 
-class Ended:
+class Ended(ScriptedShim):
     """A shim whose one task is in the state ``status``; None: it knows it no more."""
 
     def __init__(self, bundle: Path, status: Status | None) -> None:
-        self.bundle = bundle
-        self.calls: list[str] = []
+        super().__init__(bundle, code=3)
         self._status = status
 
-    async def call(self, method: str, request: Message, response_type: type[Message], *, timeout: float | None) -> Message:
-        self.calls.append(method)
+    async def answer(self, method: str) -> Message:
         if self._status is None:
             raise NotFound("task does not exist")
         if method == "State":
-            return StateResponse(id=IDENT, pid=PID, status=self._status, exit_status=3)
+            return StateResponse(id=IDENT, pid=PID, status=self._status, exit_status=self.code)
         if method == "Wait":
-            return WaitResponse(exit_status=3)
-        assert method == "Delete"
-        return DeleteResponse(exit_status=3)
-
-    async def is_alive(self) -> bool:
-        return True
-
-
-class Pod(ShimSandbox):
-    """Of whom only ``done_with`` is asked."""
-
-    def __init__(self) -> None:
-        self.freed: list[str] = []
-
-    async def done_with(self, ident: str, held: Shim) -> None:
-        self.freed.append(ident)
+            return WaitResponse(exit_status=self.code)
+        return await super().answer(method)
 
 
 @pytest.mark.parametrize(
@@ -70,14 +49,9 @@ class Pod(ShimSandbox):
 async def test_what_has_ended_is_freed(
     tmp_path: Path, status: Status | None, told: ExitStatus | None, calls: list[str], freed: bool
 ) -> None:
-    bundle, root = tmp_path / IDENT, tmp_path / "marks"
-    bundle.mkdir()
-    root.mkdir()
-    (bundle / "config.json").write_text(json.dumps({"ociVersion": "1.0.2"}))
-    binary = ShimBinary(path=tmp_path / "shim", handler="vm", namespace="n", events=tmp_path / "events", env={})
-    shim, pod = Ended(bundle, status), Pod()
     async with Supervisor("test") as tasks:
-        runtime = ShimRuntime(ShimSettings(binary, root, own_cgroups=False), cast("HostContext", None), tasks)
+        bundle, runtime = bundle_and_runtime(tmp_path, IDENT, tasks)
+        shim, pod = Ended(bundle, status), Pod()
         container = ShimContainer(runtime, pod, ContainerSpec(IDENT, IDENT, bundle, {}, ContainerIO()), quiet=True)
         container.adopt(cast("Any", shim), pid=PID, ended=told)
         await container.release()
