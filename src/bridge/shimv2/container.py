@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal as signals
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ from bridge.ports.host import Monitor
 from bridge.ports.runtime import ContainerSpec, ExecSpec, ExitStatus, Record
 from bridge.shimv2 import exits, limits
 from bridge.shimv2.execs import ShimExec
-from bridge.shimv2.runtime import ShimRuntime, kill_directory, signal_all
+from bridge.shimv2.runtime import ShimRuntime, kill_directory, owns_pid_namespace, signal_all
 from bridge.shimv2.shim import Shim
 from bridge.shimv2.stats import Sampler
 from bridge.shimv2.task import ShimTask, Stdio
@@ -54,7 +54,7 @@ class ShimContainer:
         self._runtime = runtime
         self._pod = pod
         self._cgroup = runtime.cgroup(spec.oci)
-        self._owns_pid_namespace = _owns_pid_namespace(spec.oci)
+        self._owns_pid_namespace = owns_pid_namespace(spec.oci)
         self._spec = replace(spec, oci={})  # it is in the bundle; here it would be 20 KiB a container
         self._quiet = quiet
         self._pid: int | None = None
@@ -217,7 +217,11 @@ class ShimContainer:
 
     async def attach(self, *, stdin: int | None, stdout: int | None, stderr: int | None, attached: Callable[[], None]) -> None:
         """See the port; what a slow reader does to the container is in bridge.monitor.attach."""
-        await self._runtime.monitor.attach(self.id, stdin=stdin, stdout=stdout, stderr=stderr, attached=attached)
+
+        def ask(monitor: Monitor) -> Awaitable[None]:
+            return monitor.attach(self.id, stdin=stdin, stdout=stdout, stderr=stderr, attached=attached)
+
+        await exits.asked(self._runtime.monitor, ask, self._hold, self._exit)
 
     async def resize(self, width: int, height: int) -> None:
         """See the port."""
@@ -236,8 +240,8 @@ class ShimContainer:
         return None if task is None or self._exit is not None else await self._sampler.sample(task)
 
     async def reopen_log(self) -> None:
-        """After the log file was renamed."""
-        await self._runtime.monitor.reopen_log(self.id)
+        """After the log file was renamed. Raises IllegalTransition when it has ended."""
+        await self._runtime.lasting(lambda monitor: exits.asked(monitor, lambda to: to.reopen_log(self.id), self._hold, self._exit))
 
     async def release(self) -> None:
         """Free the shim's state after the exit: one Delete, or nothing when it was done. A running container stays as it is."""
@@ -293,8 +297,3 @@ class ShimContainer:
         self._runtime.oom.discard(self.id)
         self._runtime.ended.discard(self.id)
         await self._runtime.unmark(self.id)
-
-
-def _owns_pid_namespace(oci: Mapping[str, Any]) -> bool:
-    found = oci.get("linux", {}).get("namespaces", ())
-    return any(namespace.get("type") == "pid" and not namespace.get("path") for namespace in found)

@@ -14,7 +14,7 @@ from anyio import to_thread
 
 from bridge import log
 from bridge.aio import Supervisor
-from bridge.errors import BridgeError, HostError, NotFound, RuntimeFailed, ShimGone, TimedOut, Unavailable
+from bridge.errors import BridgeError, HostError, IllegalTransition, NotFound, RuntimeFailed, ShimGone, TimedOut, Unavailable
 from bridge.host import cgroup_kill, cgroups
 from bridge.ports.host import Monitor
 from bridge.ports.runtime import ExitStatus, SandboxKind
@@ -38,6 +38,25 @@ async def held(task: ShimTask, keep: Callable[[ShimTask], Awaitable[None]]) -> A
     async with Supervisor(f"stdio of {task.id[:13]}") as tasks:
         tasks.spawn(f"hold the stdio of {task.id[:13]}", lambda: keep(task))
         yield
+
+
+async def asked(
+    monitor: Monitor,
+    ask: Callable[[Monitor], Awaitable[None]],
+    hold: Callable[[Monitor], Awaitable[None]],
+    ended: ExitStatus | None,
+) -> None:
+    """``ask`` about a container whose stdio a monitor may not hold yet, as it replaced another a moment ago: it is told to, then.
+
+    Raises IllegalTransition when the container has ended.
+    """
+    try:
+        await ask(monitor)
+    except NotFound as exc:  # for a kubelet that word means that there is no such container
+        if ended is not None:
+            raise IllegalTransition(f"it has ended: {exc}") from exc
+        await hold(monitor)
+        await ask(monitor)
 
 
 async def is_over(task: ShimTask) -> bool:

@@ -179,3 +179,9 @@ def signal_all(directory: Path, signal: int, timeout: float) -> None:
     for pid in cgroups.pids(directory):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal)
+
+
+def owns_pid_namespace(oci: Mapping[str, Anything]) -> bool:
+    """Whether a container with this spec has a PID namespace to itself."""
+    found = oci.get("linux", {}).get("namespaces", ())
+    return any(namespace.get("type") == "pid" and not namespace.get("path") for namespace in found)

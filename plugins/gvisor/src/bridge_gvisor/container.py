@@ -192,8 +192,11 @@ class GvisorContainer:
         return await self._host.sampler.of(self.id, self._whole, self._spec.bundle / "cpu-time")
 
     async def reopen_log(self) -> None:
-        """After the log file was renamed."""
-        await self._host.monitor.reopen_log(self.id)
+        """After the log file was renamed. Raises IllegalTransition when it has ended, Unsupported when its output is lost."""
+        try:
+            await self._held(lambda monitor: monitor.reopen_log(self.id))
+        except NotFound as exc:  # for a kubelet that word means that there is no such container
+            raise IllegalTransition(f"container {self.id} has ended: nothing more is logged") from exc
 
     async def release(self) -> None:
         """Free runsc's state and the helper of its files after the exit: one ``delete``. A running container stays as it is."""
