@@ -118,12 +118,15 @@ async def _until_stopped(
 
 
 async def _reload(daemon: Daemon, read: Callable[[], Config], manager: ServiceManager) -> None:
-    await run_sync(manager.announce, *reloading())
     try:
-        await daemon.reload(read)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await run_sync(manager.announce, "READY=1")
+        await run_sync(manager.announce, *reloading())
+        try:
+            await daemon.reload(read)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await run_sync(manager.announce, "READY=1")
+    except Exception as exc:  # it would be raised amid the wait for signals, which would end the server
+        _logger.error("SIGHUP: the reload was broken off; another one may mend it", exc_info=exc)
 
 
 class Daemon:

@@ -53,14 +53,14 @@ class ServiceManager:
         if not self.address:
             return False
         target = "\0" + self.address[1:] if self.address.startswith("@") else self.address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.settimeout(_SEND_SECONDS)
-            try:
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+                sender.settimeout(_SEND_SECONDS)
                 sender.sendmsg(["\n".join(lines).encode()], rights, 0, target)
-            except OSError as exc:
-                _logger.warning("the service manager can't be told %s: %s", lines[0], exc)
-                return False
+        except OSError as exc:  # of no descriptor left as well
+            _logger.warning("the service manager can't be told %s: %s", lines[0], exc)
+            return False
         return True
 
 

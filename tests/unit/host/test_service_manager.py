@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -50,6 +51,15 @@ def test_who_is_not_there_costs_a_line_in_the_log(tmp_path: Path, caplog: pytest
     caplog.clear()
     ServiceManager.of({}).announce("READY=1")
     assert not caplog.text
+
+
+def test_no_descriptor_left_costs_a_line_in_the_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def none_left(*_args: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", none_left)
+    ServiceManager.of({"NOTIFY_SOCKET": "/run/notify"}).announce("READY=1")
+    assert "can't be told READY=1: [Errno 24] Too many open files" in caplog.text
 
 
 def test_what_it_kept_is_found_by_name(tmp_path: Path) -> None:
