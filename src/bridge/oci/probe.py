@@ -19,7 +19,7 @@ from anyio import to_thread
 
 from bridge import log, probe_cache
 from bridge.errors import HostError, RuntimeFailed, TimedOut, Unsupported
-from bridge.oci import checkpoints, claims
+from bridge.oci import checkpoint_trial, checkpoints, claims
 from bridge.oci.cli import OciCli
 from bridge.oci.dialect import ExecCgroup
 from bridge.oci.trial import trial
@@ -150,7 +150,10 @@ async def _probe(cli: OciCli, scratch: Path, closed: Sequence[str]) -> Findings:
     if facts.user_namespaces and dialect.trial and dialect.abilities.get(Ability.USER_NAMESPACES, True):
         abilities[Ability.USER_NAMESPACES] = _no_way(closed) if closed else await _user_namespaces(cli, scratch, seccomp)
     if said.abilities.get(Ability.CHECKPOINT):
-        abilities[Ability.CHECKPOINT] = await checkpoints.criu(cli.settings.env.get("PATH", ""), timeout=cli.settings.timeouts.probe)
+        found = await checkpoints.criu(cli.settings.env.get("PATH", ""), timeout=cli.settings.timeouts.probe)
+        if found.support is Support.SUPPORTED:
+            found = await checkpoint_trial.tried(cli, found, scratch, seccomp=seccomp, timeout=cli.settings.timeouts.trial)
+        abilities[Ability.CHECKPOINT] = found
     return Findings(RuntimeFeatures(said.version, str(cli.settings.path), dialect.overruled(abilities)), style)
 
 

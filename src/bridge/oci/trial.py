@@ -38,11 +38,8 @@ async def trial(cli: OciCli, bundle: Path, *, seccomp: bool, timeout: float, use
     program = exit_program(platform.machine())
     if program is None:
         return f"claimed, not tried: there is no trial program for {platform.machine()}"
-    # The same in each trial of this server, which so ends what a killed one left, but not the trial of another server here.
-    name = f"cri-bridge-trial-{cli.settings.handler}-{hashlib.sha256(os.fsencode(cli.settings.root)).hexdigest()[:8]}"
-    systemd = cli.settings.systemd_cgroup
-    path = f"system.slice:cri-bridge:{name}" if systemd else f"/{name}"
-    await _clear(bundle)
+    name, path = names(cli)
+    await clear(bundle)
     try:
         pins = await _namespaces(bundle) if user_namespace else None
         spec = cli.dialect.noted(trial_spec(path, seccomp=seccomp, pins=pins), Scope.TRIAL)
@@ -50,8 +47,17 @@ async def trial(cli: OciCli, bundle: Path, *, seccomp: bool, timeout: float, use
         await _run(cli, name, bundle, timeout)
     finally:
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + timeout):
-            await _clear(bundle)
+            await clear(bundle)
     return "a trial container ran in one" if user_namespace else "a trial container ran"
+
+
+def names(cli: OciCli) -> tuple[str, str]:
+    """A trial container's id and its cgroupsPath.
+
+    The same in each trial of this server, which so ends what a killed one left, but not the trial of another server here.
+    """
+    name = f"cri-bridge-trial-{cli.settings.handler}-{hashlib.sha256(os.fsencode(cli.settings.root)).hexdigest()[:8]}"
+    return name, f"system.slice:cri-bridge:{name}" if cli.settings.systemd_cgroup else f"/{name}"
 
 
 async def _namespaces(bundle: Path) -> Mapping[str, Path]:
@@ -59,7 +65,8 @@ async def _namespaces(bundle: Path) -> Mapping[str, Path]:
     return await namespaces.create(bundle / "ns", net=True, ipc=True, uts=True, hostname="", sysctls={}, user=IdMaps(ids, ids))
 
 
-async def _clear(bundle: Path) -> None:
+async def clear(bundle: Path) -> None:
+    """Remove the bundle of a trial, and its namespaces."""
     await namespaces.remove(bundle / "ns")
     await to_thread.run_sync(lambda: shutil.rmtree(bundle, ignore_errors=True))
 
@@ -78,11 +85,12 @@ async def _run(cli: OciCli, name: str, bundle: Path, timeout: float) -> None:
             await cli.delete(name)
     except BaseException:
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + cli.settings.timeouts.delete):
-            await _tidy(cli, name)
+            await tidy(cli, name)
         raise
 
 
-async def _tidy(cli: OciCli, name: str) -> None:
+async def tidy(cli: OciCli, name: str) -> None:
+    """End what a failed trial left, with its cgroup; what can't be is logged."""
     # What went wrong first is what is told. A runtime that was killed may know nothing of whom it started.
     try:
         try:

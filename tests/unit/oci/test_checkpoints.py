@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from bridge.errors import HostError, RuntimeFailed
-from bridge.oci import checkpoints
+from bridge.oci import checkpoint_trial, checkpoints
 from bridge.oci.checkpoints import Checkpointed, launch_words
 from bridge.oci.cli import OciCli, OciSettings
 from bridge.oci.dialect import Dialect, Launch
-from bridge.ports.runtime import ContainerIO, ContainerSpec, Support
+from bridge.ports.runtime import ContainerIO, ContainerSpec, Feature, Support
 
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -116,3 +116,32 @@ def test_what_crun_must_be_told_of_to_restore(tmp_path: Path) -> None:
     assert checkpoints.restorable(oci, "crun version 1.28", tmp_path) == found
     with pytest.raises(HostError, match="can't make"):
         checkpoints.restorable(oci, "crun version 1.28", tmp_path / "absent")
+
+
+async def tried(tmp_path: Path, text: str, **dialect: object) -> Feature:
+    made = handle(tmp_path, text, dialect=Dialect(**dialect))._runtime.cli  # type: ignore[arg-type]
+    found = Feature(Support.SUPPORTED, "criu check")
+    return await checkpoint_trial.tried(made, found, tmp_path / "bundle", seccomp=False, timeout=5)
+
+
+async def test_the_trial_restores_what_it_checkpointed(tmp_path: Path) -> None:
+    found = await tried(tmp_path, "")
+    assert (found.support, found.detail) == (Support.SUPPORTED, "criu check; a trial container was checkpointed and restored")
+    assert [line.split()[0] for line in calls(tmp_path)] == ["run", "checkpoint", "delete", "restore", "delete", "delete"]
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("verb", ["run", "checkpoint", "restore"])
+async def test_a_trial_that_fails_says_why_and_leaves_nothing(tmp_path: Path, verb: str) -> None:
+    log = f'echo "(00.1) Error (criu/x.c:1): no" > {tmp_path}/bundle/dump.log'
+    found = await tried(tmp_path, f'case "$*" in *" {verb} "*) {log}; echo "could not load libcriu.so.2" >&2; exit 1;; esac')
+    assert found.support is Support.UNSUPPORTED
+    assert "could not load libcriu.so.2" in found.detail
+    assert f"{verb} failed" in found.detail
+    assert found.detail.endswith("; Error (criu/x.c:1): no")
+    assert calls(tmp_path)[-1].startswith("delete --force")
+    assert not (tmp_path / "bundle").exists()
+
+
+async def test_a_runtime_that_can_not_run_the_trial_is_believed(tmp_path: Path) -> None:
+    assert (await tried(tmp_path, "exit 1", trial=False)).detail == "criu check; not tried"

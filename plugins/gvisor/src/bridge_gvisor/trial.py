@@ -143,7 +143,7 @@ async def _clear(runsc: Runsc, name: str, bundle: Path) -> None:
     await checkpoint_trial.clear(runsc, name)
     if (runsc.settings.root / f"{name}_sandbox:{name}.state").exists():
         await runsc.run("delete", "--force", name, timeout=runsc.settings.timeouts.delete)
-        if not runsc.settings.systemd_cgroup:
-            await to_thread.run_sync(cgroups.remove, f"/{name}")
+    if not runsc.settings.systemd_cgroup:  # also where a trial that failed half-way had deleted it already
+        await to_thread.run_sync(cgroups.remove, f"/{name}")
     await namespaces.remove(bundle / "ns")
     await to_thread.run_sync(lambda: shutil.rmtree(bundle, ignore_errors=True))
