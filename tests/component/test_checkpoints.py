@@ -460,3 +460,27 @@ async def test_a_reboot_amid_a_restore_leaves_nothing_of_the_pod(world: World, t
     async with world.started() as core:
         await core.recovery.run()
         assert core.sandboxes.list() == []
+
+
+async def test_who_gives_up_a_restore_leaves_nothing_that_is_still_being_created(world: World, core: Services, tmp_path: Path) -> None:
+    one, out = await running(world, core, "one"), str(tmp_path / "pod.tar")
+    await core.pod_checkpoints.checkpoint(one.spec.sandbox_id, out, (), {})
+    await core.sandboxes.remove(one.spec.sandbox_id)
+    began, unpack = anyio.Event(), world.images.checkpoints.unpack
+
+    async def slow(ident: str, location: Path) -> Path:
+        found: Path = await unpack(ident, location)
+        if location.name == "0.tar":  # the container's, which has no record yet
+            began.set()
+            await anyio.sleep_forever()
+        return found
+
+    world.images.checkpoints.unpack = slow
+    async with anyio.create_task_group() as group:
+        group.start_soon(core.pod_checkpoints.restore, out, None, "", {}, ())
+        with anyio.fail_after(10):
+            await began.wait()
+        group.cancel_scope.cancel()
+    assert core.sandboxes.list() == []
+    assert not core.containers.creations
+    assert world.leftovers() == []

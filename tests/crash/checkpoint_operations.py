@@ -72,10 +72,10 @@ async def _is_restored(kubelet: Kubelet, stage: Stage) -> None:
                     raise
             else:
                 break
-            for found in (await kubelet.cri.runtime.list_pod_sandbox()).items:  # its answer was lost
-                for container in (await kubelet.cri.runtime.list_containers()).containers:
-                    assert container.state is RUNNING, container
-                await kubelet.remove_pod(found.id)
+            if all(each.state is RUNNING for each in (await kubelet.cri.runtime.list_containers()).containers):
+                for found in (await kubelet.cri.runtime.list_pod_sandbox()).items:  # its answer was lost
+                    await kubelet.remove_pod(found.id)
+            await anyio.sleep(0.1)  # else it is being undone
     await alive(kubelet, stage)
 
 

@@ -59,8 +59,12 @@ class ContainerService:
         """
         sandbox = self._store.sandbox(sandbox_id)
         await self._live.reach(sandbox.id)
-        key = f"{sandbox.id}_{config.metadata.name}_{config.metadata.attempt}"
+        key = self.key(sandbox.id, config)
         return await self.creations.join(key, lambda: self._create(sandbox.id, key, config, checkpoint))
+
+    def key(self, sandbox_id: str, config: ContainerConfig) -> str:
+        """Of its creation."""
+        return f"{sandbox_id}_{config.metadata.name}_{config.metadata.attempt}"
 
     async def _create(self, sandbox_id: str, key: str, config: ContainerConfig, checkpoint: Path | None) -> Container:
         sandbox = self._ready(sandbox_id)

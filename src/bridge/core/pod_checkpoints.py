@@ -133,6 +133,11 @@ class PodCheckpointService:
             wanted = _merged(stored, directory, changes)
             return await self._make(config or stored.config, handler or stored.runtime_handler, directory, wanted)
 
+    async def _end_creations(self, sandbox_id: str, wanted: Sequence[tuple[ContainerConfig, Path]]) -> None:
+        """One that has no record yet would go on in a pod that is gone."""
+        for config, _ in wanted:
+            await self._containers.creations.cancel(self._containers.key(sandbox_id, config))
+
     async def _fitting(self, sandbox: Sandbox, directory: Path) -> None:
         one = self._checkpoints.whole(sandbox) is not None
         if await to_thread.run_sync((directory / WHOLE).is_dir) is not one:
@@ -149,6 +154,7 @@ class PodCheckpointService:
         async with Rollback(f"restore pod {meta.name}", step_timeout=self._daemon.settings.undo_timeout) as undo:
             sandbox = await self._sandboxes.run(config, handler, str(directory))
             undo.push("remove the pod", lambda: self._sandboxes.remove(sandbox.id))
+            undo.push("end what is being created", lambda: self._end_creations(sandbox.id, wanted))
             await self._fitting(sandbox, directory)
             made = [await self._containers.create(sandbox.id, each, archive) for each, archive in wanted]
             for container in made:
