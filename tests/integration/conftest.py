@@ -18,7 +18,8 @@ from tests.integration.daemon_node import environment, forking
 def forked_servers() -> Iterator[None]:
     """Servers of nodes are forked by a process that has imported everything: most of a start would else be Python's imports.
 
-    That the command itself starts one is shown by tests of the command line, of what a server costs, and by the conformance suite.
+    That the command itself starts one is shown where demo or conform has it started, where two servers want one socket, under the stand-in
+    for a service manager, and by the conformance suite.
     """
     with nursery(environment()) as start, forking(start):
         yield

@@ -291,11 +291,6 @@ def _start(argv: Sequence[str], env: Mapping[str, str], log: IO[bytes]) -> Serve
     """A fork if there is something to fork, and if it would import the same."""
     if _forking and env.get("PYTHONPATH") == _PYTHONPATH:
         return _forking[-1](argv, env, log)
-    return executed(argv, env, log)
-
-
-def executed(argv: Sequence[str], env: Mapping[str, str], log: IO[bytes]) -> ServerProcess:
-    """The command as a node runs it. For ``DaemonNode.starting``."""
     command = [sys.executable, "-m", "bridge", *argv]
     return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 

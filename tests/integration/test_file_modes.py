@@ -103,6 +103,7 @@ async def test_nothing_of_the_servers_can_be_written_or_its_secrets_read_by_othe
         "runtimes": "0o700",
         "sandboxes": "0o711",
         "cache": "0o711",
+        "event-times": "0o600",
         "images": "0o700",
         "lock": "0o600",
         "state-copy.db": "0o600",
