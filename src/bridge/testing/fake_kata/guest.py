@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,8 @@ PACKET: Final = 1 << 17
 _MS_PRIVATE: Final = 1 << 18
 _MS_REC: Final = 1 << 14
 _MOST_FDS: Final = 3
+_RUNC_INIT: Final = "runc:["
+_EXECUTED_SECONDS: Final = 10.0
 
 
 class Agent:
@@ -143,6 +146,7 @@ class Agent:
     def do_start(self, request: Mapping[str, Any], fds: Sequence[int]) -> None:
         """Start a container that was made."""
         self._runc("start", request["container"])
+        _executed(int((self._bundle(request["container"]) / "pid").read_text()))
 
     def do_exec(self, request: Mapping[str, Any], fds: Sequence[int]) -> int:
         """Run a further process, whose OCI object is in a file. Returns its pid."""
@@ -151,7 +155,9 @@ class Agent:
         verb = ["exec", "--detach", "--process", str(bundle / f"{name}.json"), "--pid-file", str(pid_file)]
         console = ["--console-socket", request["console"]] if request.get("console") else []
         self._runc(*verb, *console, request["container"], stdio=fds)
-        return int(pid_file.read_text())
+        pid = int(pid_file.read_text())
+        _executed(pid)
+        return pid
 
     def do_signal(self, request: Mapping[str, Any], fds: Sequence[int]) -> None:
         """Signal a process, or with ``all`` a container: a SIGTERM that its first process does not handle becomes a SIGKILL."""
@@ -171,6 +177,15 @@ class Agent:
     def do_delete(self, request: Mapping[str, Any], fds: Sequence[int]) -> None:
         """Remove a container, running or not; one that is gone is removed."""
         self._runc("delete", "--force", request["container"])
+
+
+def _executed(pid: int) -> None:
+    """Wait until a process has left runc behind, which answers before and whose signal handlers are not the program's."""
+    until = time.monotonic() + _EXECUTED_SECONDS
+    with contextlib.suppress(OSError):
+        while Path(f"/proc/{pid}/comm").read_text().startswith(_RUNC_INIT) and time.monotonic() < until:
+            os.readlink(f"/proc/{pid}/exe")  # fails for one that has ended
+            time.sleep(0.001)
 
 
 def _handles(pid: int, number: int) -> bool:
