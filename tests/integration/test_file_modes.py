@@ -106,7 +106,6 @@ async def test_nothing_of_the_servers_can_be_written_or_its_secrets_read_by_othe
         "event-times": "0o600",
         "images": "0o700",
         "lock": "0o600",
-        "event-times": "0o600",
         "state-copy.db": "0o600",
         "state-copy.db-shm": "0o600",
         "state-copy.db-wal": "0o600",
