@@ -123,7 +123,9 @@ class Recovery:
         await self._one(self.daemon.store.sandboxes[sandbox_id], limiter, tries)
 
     async def _sandbox(self, sandbox: Sandbox, *, last: bool) -> None:
-        if sandbox.state in _HALF or sandbox.restoring:
+        if sandbox.restoring and sandbox.state not in _HALF:
+            await self._undo_restoring(sandbox)
+        elif sandbox.state in _HALF:
             _logger.info("undoing the pod's interrupted %s", "removal" if sandbox.state is SandboxState.REMOVING else "creation")
             await self._finish_removal(sandbox)
         elif sandbox.boot_id != self.daemon.settings.boot_id:
@@ -131,12 +133,21 @@ class Recovery:
         else:
             await self._adopt(sandbox, last=last)
 
+    async def _undo_restoring(self, sandbox: Sandbox) -> None:
+        """Stop it first, as any pod: a container that is restored with its pod alone can't be signalled before that is done."""
+        _logger.info("undoing the pod's interrupted restoration")
+        if sandbox.boot_id != self.daemon.settings.boot_id:
+            await self._after_reboot(sandbox)
+        elif sandbox.id not in self.daemon.live.sandboxes:
+            await self._adopt_for_removal(sandbox)
+        await self.sandboxes.discard(sandbox.id)
+
     async def _finish_removal(self, sandbox: Sandbox) -> None:
         if sandbox.boot_id == self.daemon.settings.boot_id and sandbox.id not in self.daemon.live.sandboxes:
             await self._adopt_for_removal(sandbox)
         if sandbox.attachment is not None:
             await self.detacher.detach(sandbox.id, sandbox.attachment)
-        if sandbox.state is SandboxState.CREATING or sandbox.attachment is not None or sandbox.restoring:
+        if sandbox.state is SandboxState.CREATING or sandbox.attachment is not None:
             await self.daemon.store.apply_sandbox(sandbox.id, "removing", attachment=None)
         await self.sandboxes.discard(sandbox.id)
 
