@@ -76,9 +76,11 @@ async def _type(kubelet: Kubelet, stage: Stage, word: str) -> None:
 
 
 async def _attaches(kubelet: Kubelet, stage: Stage) -> None:
-    """The next client types on, and what is said is logged as well. Who lost server and monitor at once reads the end of its input."""
+    """The next client types on, and what is said is logged as well. Who lost server and monitor at once reads the end of its input, but
+    behind a shim, which keeps its fifos open.
+    """
     kubelet.configs[stage.pod] = stage.config
-    if stage.fault == "kill-both":
+    if stage.fault == "kill-both" and kubelet.handler != "shim":
         status = await kubelet.exited(stage.container)
         assert status.reason, status
         return
