@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal as signals
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -217,11 +217,10 @@ class ShimContainer:
 
     async def attach(self, *, stdin: int | None, stdout: int | None, stderr: int | None, attached: Callable[[], None]) -> None:
         """See the port; what a slow reader does to the container is in bridge.monitor.attach."""
-
-        def ask(monitor: Monitor) -> Awaitable[None]:
-            return monitor.attach(self.id, stdin=stdin, stdout=stdout, stderr=stderr, attached=attached)
-
-        await exits.asked(self._runtime.monitor, ask, self._hold, self._exit)
+        monitor = self._runtime.monitor
+        if self._exit is None:
+            await self._hold(monitor)  # it may have replaced another a moment ago, and a second try would find the descriptors closed
+        await monitor.attach(self.id, stdin=stdin, stdout=stdout, stderr=stderr, attached=attached)
 
     async def resize(self, width: int, height: int) -> None:
         """See the port."""

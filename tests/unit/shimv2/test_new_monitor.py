@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,8 +37,8 @@ class Successor:
         self._known("reopen", task_id)
 
     async def attach(self, task_id: str, *, attached: Callable[[], None], **_fds: int | None) -> None:
-        self._known("attach", task_id)
         attached()
+        self._known("attach", task_id)
 
     def _known(self, what: str, task_id: str) -> None:
         self.asked.append(what)
@@ -45,30 +46,37 @@ class Successor:
             raise NotFound(f"the monitor has no task {task_id}")
 
 
-@pytest.mark.parametrize("ended", [None, ExitStatus(3)])
-@pytest.mark.parametrize("what", ["reopen", "attach"])
-async def test_a_monitor_that_has_just_begun_is_told_of_what_runs(tmp_path: Path, what: str, ended: ExitStatus | None) -> None:
-    bundle = tmp_path / IDENT
+@asynccontextmanager
+async def running(root: Path, monitor: Successor, ended: ExitStatus | None = None) -> AsyncIterator[ShimContainer]:
+    bundle = root / IDENT
     (bundle / "io").mkdir(parents=True)
-    binary = ShimBinary(path=tmp_path / "shim", handler="vm", namespace="n", events=tmp_path / "events", env={})
-    monitor, attached = Successor(), []
-    context = HostContext(cast("Any", lambda: monitor), tmp_path, tmp_path, tmp_path, CgroupDriver.CGROUPFS)
+    binary = ShimBinary(path=root / "shim", handler="vm", namespace="n", events=root / "events", env={})
+    context = HostContext(cast("Any", lambda: monitor), root, root, root, CgroupDriver.CGROUPFS)
     async with Supervisor("test") as tasks:
-        runtime = ShimRuntime(ShimSettings(binary, tmp_path, own_cgroups=False), context, tasks)
+        runtime = ShimRuntime(ShimSettings(binary, root, own_cgroups=False), context, tasks)
         container = ShimContainer(runtime, cast("ShimSandbox", None), ContainerSpec(IDENT, IDENT, bundle, {}, ContainerIO()))
         container.adopt(cast("Any", object()), pid=1, ended=ended)
+        yield container
 
-        async def ask() -> None:
-            if what == "reopen":
-                await container.reopen_log()
-            else:
-                await container.attach(stdin=None, stdout=1, stderr=None, attached=lambda: attached.append(True))
 
-        if ended is None:
-            await ask()
-            assert monitor.asked == [what, "hold", what]
-            assert attached == ([True] if what == "attach" else [])
-            return
+async def test_a_log_is_reopened(tmp_path: Path) -> None:
+    monitor = Successor()
+    async with running(tmp_path, monitor) as container:
+        await container.reopen_log()
+    assert monitor.asked == ["reopen", "hold", "reopen"]
+
+
+async def test_the_log_of_what_has_ended_is_not(tmp_path: Path) -> None:
+    monitor = Successor()
+    async with running(tmp_path, monitor, ExitStatus(3)) as container:
         with pytest.raises(IllegalTransition, match="has ended"):  # and not NOT_FOUND, as which a kubelet forgets a container
-            await ask()
-        assert monitor.asked == [what]
+            await container.reopen_log()
+    assert monitor.asked == ["reopen"]
+
+
+async def test_a_client_is_attached_by_one_question(tmp_path: Path) -> None:
+    """Its descriptors may be closed as soon as a monitor has them, also one that then knows no such container."""
+    monitor, attached = Successor(), []
+    async with running(tmp_path, monitor) as container:
+        await container.attach(stdin=None, stdout=1, stderr=None, attached=lambda: attached.append(True))
+    assert (monitor.asked, attached) == (["hold", "attach"], [True])
