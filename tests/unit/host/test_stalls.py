@@ -33,7 +33,7 @@ async def test_who_holds_the_loop_up_is_named_while_it_lasts(listener: Listener)
     stalls._logger.addHandler(listener)
     try:
         async with anyio.create_task_group() as group:
-            group.start_soon(lambda: stalls.watch(patience=0.05))
+            group.start_soon(lambda: stalls.watch(patience=0.5))
             await anyio.wait_all_tasks_blocked()
             assert block_the_loop(listener.told), "told although the loop stands still"
             listener.told.clear()
