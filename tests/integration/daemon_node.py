@@ -482,6 +482,11 @@ def log_lines(path: Path) -> list[str]:
     return lines
 
 
+def mark(seconds: int) -> str:
+    """A time to sleep that no other process of the machine has in its command line."""
+    return f"{seconds}.{time.time_ns() % 10**9:09}"
+
+
 def processes(word: str) -> list[int]:
     """Processes whose command line has ``word`` among its arguments."""
     found = []

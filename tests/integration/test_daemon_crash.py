@@ -18,7 +18,7 @@ from bridge.client import CriError, connect
 from bridge.host import cgroups
 from tests.integration import pod_cgroups
 from tests.integration.daemon_fixtures import own_node
-from tests.integration.daemon_node import IMAGE, DaemonNode, Kubelet, log_lines, namespaces, processes
+from tests.integration.daemon_node import IMAGE, DaemonNode, Kubelet, log_lines, mark, namespaces, processes
 from tests.integration.event_watch import STOPPED, Watch
 
 __all__ = ["own_node"]
@@ -197,7 +197,7 @@ def freeze(pid: int) -> Path:
 
 @pytest.mark.parametrize("handler", ["runc", "crun"])
 async def test_what_happens_while_the_server_is_away(own_node: DaemonNode, handler: str) -> None:
-    node = own_node
+    node, command, end = own_node, mark(1013), mark(1019)
     async with connect(node.socket) as cri:
         kubelet = Kubelet(node, cri, handler)
         pod = await kubelet.run()
@@ -210,14 +210,14 @@ async def test_what_happens_while_the_server_is_away(own_node: DaemonNode, handl
         writer = await kubelet.started(pod, "i=0; while :; do echo $i; i=$((i+1)); sleep 0.002; done", name="writer")
         polite = await kubelet.started(pod, "trap 'exit 3' TERM; while :; do sleep 0.02; done", name="polite")
         created = await kubelet.create(pod, name="created")
-        strange = await kubelet.started(pod, "exec sleep 1019", name="strange")
+        strange = await kubelet.started(pod, f"exec sleep {end}", name="strange")
         before = await cri.runtime.pod_sandbox_status(pb.PodSandboxStatusRequest(pod_sandbox_id=pod))
         async with anyio.create_task_group() as group:
-            group.start_soon(lost, kubelet, polite, "setsid sleep 1013 & exec sleep 1013")
+            group.start_soon(lost, kubelet, polite, f"setsid sleep {command} & exec sleep {command}")
             with anyio.fail_after(30):
-                while len(processes("1013")) < 2:
+                while len(processes(command)) < 2:
                     await anyio.sleep(0.02)
-            frozen = freeze(processes("1013")[0])
+            frozen = freeze(processes(command)[0])
             node.kill()
     (node.root / "run" / "sandboxes" / pod / "containers" / strange / "config.json").write_text("damaged")
     flag.touch()
@@ -240,7 +240,7 @@ async def test_what_happens_while_the_server_is_away(own_node: DaemonNode, handl
         assert (await kubelet.exited(hog)).reason == "OOMKilled"
         status = await kubelet.status(strange)
         assert (status.state, status.exit_code, status.reason) == (EXITED, 255, "ContainerLost"), "it alone is lost"
-        assert processes("1019") == [], "which would run beside the next attempt"
+        assert processes(end) == [], "which would run beside the next attempt"
         assert (await kubelet.status(writer)).state is RUNNING
         assert await kubelet.output(writer, "echo exec") == "exec"
         await kubelet.stop(writer, 0)
@@ -248,7 +248,7 @@ async def test_what_happens_while_the_server_is_away(own_node: DaemonNode, handl
         assert numbers == list(range(len(numbers)))
         assert len(numbers) > 50
         await kubelet.start(created)
-        assert processes("1013") == [], "the commands of lost callers are ended, frozen or not"
+        assert processes(command) == [], "the commands of lost callers are ended, frozen or not"
         assert not frozen.exists()
         await kubelet.stop(polite, 10)
         assert (await kubelet.status(polite)).exit_code == 3
@@ -310,13 +310,13 @@ async def test_a_lost_database_is_rebuilt_from_what_runs(own_node: DaemonNode, h
 async def test_what_no_record_owns_is_removed(own_node: DaemonNode) -> None:
     """With the copy of the records lost too: processes, directories, mounts, addresses and cgroups that are ours beyond doubt."""
     node = own_node
-    mark = f"7001.{time.time_ns() % 10**9}"
+    word = mark(7001)
     async with connect(node.socket) as cri:
         for handler in ("runc", "crun"):
             kubelet = Kubelet(node, cri, handler)
-            await kubelet.started(await kubelet.run(f"lost-{handler}", options=namespaces(pid=pb.NamespaceMode.POD)), ["sleep", mark])
+            await kubelet.started(await kubelet.run(f"lost-{handler}", options=namespaces(pid=pb.NamespaceMode.POD)), ["sleep", word])
     with anyio.fail_after(5):  # a runtime may return a moment before its container's process is what it is to be
-        while len(processes(mark)) != 2:
+        while len(processes(word)) != 2:
             await anyio.sleep(0.02)
     node.kill()
     lose(node, "damaged")
@@ -324,13 +324,13 @@ async def test_what_no_record_owns_is_removed(own_node: DaemonNode) -> None:
     await node.restart()
     async with connect(node.socket) as cri:
         assert (await cri.runtime.list_pod_sandbox()).items == []
-    assert processes(mark) == []
+    assert processes(word) == []
     for pod in ("lost-runc", "lost-crun"):  # the pods' own cgroups are a kubelet's: which of them we had made, only the records knew
         pod_cgroups.remove(pod_cgroups.of_pod(node.name, pod))
 
 
 async def test_terminated_with_work_in_flight(own_node: DaemonNode) -> None:
-    node = own_node
+    node, word = own_node, mark(3600)
     outcome: list[Status | str] = []
     async with connect(node.socket) as cri:
         kubelet = Kubelet(node, cri, "runc")
@@ -347,7 +347,7 @@ async def test_terminated_with_work_in_flight(own_node: DaemonNode) -> None:
 
         async with anyio.create_task_group() as group:
             group.start_soon(work, kubelet.stop(container, 3600))
-            group.start_soon(work, kubelet.exec(container, "sleep 3600"))
+            group.start_soon(work, kubelet.exec(container, f"sleep {word}"))
             for n in range(3):
                 group.start_soon(work, kubelet.run(f"late{n}"))
             await anyio.sleep(0.1)
@@ -359,7 +359,7 @@ async def test_terminated_with_work_in_flight(own_node: DaemonNode) -> None:
     assert code == 0
     assert took < 5 + 20, "shutdown_timeout, and a moment for what is undone"
     assert set(outcome) <= {Status.UNAVAILABLE, "done"}
-    assert processes("3600") == []
+    assert processes(word) == []
     await node.restart()
     async with connect(node.socket) as cri:
         kubelet = Kubelet(node, cri, "runc")

@@ -17,7 +17,7 @@ from bridge._proto.bridge.admin import v1 as admin
 from bridge._proto.runtime import v1 as pb
 from bridge.client import CriError
 from tests.integration.daemon_fixtures import handler, kubelet, node
-from tests.integration.daemon_node import USR1_IMAGE, DaemonNode, Kubelet, processes
+from tests.integration.daemon_node import USR1_IMAGE, DaemonNode, Kubelet, mark, processes
 
 __all__ = ["handler", "kubelet", "node"]
 pytestmark = pytest.mark.root
@@ -191,7 +191,7 @@ async def test_verbose_info(kubelet: Kubelet) -> None:
 async def test_a_timed_out_exec_leaves_nothing(kubelet: Kubelet) -> None:
     pod = await kubelet.run()
     container = await kubelet.started(pod)
-    marks = [f"{seconds}.{time.time_ns() % 10**9}" for seconds in (8001, 8002)]
+    marks = [mark(8001), mark(8002)]
     began = time.monotonic()
     with pytest.raises(CriError, match="timed out") as caught:
         await kubelet.exec(container, f"setsid sleep {marks[0]} & (setsid sleep {marks[1]} </dev/null >/dev/null 2>&1 &) ; wait", timeout=1)
@@ -204,12 +204,12 @@ async def test_a_timed_out_exec_leaves_nothing(kubelet: Kubelet) -> None:
 async def test_an_exec_ends_though_its_child_keeps_stdout(kubelet: Kubelet) -> None:
     pod = await kubelet.run()
     container = await kubelet.started(pod)
-    mark = f"8003.{time.time_ns() % 10**9}"
+    word = mark(8003)
     began = time.monotonic()
-    answer = await kubelet.exec(container, f"setsid sleep {mark} & echo started")
+    answer = await kubelet.exec(container, f"setsid sleep {word} & echo started")
     assert (answer.stdout, answer.exit_code) == (b"started\n", 0)
     assert time.monotonic() - began < 30
-    assert processes(mark) == []
+    assert processes(word) == []
 
 
 async def test_exec_output_is_capped(kubelet: Kubelet) -> None:
@@ -259,11 +259,11 @@ async def test_a_shorter_stop_shortens_the_first(kubelet: Kubelet) -> None:
 
 async def test_removing_a_running_pod_ends_everything(kubelet: Kubelet) -> None:
     pod = await kubelet.run()
-    mark = f"8004.{time.time_ns() % 10**9}"
-    await kubelet.started(pod, ["sleep", mark], name="one")
+    word = mark(8004)
+    await kubelet.started(pod, ["sleep", word], name="one")
     await kubelet.create(pod, name="two")
     await kubelet.remove_pod(pod)
-    assert processes(mark) == []
+    assert processes(word) == []
     assert (await kubelet.cri.runtime.list_containers()).containers == []
 
 

@@ -16,7 +16,7 @@ from bridge.host import cgroups
 from bridge.host.cgroup_paths import pod_cgroup
 from tests.integration import pod_cgroups
 from tests.integration.daemon_fixtures import handler, own_node
-from tests.integration.daemon_node import DaemonNode, Kubelet, namespaces, processes
+from tests.integration.daemon_node import DaemonNode, Kubelet, mark, namespaces, processes
 
 __all__ = ["handler", "own_node"]
 pytestmark = pytest.mark.root
@@ -123,11 +123,11 @@ async def test_server_and_monitor_are_killed(own_node: DaemonNode, handler: str)
 
 async def test_the_monitor_is_killed_again_and_again_while_containers_start(own_node: DaemonNode, handler: str) -> None:
     """What is told as not started does not run, and what runs is told so."""
-    mark = f"6001.{time.time_ns() % 10**9}"
+    word = mark(6001)
     async with connect(own_node.socket) as cri:
         kubelet = Kubelet(own_node, cri, handler)
         pod = await kubelet.run()
-        containers = [await kubelet.create(pod, ["sleep", mark], name=f"c{n}") for n in range(6)]
+        containers = [await kubelet.create(pod, ["sleep", word], name=f"c{n}") for n in range(6)]
         for n, container in enumerate(containers):
             async with anyio.create_task_group() as group:
                 group.start_soon(_start_or_fail, kubelet, container)
@@ -137,11 +137,11 @@ async def test_the_monitor_is_killed_again_and_again_while_containers_start(own_
         with anyio.fail_after(30):  # what a dead monitor was launching is ended when the next one is there
             while True:
                 states = [(await kubelet.status(container)).state for container in containers]
-                if len(processes(mark)) == sum(state is RUNNING for state in states):
+                if len(processes(word)) == sum(state is RUNNING for state in states):
                     break
                 await anyio.sleep(0.05)
         await kubelet.clean()
-        assert processes(mark) == []
+        assert processes(word) == []
         tops = cgroups.layout().directories(pod_cgroup(pod_cgroups.top(own_node.name), pod_cgroups.DRIVER))
         assert not [str(path) for top in tops for path in top.glob("**/cri-bridge-*/")], "no container's cgroup is left"
 

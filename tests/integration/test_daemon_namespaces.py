@@ -12,7 +12,7 @@ from grpclib.const import Status
 from bridge._proto.runtime import v1 as pb
 from bridge.client import CriError
 from tests.integration.daemon_fixtures import handler, kubelet, node
-from tests.integration.daemon_node import Kubelet, processes
+from tests.integration.daemon_node import Kubelet, mark, processes
 
 __all__ = ["handler", "kubelet", "node"]
 pytestmark = pytest.mark.root
@@ -38,14 +38,15 @@ OWN = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in ("net", "ipc", "ut
 async def test_namespaces_of_the_node(kubelet: Kubelet) -> None:
     wanted = options(network=NODE, pid=NODE, ipc=NODE)
     pod = await kubelet.run(options=wanted)
-    container = await kubelet.started(pod, "sleep 98765 & exec sleep 1000", options=options(pid=POD), name="unset")
+    word = mark(9876)
+    container = await kubelet.started(pod, f"sleep {word} & exec sleep 1000", options=options(pid=POD), name="unset")
     found = await seen(kubelet, container)
     assert {kind for kind, link in found.items() if link == OWN[kind]} == {"net", "ipc", "uts", "pid", "user"}
     assert await kubelet.output(container, "hostname") == socket.gethostname()
     assert await kubelet.output(container, f"ls -d /proc/{os.getpid()}") == f"/proc/{os.getpid()}"
     await kubelet.stop(container, 0)
     with anyio.fail_after(5):  # its children live in the node's PID namespace and die all the same
-        while processes("98765"):
+        while processes(word):
             await anyio.sleep(0.02)
 
 

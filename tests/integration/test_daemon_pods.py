@@ -17,7 +17,7 @@ from bridge.client import CriError, connect
 from bridge.monitor.client import MonitorClient
 from tests.conftest import LeakAudit
 from tests.integration.daemon_fixtures import handler, kubelet, node
-from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node, log_lines, namespaces, processes
+from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node, log_lines, mark, namespaces, processes
 
 __all__ = ["handler", "kubelet", "node"]
 pytestmark = pytest.mark.root
@@ -118,10 +118,11 @@ async def test_a_shared_pid_namespace(kubelet: Kubelet) -> None:
 
 async def test_stopping_a_member_of_a_shared_pid_namespace_ends_its_children(kubelet: Kubelet) -> None:
     pod = await kubelet.run(options=namespaces(pid=POD))
-    container = await kubelet.started(pod, "setsid sleep 54321 & exec sleep 1000", options=namespaces(pid=POD))
+    word = mark(5432)
+    container = await kubelet.started(pod, f"setsid sleep {word} & exec sleep 1000", options=namespaces(pid=POD))
     await kubelet.stop(container, 0)
     with anyio.fail_after(5):
-        while processes("54321"):
+        while processes(word):
             await anyio.sleep(0.02)
 
 

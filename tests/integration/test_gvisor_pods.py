@@ -350,7 +350,8 @@ async def test_server_and_monitor_are_killed_and_the_database_lost(own_node: Dae
         mount = pb.Mount(container_path="/flags", host_path=str(flag.parent))
         script = "until [ -e /flags/flag ]; do sleep 0.05; done; exit 7"
         ender = await kubelet.started(pod, script, name="ender", mounts=[mount])
-        app = await kubelet.started(pod)
+        works = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done"  # runsc counts ticks of 10 ms: who only begins may never see one
+        app = await kubelet.started(pod, f"{works}; exec sleep 1000")
         sandbox = (await kubelet.pod_info(pod))["pid"]
         config = kubelet.configs[pod]
         spent = await cpu_time(kubelet, app)
