@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,14 @@ class Kernel:
         return {each.name: each for each in net_stats.parse(Path(f"/proc/{self.pid}/net/dev").read_text())}
 
 
+def memory_between(told: pb.MemoryUsage, before: Mapping[str, int], after: Mapping[str, int]) -> None:
+    """Faults lie between two looks of the kernel's, levels within 1 MiB of them."""
+    assert before["faults"] <= value(told.page_faults) <= after["faults"]
+    assert before["major"] <= value(told.major_page_faults) <= after["major"]
+    for name, found in (("usage", told.usage_bytes), ("working_set", told.working_set_bytes), ("rss", told.rss_bytes)):
+        assert min(before[name], after[name]) - MIB <= value(found) <= max(before[name], after[name]) + MIB, name
+
+
 async def agrees_with_the_kernel(kubelet: Kubelet, container: str, pid: int) -> None:
     """Counters lie between two looks of the kernel's; levels within 1 MiB of them; what has a limit tells what is left of it."""
     kernel = Kernel(pid)
@@ -111,10 +120,7 @@ async def agrees_with_the_kernel(kubelet: Kubelet, container: str, pid: int) -> 
     assert told.cpu is not None
     assert cpu <= value(told.cpu.usage_core_nano_seconds) <= after
     assert told.memory is not None
-    assert memory["faults"] <= value(told.memory.page_faults) <= later["faults"]
-    assert memory["major"] <= value(told.memory.major_page_faults) <= later["major"]
-    for name, found in (("usage", told.memory.usage_bytes), ("working_set", told.memory.working_set_bytes), ("rss", told.memory.rss_bytes)):
-        assert min(memory[name], later[name]) - MIB <= value(found) <= max(memory[name], later[name]) + MIB, name
+    memory_between(told.memory, memory, later)
     assert value(told.memory.rss_bytes) >= HELD
     assert value(told.memory.available_bytes) == LIMIT - value(told.memory.working_set_bytes)
 
@@ -183,11 +189,7 @@ async def pod_agrees_with_the_kernel(kubelet: Kubelet, pod: str, pid: int) -> No
         assert told.cpu is not None
         assert cpu <= value(told.cpu.usage_core_nano_seconds) <= after
         assert told.memory is not None
-        assert memory["faults"] <= value(told.memory.page_faults) <= later["faults"]
-        assert memory["major"] <= value(told.memory.major_page_faults) <= later["major"]
-        found = {"usage": told.memory.usage_bytes, "working_set": told.memory.working_set_bytes, "rss": told.memory.rss_bytes}
-        for name, each in found.items():
-            assert min(memory[name], later[name]) - MIB <= value(each) <= max(memory[name], later[name]) + MIB, name
+        memory_between(told.memory, memory, later)
         assert told.process is not None
         return threads == value(told.process.process_count) == kernel.threads > 0
 

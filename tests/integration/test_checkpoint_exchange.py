@@ -18,9 +18,9 @@ from bridge._proto.bridge.admin import v1 as admin
 from bridge._proto.runtime import v1 as pb
 from bridge.host import mounts, namespaces
 from bridge.testing.images import busybox_layer
+from tests.integration.counting import COUNTING, count, missing
 from tests.integration.daemon_fixtures import kubelet, node
 from tests.integration.daemon_node import Kubelet, environment
-from tests.integration.test_daemon_checkpoints import COUNTING, count, missing
 
 __all__ = ["kubelet", "node"]
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -58,7 +58,7 @@ def podman() -> Iterator[Podman]:
 
 
 async def test_an_archive_of_podman_and_one_for_it(kubelet: Kubelet, podman: Podman, tmp_path: Path) -> None:
-    if why := await missing(kubelet):
+    if why := await missing(kubelet.cri, kubelet.handler):
         pytest.skip(f"no checkpoints here: {why}")
     await run_sync(lambda: podman("import", "-", IMAGE, content=busybox_layer(Path("/bin/busybox"))))
     await run_sync(lambda: podman("save", "--quiet", "--output", str(tmp_path / "image.tar"), IMAGE))

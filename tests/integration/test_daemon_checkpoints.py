@@ -15,30 +15,12 @@ from grpclib.const import Status
 
 from bridge._proto.runtime import v1 as pb
 from bridge.client import CriError
+from tests.integration.counting import COUNTING, count, missing
 from tests.integration.daemon_fixtures import handler, kubelet, node
 from tests.integration.daemon_node import Kubelet
 
 __all__ = ["handler", "kubelet", "node"]
 pytestmark = pytest.mark.root
-
-COUNTING = "rm /etc/group; echo hi > /new; i=0; while :; do i=$((i+1)); echo $i > /n; echo count $i; sleep 0.1; done"
-
-
-async def missing(kubelet: Kubelet) -> str:
-    """Why this handler has no checkpoints here; "" when it has."""
-    info = (await kubelet.cri.runtime.status(pb.StatusRequest(verbose=True))).info
-    support, _, detail = json.loads(info["handlers"])["handlers"][kubelet.handler]["abilities"]["checkpoint"].partition(": ")
-    return detail if support == "unsupported" else ""
-
-
-async def count(kubelet: Kubelet, container: str, above: int = 0) -> int:
-    """Wait until it has counted further."""
-    with anyio.fail_after(20):
-        while True:
-            answer = await kubelet.exec(container, "cat /n")
-            if answer.stdout.strip() and int(answer.stdout) > above:
-                return int(answer.stdout)
-            await anyio.sleep(0.05)
 
 
 async def checkpoint(kubelet: Kubelet, container: str, location: Path) -> None:
@@ -62,7 +44,7 @@ async def test_a_container_goes_on_where_its_checkpoint_was_made(kubelet: Kubele
     pod = await kubelet.run()
     container = await kubelet.started(pod, COUNTING)
     before = await count(kubelet, container)
-    why = await missing(kubelet)
+    why = await missing(kubelet.cri, kubelet.handler)
     if why:
         await refused(kubelet, container, pod, tmp_path, why)
         assert await count(kubelet, container, before) > before
@@ -106,7 +88,7 @@ async def test_a_container_goes_on_where_its_checkpoint_was_made(kubelet: Kubele
 
 
 async def test_a_pod_is_made_again_from_its_archive(kubelet: Kubelet, tmp_path: Path) -> None:
-    if why := await missing(kubelet):
+    if why := await missing(kubelet.cri, kubelet.handler):
         pytest.skip(f"{kubelet.handler} has no checkpoints here: {why}")
     pod = await kubelet.run()
     one, two = await kubelet.started(pod, COUNTING, "one"), await kubelet.started(pod, COUNTING, "two")

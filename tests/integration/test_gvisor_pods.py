@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import re
 import signal
@@ -22,11 +21,12 @@ from anyio.to_thread import run_sync
 from grpclib.const import Status
 
 from bridge._proto.runtime import v1 as pb
-from bridge.client import CriClient, CriError, connect
+from bridge.client import CriError, connect
 from bridge.host import cgroups
 from bridge.testing.leaks import difference, snapshot
 from tests.conftest import LeakAudit
 from tests.integration import pod_cgroups
+from tests.integration.counting import COUNTING, count, missing
 from tests.integration.daemon_node import IMAGE, DaemonNode, Kubelet, daemon_node, namespaces
 from tests.integration.stats_truth import (
     HELD,
@@ -257,35 +257,27 @@ async def test_what_gvisor_cannot_do_is_refused(kubelet: Kubelet, tmp_path: Path
     resources = pb.LinuxContainerResources(memory_limit_in_bytes=64 << 20)
     with pytest.raises(CriError, match="can't change the resources of a container: runsc limits the sandbox as a whole"):
         await kubelet.cri.runtime.update_container_resources(pb.UpdateContainerResourcesRequest(container_id=app, linux=resources))
-    if await no_checkpoints(kubelet.cri, "gvisor"):
+    if await missing(kubelet.cri, "gvisor"):
         with pytest.raises(CriError, match=r"hostinet|before May 2024") as failure:
             await kubelet.cri.runtime.checkpoint_pod(pb.CheckpointPodRequest(pod_sandbox_id=pod, output_path=str(tmp_path / "pod.tar")))
         assert failure.value.code is Status.FAILED_PRECONDITION
 
 
-async def no_checkpoints(cri: CriClient, handler: str) -> str:
-    """Why a handler has none, "" for one that has."""
-    info = (await cri.runtime.status(pb.StatusRequest(verbose=True))).info
-    support, _, detail = json.loads(info["handlers"])["handlers"][handler]["abilities"]["checkpoint"].partition(": ")
-    return str(detail) if support == "unsupported" else ""
-
-
 async def test_a_pod_goes_on_where_its_checkpoint_was_made(node: DaemonNode, kubelet: Kubelet, tmp_path: Path) -> None:
-    if why := await no_checkpoints(kubelet.cri, "no-network"):
+    if why := await missing(kubelet.cri, "no-network"):
         pytest.skip(f"{RUNSC}: {why}")
     kubelet = Kubelet(node, kubelet.cri, "no-network")
-    counting = "rm /etc/group; echo hi > /new; i=0; while :; do i=$((i+1)); echo $i > /n; echo count $i; sleep 0.1; done"
     pod, out = await kubelet.run(), tmp_path / "pod.tar"
-    first = [await kubelet.started(pod, counting, name) for name in ("one", "two")]
-    before = [await count(kubelet, each) for each in first]
+    first = [await kubelet.started(pod, COUNTING, name) for name in ("one", "two")]
+    before = [await count(kubelet, each, within=30) for each in first]
     await kubelet.cri.runtime.checkpoint_pod(pb.CheckpointPodRequest(pod_sandbox_id=pod, output_path=str(out)))
-    reached = [await count(kubelet, each, least) for each, least in zip(first, before, strict=True)]
+    reached = [await count(kubelet, each, least, within=30) for each, least in zip(first, before, strict=True)]
     await kubelet.remove_pod(pod)
     answer = await kubelet.cri.runtime.restore_pod(pb.RestorePodRequest(checkpoint_path=str(out)))
     try:
         assert [each.name for each in answer.restored_containers] == ["one", "two"]
         for each, least, most in zip(answer.restored_containers, before, reached, strict=True):
-            assert least <= await count(kubelet, each.container_id) <= most + 100
+            assert least <= await count(kubelet, each.container_id, within=30) <= most + 100
             assert await kubelet.output(each.container_id, "cat /new; test -e /etc/group || echo gone") == "hi\ngone"
             image = (await kubelet.status(each.container_id)).image
             assert image is not None
@@ -295,16 +287,6 @@ async def test_a_pod_goes_on_where_its_checkpoint_was_made(node: DaemonNode, kub
         assert (await kubelet.status(one)).exit_code == 137
     finally:
         await kubelet.remove_pod(answer.pod_sandbox_id)
-
-
-async def count(kubelet: Kubelet, container: str, above: int = 0) -> int:
-    """Wait until it has counted further."""
-    with anyio.fail_after(30):
-        while True:
-            answer = await kubelet.exec(container, "cat /n")
-            if answer.stdout.strip() and int(answer.stdout) > above:
-                return int(answer.stdout)
-            await anyio.sleep(0.05)
 
 
 async def reason(node: DaemonNode, handler: str) -> str:
