@@ -16,6 +16,7 @@ import pytest
 
 from bridge.errors import IllegalTransition, RuntimeFailed
 from bridge.host import cgroups, oom_score
+from bridge.host.cgroup_kill import kill_directory
 from bridge.oci.backend import OciBackend
 from bridge.oci.container import OciContainer
 from bridge.oci.dialect import ExecCgroup
@@ -48,7 +49,7 @@ class Running:
         return ExecSpec(id=f"x{os.urandom(8).hex()}", process=described, stdout=stdout, console=console)
 
     def everyone(self) -> set[int]:
-        directory = self.container._kill_directory()
+        directory = kill_directory(self.container.cgroup)
         assert directory is not None
         return set(cgroups.pids(directory))
 

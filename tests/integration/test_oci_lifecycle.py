@@ -13,6 +13,7 @@ import pytest
 
 from bridge.errors import IllegalTransition, NotFound, RuntimeFailed
 from bridge.host import cgroups
+from bridge.host.cgroup_kill import kill_directory
 from bridge.oci.container import OciContainer
 from bridge.ports.runtime import SANDBOX_PID_NAMESPACE, ContainerIO, ExitStatus
 from tests.integration.oci_node import OciNode, oci_node
@@ -157,7 +158,7 @@ async def test_shared_pid_namespace(node: OciNode) -> None:
             daemon = ["/bin/sh", "-c", "setsid sleep 1000 & exec sleep 1000"]
             members.append(await sandbox.create_container(node.container(pod, daemon, pid=SANDBOX_PID_NAMESPACE)))
             assert os.readlink(f"/proc/{await members[-1].start()}/ns/pid") == inside
-        directory = members[0]._kill_directory()
+        directory = kill_directory(members[0].cgroup)
         assert directory is not None
         with anyio.fail_after(30):
             while len(cgroups.pids(directory)) < 2:

@@ -35,6 +35,24 @@ def kill_all(directory: Path, *, timeout: float = 5.0) -> None:
         time.sleep(_POLL_SECONDS)
 
 
+def kill_directory(cgroup: str | None) -> Path | None:
+    """Where the processes of a cgroup can be found and killed all at once; None where the host can't tell."""
+    if cgroup is None:
+        return None
+    mount = cgroups.layout().mounts.get("" if cgroups.is_v2() else _FREEZER)
+    return None if mount is None else mount.directory(cgroup)
+
+
+def signal_all(directory: Path, number: int, timeout: float) -> None:
+    """Signal everyone in a cgroup; SIGKILL until nobody is left. Raises TimedOut, HostError."""
+    if number == signal.SIGKILL:
+        kill_all(directory, timeout=timeout)
+        return
+    for pid in cgroups.pids(directory):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def _kill_once(directory: Path) -> bool:
     """One round; False when there was nobody to kill."""
     if not cgroups.pids(directory):

@@ -69,3 +69,9 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "w", encoding="utf-8") as stream:
         stream.write(json.dumps(value, separators=(",", ":")))
+
+
+def owns_pid_namespace(oci: Mapping[str, Any]) -> bool:
+    """Whether a container with this spec has a PID namespace to itself."""
+    found = oci.get("linux", {}).get("namespaces", ())
+    return any(namespace.get("type") == "pid" and not namespace.get("path") for namespace in found)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import anyio
 
-from bridge.errors import MonitorGone
+from bridge.errors import MonitorGone, NotFound
 from bridge.ports.host import Monitor
 
 T = TypeVar("T")
@@ -31,3 +31,9 @@ async def lasting(monitor: Callable[[], Monitor], ask: Callable[[Monitor], Await
             if anyio.current_time() >= deadline:
                 raise
             await anyio.sleep(_POLL_SECONDS)
+
+
+async def known(task_id: str, monitor: Monitor) -> None:
+    """Ask whether the monitor has this task, before something that can't be asked twice. Raises NotFound."""
+    if not await monitor.tasks(task_id):
+        raise NotFound(f"the monitor does not know {task_id}")

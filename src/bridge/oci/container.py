@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import signal as signals
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
 from anyio import to_thread
 
 from bridge.errors import AlreadyExists, IllegalTransition, MonitorGone, NotFound, RuntimeFailed, TimedOut
-from bridge.host import cgroup_kill, cgroups
-from bridge.host.oci_documents import write_json
-from bridge.monitor.lasting import MONITOR_RETURN_SECONDS
+from bridge.host import cgroup_kill
+from bridge.host.oci_documents import owns_pid_namespace, write_json
+from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, known
 from bridge.monitor.protocol import LaunchFailed
 from bridge.oci import execs, limits, strays
 from bridge.oci.checkpoints import Checkpointed, launch_words, restorable
@@ -47,7 +45,7 @@ class OciContainer(Checkpointed):
         self._runtime = runtime
         # The OCI spec is in the bundle. Here it would be 20 KiB a container, for two facts.
         self._cgroup = runtime.cgroup(spec.oci)
-        self._owns_pid_namespace = _owns_pid_namespace(spec.oci)
+        self._owns_pid_namespace = owns_pid_namespace(spec.oci)
         self._spec = replace(spec, oci={})
         self._pid = pid
         self._ticks = ticks
@@ -179,14 +177,9 @@ class OciContainer(Checkpointed):
         with contextlib.suppress(NotFound):
             await self._held(lambda monitor: monitor.kill(self.id, signal))
         if all_processes and self._pid is not None:
-            directory = self._kill_directory()
+            directory = cgroup_kill.kill_directory(self._cgroup)
             if directory is not None:
-                await to_thread.run_sync(_signal_all, directory, signal, self._runtime.cli.settings.timeouts.kill)
-
-    def _kill_directory(self) -> Path | None:
-        mounts = cgroups.layout().mounts
-        mount = mounts.get("" if cgroups.is_v2() else "freezer")
-        return mount.directory(self._cgroup) if mount is not None and self._cgroup is not None else None
+                await to_thread.run_sync(cgroup_kill.signal_all, directory, signal, self._runtime.cli.settings.timeouts.kill)
 
     async def exec(self, spec: ExecSpec) -> OciExec:
         """One runtime invocation. Raises IllegalTransition when it does not run, RuntimeFailed."""
@@ -198,11 +191,12 @@ class OciContainer(Checkpointed):
 
     async def attach(self, *, stdin: int | None, stdout: int | None, stderr: int | None, attached: Callable[[], None]) -> None:
         """See the port; what a slow reader does to the container is in bridge.monitor.attach."""
+        await self._held(partial(known, self.id))  # a second attach would find the descriptors closed
         await self._runtime.monitor.attach(self.id, stdin=stdin, stdout=stdout, stderr=stderr, attached=attached)
 
     async def resize(self, width: int, height: int) -> None:
         """See the port."""
-        await self._runtime.monitor.resize(self.id, width, height)
+        await self._held(lambda monitor: monitor.resize(self.id, width, height))
 
     async def update(self, resources: Mapping[str, Any]) -> None:
         """One runtime invocation, none before the start; the bundle follows. Raises RuntimeFailed."""
@@ -252,20 +246,6 @@ class OciContainer(Checkpointed):
                 await self._held(lambda monitor: monitor.wait(self.id))
             if scope.cancelled_caught:
                 raise TimedOut(f"process {self._pid} of container {self.id} did not end within {timeout:g} s of SIGKILL")
-
-
-def _owns_pid_namespace(oci: Mapping[str, Any]) -> bool:
-    found = oci.get("linux", {}).get("namespaces", ())
-    return any(namespace.get("type") == "pid" and not namespace.get("path") for namespace in found)
-
-
-def _signal_all(directory: Path, signal: int, timeout: float) -> None:
-    if signal == signals.SIGKILL:
-        cgroup_kill.kill_all(directory, timeout=timeout)
-        return
-    for pid in cgroups.pids(directory):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal)
 
 
 async def load(runtime: OciRuntime, spec: ContainerSpec, record: Record) -> OciContainer:

@@ -20,13 +20,14 @@ from anyio import to_thread
 
 from bridge.aio import Rollback
 from bridge.errors import IllegalTransition, NotFound, ShimGone, TimedOut, Unsupported
+from bridge.host import cgroup_kill
 from bridge.host.cgroup_stats import CgroupStats
-from bridge.host.oci_documents import at_start, write_json
+from bridge.host.oci_documents import at_start, owns_pid_namespace, write_json
 from bridge.ports.host import Monitor
 from bridge.ports.runtime import ContainerSpec, ExecSpec, ExitStatus, Record
 from bridge.shimv2 import exits, limits
 from bridge.shimv2.execs import ShimExec
-from bridge.shimv2.runtime import ShimRuntime, kill_directory, owns_pid_namespace, signal_all
+from bridge.shimv2.runtime import ShimRuntime
 from bridge.shimv2.shim import Shim
 from bridge.shimv2.stats import Sampler
 from bridge.shimv2.task import ShimTask, Stdio
@@ -202,9 +203,9 @@ class ShimContainer:
             return
         with contextlib.suppress(NotFound, IllegalTransition, ShimGone):  # gone: whoever waits for the exit ends what is left
             await task.kill(signal, everyone=all_processes, timeout=timeout)
-        directory = kill_directory(self._cgroup)
+        directory = cgroup_kill.kill_directory(self._cgroup)
         if all_processes and directory is not None:
-            await to_thread.run_sync(signal_all, directory, signal, timeout)
+            await to_thread.run_sync(cgroup_kill.signal_all, directory, signal, timeout)
 
     async def exec(self, spec: ExecSpec) -> ShimExec:
         """Exec and Start at its shim. Raises IllegalTransition when it does not run, RuntimeFailed."""
@@ -277,10 +278,10 @@ class ShimContainer:
         async with self._freeing:
             if self._freed or self._shim is None:
                 return
-            directory = kill_directory(self._cgroup)
+            directory = cgroup_kill.kill_directory(self._cgroup)
             if not self._owns_pid_namespace and directory is not None:
                 # Its children outlive it, and runtimes only kill them where the PID namespace is the host's.
-                await to_thread.run_sync(signal_all, directory, signals.SIGKILL, self._runtime.settings.timeouts.kill)
+                await to_thread.run_sync(cgroup_kill.signal_all, directory, signals.SIGKILL, self._runtime.settings.timeouts.kill)
             if self._pid is None:
                 await exits.free_unfinished(self._runtime, self._shim, self.id, self._spec.bundle, self._cgroup)
             else:

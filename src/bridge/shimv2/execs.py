@@ -24,7 +24,7 @@ from bridge.errors import BridgeError, HostError, IllegalTransition, NotFound, S
 from bridge.host import cgroup_kill, cgroups, process_tags
 from bridge.ports.runtime import ExecSpec, ExitStatus
 from bridge.shimv2.bridging import Bridge
-from bridge.shimv2.runtime import SHIM_DIED, ShimRuntime, kill_directory
+from bridge.shimv2.runtime import SHIM_DIED, ShimRuntime
 from bridge.shimv2.task import ShimTask
 
 _PREFIX = "exec-"
@@ -83,7 +83,7 @@ class ShimExec:
 
     def _prepare(self, cgroup: str | None) -> None:
         self._mark.write_text(str(self._tag))
-        self._container = kill_directory(cgroup)
+        self._container = cgroup_kill.kill_directory(cgroup)
         if cgroup is None:
             return
         try:

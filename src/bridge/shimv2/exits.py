@@ -18,7 +18,7 @@ from bridge.errors import BridgeError, HostError, IllegalTransition, NotFound, R
 from bridge.host import cgroup_kill, cgroups
 from bridge.ports.host import Monitor
 from bridge.ports.runtime import ExitStatus, SandboxKind
-from bridge.shimv2.runtime import SHIM_DIED, ShimRuntime, kill_directory, oom_kills
+from bridge.shimv2.runtime import SHIM_DIED, ShimRuntime, oom_kills
 from bridge.shimv2.shim import Shim, end_runtime
 from bridge.shimv2.task import ShimTask, Status
 
@@ -191,7 +191,7 @@ async def let_go(runtime: ShimRuntime, ident: str, status: ExitStatus | None) ->
 
 
 def _end_cgroup(cgroup: str | None, timeout: float) -> None:
-    directory = kill_directory(cgroup)
+    directory = cgroup_kill.kill_directory(cgroup)
     if directory is None or cgroup is None:
         return
     for each in cgroups.layout().directories(cgroup):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal as signals
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +14,7 @@ from weakref import WeakSet
 from anyio import to_thread
 
 from bridge.aio import Supervisor
-from bridge.host import cgroup_kill, cgroup_paths, cgroups
+from bridge.host import cgroup_paths, cgroups
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.host.oci_documents import in_cgroupfs, write_json
 from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, lasting
@@ -154,14 +152,6 @@ def _read_marks(root: Path) -> Mapping[str, Mapping[str, str]]:
     return found
 
 
-def kill_directory(cgroup: str | None) -> Path | None:
-    """Where the processes of a cgroup can be found and killed all at once; None where the host can't tell."""
-    if cgroup is None:
-        return None
-    mount = cgroups.layout().mounts.get("" if cgroups.is_v2() else _FREEZER)
-    return None if mount is None else mount.directory(cgroup)
-
-
 def oom_kills(cgroup: str | None) -> int:
     """OOM kills counted in a cgroup since it was made; 0 when it is gone or can't be seen. Blocks."""
     mount = cgroups.layout().mounts.get("" if cgroups.is_v2() else "memory") if cgroup is not None else None
@@ -169,19 +159,3 @@ def oom_kills(cgroup: str | None) -> int:
         return 0 if mount is None or cgroup is None else cgroups.oom_kills(mount.directory(cgroup))
     except OSError:
         return 0
-
-
-def signal_all(directory: Path, signal: int, timeout: float) -> None:
-    """Signal everyone in a cgroup; SIGKILL until nobody is left. Blocks. Raises TimedOut, HostError."""
-    if signal == signals.SIGKILL:
-        cgroup_kill.kill_all(directory, timeout=timeout)
-        return
-    for pid in cgroups.pids(directory):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal)
-
-
-def owns_pid_namespace(oci: Mapping[str, Anything]) -> bool:
-    """Whether a container with this spec has a PID namespace to itself."""
-    found = oci.get("linux", {}).get("namespaces", ())
-    return any(namespace.get("type") == "pid" and not namespace.get("path") for namespace in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from bridge.oci.cli import OciCli, OciSettings
 from bridge.oci.container import OciContainer, load
 from bridge.oci.dialect import ExecCgroup
 from bridge.oci.runtime import OciRuntime
+from bridge.oci.strays import start_ticks
 from bridge.ports.host import HostContext, Monitor, unadjusted
 from bridge.ports.runtime import (
     SANDBOX_PID_NAMESPACE,
@@ -112,12 +114,15 @@ class FakeMonitor(UnheldMonitor):
 
     async def wait(self, task_id: str) -> ExitStatus:
         self.asked.append(f"wait {task_id}")
+        self._lost_or_unknown(task_id)
+        return self.exits.get(task_id, ExitStatus(0))
+
+    def _lost_or_unknown(self, task_id: str) -> None:
         if self.gone:
             self.gone -= 1
             raise MonitorGone("lost")
         if task_id not in self.known:
             raise NotFound(task_id)
-        return self.exits.get(task_id, ExitStatus(0))
 
     async def kill(self, task_id: str, signal: int) -> None:
         self.asked.append(f"kill {task_id} {int(signal)}")
@@ -140,10 +145,12 @@ class FakeMonitor(UnheldMonitor):
         attached()
 
     async def resize(self, task_id: str, width: int, height: int) -> None:
+        self._lost_or_unknown(task_id)
         self.asked.append(f"resize {task_id} {width}x{height}")
 
     async def adopt(self, task_id: str, pid: int, start_ticks: int, **waiter: Any) -> None:
         self.asked.append(f"adopt {task_id} {pid}")
+        self.known[task_id] = TaskInfo(task_id, "container", pid)
 
     async def tasks(self, only: str = "") -> Sequence[TaskInfo]:
         return [task for task in self.known.values() if only in ("", task.id)]
@@ -275,6 +282,28 @@ async def test_an_exit_that_nobody_saw(host: Host) -> None:
     fresh = await OciContainer.create(host.runtime, host.spec())
     with pytest.raises(NotFound):
         await fresh.wait()
+
+
+@pytest.mark.parametrize("gone", [0, 2])
+async def test_a_monitor_that_has_just_begun_is_told_of_what_is_attached_to(host: Host, gone: int) -> None:
+    me = os.getpid()
+    running = OciContainer(host.runtime, host.spec(), pid=me, ticks=start_ticks(me) or 0)
+    host.monitor.gone = gone
+    with anyio.fail_after(10):
+        await running.resize(80, 25)
+    assert host.monitor.asked == [f"adopt c1 {me}", "resize c1 80x25"]
+    host.monitor.asked.clear()
+    host.monitor.known.clear()
+    sent: list[bool] = []
+    with anyio.fail_after(10):
+        await running.attach(stdin=None, stdout=5, stderr=6, attached=lambda: sent.append(True))
+    assert (host.monitor.asked, sent) == ([f"adopt c1 {me}", "attach c1 None 5 6"], [True])
+
+
+async def test_what_has_ended_unknown_to_the_monitor_is_not_attached_to(host: Host) -> None:
+    with pytest.raises(NotFound):
+        await OciContainer(host.runtime, host.spec(), pid=NOBODY, ticks=5).attach(stdin=None, stdout=5, stderr=None, attached=lambda: None)
+    assert host.monitor.asked == []
 
 
 async def test_release_runs_nothing_without_runtime_state_and_once_with_it(host: Host) -> None:

@@ -8,8 +8,9 @@ from typing import Any, cast
 import pytest
 
 from bridge.host import cgroup_stats, cgroups
+from bridge.host.cgroup_kill import kill_directory
 from bridge.host.cgroup_paths import CgroupLayout, CgroupMount
-from bridge.shimv2.runtime import ShimRuntime, ShimSettings, kill_directory, oom_kills
+from bridge.shimv2.runtime import ShimRuntime, ShimSettings, oom_kills
 from bridge.shimv2.verbs import ShimBinary
 
 SYSTEMD = (

@@ -18,7 +18,7 @@ from anyio import to_thread
 
 from bridge.errors import AlreadyExists, IllegalTransition, MonitorGone, NotFound, RuntimeFailed, TimedOut, Unsupported
 from bridge.host.cgroup_stats import CgroupStats
-from bridge.monitor.lasting import MONITOR_RETURN_SECONDS
+from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, known
 from bridge.monitor.protocol import LaunchFailed
 from bridge.oci.strays import LOST_CODE, start_ticks
 from bridge.ports.host import Monitor, Task
@@ -174,11 +174,12 @@ class GvisorContainer:
 
     async def attach(self, *, stdin: int | None, stdout: int | None, stderr: int | None, attached: Callable[[], None]) -> None:
         """See the port."""
+        await self._held(partial(known, self.id))  # a second attach would find the descriptors closed
         await self._host.monitor.attach(self.id, stdin=stdin, stdout=stdout, stderr=stderr, attached=attached)
 
     async def resize(self, width: int, height: int) -> None:
         """See the port."""
-        await self._host.monitor.resize(self.id, width, height)
+        await self._held(lambda monitor: monitor.resize(self.id, width, height))
 
     async def update(self, resources: Mapping[str, Any]) -> NoReturn:
         """Declared unsupported: core asks nobody for it."""
