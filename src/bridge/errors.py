@@ -172,6 +172,10 @@ class ImagePullFailed(BridgeError):
     """The registry answered, and the answer is no: not found, denied, damaged or refused content."""
 
 
+class ImageAbsent(ImagePullFailed):
+    """The registry answered that it has no such image."""
+
+
 class CorruptData(BridgeError):
     """Stored or received bytes fail their digest or their format."""
 

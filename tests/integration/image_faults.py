@@ -245,7 +245,9 @@ def cases() -> Mapping[str, Case]:
     """All of them by name, which is the image's repository too."""
     made = {f"cut-{tenth}0": Case(_UNAVAILABLE, _AWAY, blobs=cut(tenth / 10)) for tenth in range(1, 10)}
     for number, word in ((401, "UNAUTHORIZED"), (403, "DENIED"), (404, "UNKNOWN")):
-        made[f"manifest-{number}"] = Case(_REFUSED, f"{number}.*{word}: said the test", manifests=status(number, word))
+        made[f"manifest-{number}"] = Case(
+            Status.NOT_FOUND if number == 404 else _REFUSED, f"{number}.*{word}: said the test", manifests=status(number, word)
+        )
         made[f"blob-{number}"] = Case(_REFUSED, f"{number}.*{word}: said the test", blobs=status(number, word))
     for number, word in ((429, "TOOMANYREQUESTS"), (500, "UNKNOWN"), (503, "UNAVAILABLE")):
         made[f"manifest-{number}"] = Case(_UNAVAILABLE, f"{_AWAY}.*{number}.*{word}: said the test", manifests=status(number, word))

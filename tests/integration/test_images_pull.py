@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from bridge.aio import Supervisor
-from bridge.errors import BridgeError, ImagePullFailed, RegistryUnavailable
+from bridge.errors import BridgeError, ImageAbsent, ImagePullFailed, RegistryUnavailable
 from bridge.host import mounts
 from bridge.images.manifest import Platform
 from bridge.images.settings import ImageSettings, Limits, Registry
@@ -143,7 +143,7 @@ async def test_damaged_blobs_are_refused_and_leave_nothing(front: Proxy, tmp_pat
 
 async def test_refusals_carry_the_registrys_words(hub: str, front: Proxy, tmp_path: Path) -> None:
     async with opened(tmp_path / "s") as store:
-        with pytest.raises(ImagePullFailed, match=r"404.*(?i:manifest unknown)"):
+        with pytest.raises(ImageAbsent, match=r"404.*(?i:manifest unknown)"):
             await store.pull(f"{hub}/t/gzip:none")
         with pytest.raises(ImagePullFailed, match="404"):
             await store.pull(f"{hub}/t/none:v1")

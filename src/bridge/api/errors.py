@@ -32,6 +32,7 @@ TABLE: dict[type[errors.BridgeError], Status] = {
     errors.PluginFailed: Status.INTERNAL,
     errors.NetworkFailed: Status.INTERNAL,
     errors.ImagePullFailed: Status.INTERNAL,
+    errors.ImageAbsent: Status.NOT_FOUND,
     errors.CorruptData: Status.INTERNAL,
     errors.KubeletVisible: Status.UNKNOWN,
 }

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from bridge.errors import ImageAbsent
 from bridge.images.catalogue import Catalogue
 from bridge.images.manifest import Descriptor, is_what_it_says
 from bridge.images.reference import Reference
 from bridge.images.registry import Fetched, Repository
 from bridge.images.rows import Blob
+from bridge.images.transfer import Absent
 
 _CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 
@@ -28,7 +30,7 @@ class Shelf:
         self.complete = True
 
     async def top(self) -> Fetched:
-        """What the reference names now. Raises ImagePullFailed, RegistryUnavailable, CorruptData."""
+        """What the reference names now. Raises ImageAbsent when that is nothing, ImagePullFailed, RegistryUnavailable, CorruptData."""
         reference = self._reference
         known = self._catalogue.images.get(self._catalogue.names.get(str(reference), ""))
         if known is not None:
@@ -36,7 +38,10 @@ class Shelf:
         last = {digest for repository, digest in known.digests if repository == reference.repository} if known is not None else set()
         wanted = reference.digest or (last.pop() if len(last) == 1 else "")  # of several nobody knows which came last
         kept = self._kept.get(wanted)
-        found = await self._repository.newer_manifest(reference.digest or reference.tag, kept.digest if kept is not None else "")
+        try:
+            found = await self._repository.newer_manifest(reference.digest or reference.tag, kept.digest if kept is not None else "")
+        except Absent as exc:
+            raise ImageAbsent(str(exc)) from exc
         if found is None:
             assert kept is not None
             return Fetched(kept.data, kept.media_type, kept.digest)

@@ -121,6 +121,8 @@ DESIGN = {
     "IllegalTransition": "FAILED_PRECONDITION",
     "Unavailable": "UNAVAILABLE",
     "MonitorGone": "UNAVAILABLE",
+    "ImagePullFailed": "INTERNAL",
+    "ImageAbsent": "NOT_FOUND",
     "TimedOut": "DEADLINE_EXCEEDED",
     "LimitExceeded": "RESOURCE_EXHAUSTED",
     "Denied": "PERMISSION_DENIED",
