@@ -7,6 +7,7 @@ was killed, a kubelet tries again until it has what it wants, and then nothing m
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import re
 import signal
@@ -22,6 +23,7 @@ import anyio
 from grpclib.const import Status
 
 from bridge.client import CriError
+from bridge.plugins import Plugins
 from tests.crash.chaos import FAULTS_AMID, STEPS
 from tests.crash.operations import OPERATIONS
 from tests.crash.stages import FAULTS, Operation
@@ -32,7 +34,9 @@ _DONE = re.compile(r"(?:ok|not reached) (.*) \([\d.]+ s\)$")
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/test-crash", description=__doc__)
-    parser.add_argument("--handler", action="append", choices=list(HANDLERS), help="may be given again (default: runc and crun)")
+    words = f"{', '.join(HANDLERS)}, or the name of an installed plugin's runtime; may be given again (default: runc and crun)"
+    parser.add_argument("--handler", action="append", help=words)
+    parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="of a plugin's handler, as an object")
     parser.add_argument("--operation", action="append", choices=[each.name for each in OPERATIONS], help="default: all")
     parser.add_argument("--fault", action="append", choices=FAULTS, help="default: all")
     parser.add_argument("--point", default="", help="only points whose name has this in it")
@@ -43,7 +47,13 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="how often something goes wrong amid chaos")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="copy the logs of server and monitor here at the end")
     parser.add_argument("--list", action="store_true", help="list the points and end")
-    return parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    plugins = Plugins()
+    plugins.load_entry_points()
+    unknown = [each for each in given.handler or () if each not in (*HANDLERS, *plugins.runtimes)]
+    if unknown:
+        parser.error(f"--handler: no plugin serves {unknown[0]}; there are {', '.join(dict.fromkeys((*HANDLERS, *plugins.runtimes)))}")
+    return given
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,7 +65,10 @@ def main(argv: Sequence[str]) -> int:
     counts: Counter[str] = Counter()
     began = time.monotonic()
     handlers = options.handler or ["runc", "crun"]
-    with tempfile.TemporaryDirectory(prefix="cbt-sweep-") as directory, sweeper(Path(directory), handlers, options.logs) as swept:
+    with (
+        tempfile.TemporaryDirectory(prefix="cbt-sweep-") as directory,
+        sweeper(Path(directory), handlers, options.logs, options.options) as swept,
+    ):
         if options.chaos:
             anyio.run(_chaos, swept, handlers, options)
             return 0

@@ -67,7 +67,7 @@ class Sweeper:
         scope = node.scope()
         # A handler that a reload adds keeps these, and one whose probe was slow writes it when the first snapshot was taken already.
         runtimes = node.root / "run" / "runtimes"
-        late = [runtimes / "late", *(runtimes / f"probe-{name}.json" for name in ("late", *HANDLERS))]
+        late = [runtimes / "late", *(runtimes / f"probe-{name}.json" for name in ("late", *node.handlers))]
         self._scope: Scope = dataclasses.replace(scope, pids=[], shared=[*scope.shared, *late])
         self._before: Snapshot = snapshot(self._scope)
 
@@ -280,17 +280,22 @@ HANDLERS: Mapping[str, str | tuple[str, Mapping[str, Any]]] = {
     "gvisor": ("gvisor", {"network": "host", "platform": "ptrace"}),  # what every runsc can do on every kernel
     "shim": ("shim", {}),
 }
-"""What can be swept, as DaemonNode takes it."""
+"""What is swept, as DaemonNode takes it; any other handler's name is that of an installed plugin's runtime."""
 
 
 @contextmanager
-def sweeper(directory: Path, handlers: Sequence[str] = ("runc", "crun"), logs: Path | None = None) -> Iterator[Sweeper]:
-    """A server with failpoints, its registry, and nothing left of them afterwards but what server and monitor said, in ``logs``."""
+def sweeper(
+    directory: Path, handlers: Sequence[str] = ("runc", "crun"), logs: Path | None = None, options: Mapping[str, Any] | None = None
+) -> Iterator[Sweeper]:
+    """A server with failpoints, its registry, and nothing left of them afterwards but what server and monitor said, in ``logs``.
+
+    ``options`` are those of handlers that are not in HANDLERS.
+    """
     control = directory / "control"
     control.mkdir()
     with Layout(directory / "swept") as layout:
         layout.image("swept", [tar([Entry("file", os.urandom(300_000))])], config={"Cmd": ["sh"]})
-    chosen = {name: HANDLERS[name] for name in handlers}
+    chosen = {name: HANDLERS.get(name, (name, options or {})) for name in handlers}
     with nursery(environment()) as start, registry(directory / "registry") as host, daemon_node(patience=0.5, handlers=chosen) as node:
         node.starting = start
         anyio.run(push, directory / "swept", "swept", host, "swept:1")

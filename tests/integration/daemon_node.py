@@ -39,7 +39,8 @@ IMAGE = "localhost/busybox:latest"
 USR1_IMAGE = "localhost/stops-by-usr1:latest"
 CNI_BIN = Path("/usr/lib/cni")
 _SOURCE = Path(bridge.__file__).parent.parent
-_PYTHONPATH = os.pathsep.join(map(str, (_SOURCE, *sorted(_SOURCE.parent.glob("plugins/*/src")))))
+_SOURCES = [str(path) for path in (_SOURCE, *sorted(_SOURCE.parent.glob("plugins/*/src")))]
+_PYTHONPATH = os.pathsep.join(dict.fromkeys([*_SOURCES, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
 _READY_SECONDS = 60.0
 _END_SECONDS = 60.0
 

@@ -15,12 +15,14 @@ marks them in the code, so none can be forgotten and none costs anything while t
 - ``install(directory)`` in a whole server: ``cri-bridge serve`` does so when CRI_BRIDGE_FAILPOINTS names a directory, and
   ``Control(directory)`` in another process says what is to happen. The sweep of scripts/test-crash works so.
 
-A point is named ``module:function:line``, with ``#n`` when the same task comes there for the n-th time; see ``place_of``.
+A point is named ``module:function:line``, with ``#n`` when the same task comes there for the n-th time; see ``place_of``. "Ours" is
+all of cri-bridge, and every installed plugin's package (by the entry points of bridge.plugins).
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import json
 import os
@@ -28,6 +30,7 @@ import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import AsyncGeneratorType
 from typing import Any, Literal
@@ -36,6 +39,7 @@ import anyio
 
 from bridge import log
 from bridge.errors import HostError
+from bridge.plugins import ENTRY_POINTS
 
 INJECTED = "injected failure"
 ENVIRONMENT = "CRI_BRIDGE_FAILPOINTS"
@@ -98,12 +102,18 @@ def place_of(work: Any) -> str:
         frame = getattr(work, "cr_frame", None) or getattr(work, "gi_frame", None) or getattr(work, "ag_frame", None)
         if frame is not None:
             module = str(frame.f_globals.get("__name__", ""))
-            if module.startswith("bridge") and module not in _OWN:
+            if module.partition(".")[0] in _packages() and module not in _OWN:
                 found, quiet = f"{module}:{frame.f_code.co_qualname}:{frame.f_lineno}", ""
             elif frame.f_code.co_qualname in _NEVER_FAIL:
                 quiet = "~"
         work = _inner(work)
     return found and found + quiet
+
+
+@functools.cache
+def _packages() -> frozenset[str]:
+    """The top-level packages whose coroutines are ours."""
+    return frozenset(("bridge", *(point.module.partition(".")[0] for point in metadata.entry_points(group=ENTRY_POINTS))))
 
 
 def _inner(work: Any) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from importlib import metadata
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import anyio
 import anyio.lowlevel
@@ -15,6 +16,7 @@ from bridge.aio import Supervisor
 from bridge.errors import HostError
 from bridge.host import files
 from bridge.images import ownership
+from bridge.plugins import ENTRY_POINTS
 from bridge.testing import failpoints
 from bridge.testing.failpoints import INJECTED, Control, Watched, Watcher, interrupt
 
@@ -39,6 +41,22 @@ async def test_each_wait_is_interrupted_by_its_number() -> None:
                 break
         assert ends[:2] == [[], ["first"]], how
         assert ends[-1] == ["first", "second", "locked"], how
+
+
+async def test_an_installed_plugins_awaits_are_points_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    space: dict[str, Any] = {"__name__": "acme.runtime", "lowlevel": anyio.lowlevel}
+    # A module of somebody else.
+    exec("async def start():\n    await lowlevel.checkpoint()", space)
+    found: list[list[str]] = []
+    points = (metadata.EntryPoint("acme", "acme.runtime:plugin", ENTRY_POINTS),)
+    for installed in ((), points):
+        monkeypatch.setattr(metadata, "entry_points", lambda *, group, installed=installed: installed if group == ENTRY_POINTS else ())
+        failpoints._packages.cache_clear()
+        places: list[str] = []
+        await Watched(space["start"](), Watcher(begun=places.append))
+        found.append(places)
+    failpoints._packages.cache_clear()
+    assert found == [[""], ["acme.runtime:start:2~"]]
 
 
 async def test_what_the_work_itself_raises_comes_out() -> None:
