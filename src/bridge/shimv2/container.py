@@ -218,10 +218,9 @@ class ShimContainer:
 
     async def attach(self, *, stdin: int | None, stdout: int | None, stderr: int | None, attached: Callable[[], None]) -> None:
         """See the port; what a slow reader does to the container is in bridge.monitor.attach."""
-        monitor = self._runtime.monitor
-        if self._exit is None:
-            await self._hold(monitor)  # it may have replaced another a moment ago, and a second try would find the descriptors closed
-        await monitor.attach(self.id, stdin=stdin, stdout=stdout, stderr=stderr, attached=attached)
+        if self._exit is None:  # it may have replaced another a moment ago, and a second try would find the descriptors closed
+            await self._runtime.lasting(self._hold)
+        await self._runtime.monitor.attach(self.id, stdin=stdin, stdout=stdout, stderr=stderr, attached=attached)
 
     async def resize(self, width: int, height: int) -> None:
         """See the port."""

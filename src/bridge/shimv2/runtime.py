@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from bridge._proto.containerd.types import Any
 
 T = TypeVar("T")
-_FREEZER = "freezer"
 SHIM_DIED = "ShimDied"
 """Reason of an exit that came from the death of a shim."""
 

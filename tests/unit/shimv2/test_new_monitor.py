@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from bridge.aio import Supervisor
-from bridge.errors import IllegalTransition, NotFound
+from bridge.errors import IllegalTransition, MonitorGone, NotFound
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.ports.host import HostContext
 from bridge.ports.runtime import ContainerIO, ContainerSpec, ExitStatus
@@ -28,6 +28,14 @@ class Successor:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self._held: set[str] = set()
+        self.away = 0
+
+    def here(self) -> Successor:
+        """Itself, once it has been asked for ``away`` times."""
+        if self.away:
+            self.away -= 1
+            raise MonitorGone("it died")
+        return self
 
     async def hold(self, task_id: str, directory: Path, io: ContainerIO) -> None:
         self.asked.append("hold")
@@ -51,7 +59,7 @@ async def running(root: Path, monitor: Successor, ended: ExitStatus | None = Non
     bundle = root / IDENT
     (bundle / "io").mkdir(parents=True)
     binary = ShimBinary(path=root / "shim", handler="vm", namespace="n", events=root / "events", env={})
-    context = HostContext(cast("Any", lambda: monitor), root, root, root, CgroupDriver.CGROUPFS)
+    context = HostContext(cast("Any", monitor.here), root, root, root, CgroupDriver.CGROUPFS)
     async with Supervisor("test") as tasks:
         runtime = ShimRuntime(ShimSettings(binary, root, own_cgroups=False), context, tasks)
         container = ShimContainer(runtime, cast("ShimSandbox", None), ContainerSpec(IDENT, IDENT, bundle, {}, ContainerIO()))
@@ -74,9 +82,11 @@ async def test_the_log_of_what_has_ended_is_not(tmp_path: Path) -> None:
     assert monitor.asked == ["reopen"]
 
 
-async def test_a_client_is_attached_by_one_question(tmp_path: Path) -> None:
+@pytest.mark.parametrize("away", [0, 2])
+async def test_a_client_is_attached_by_one_question(tmp_path: Path, away: int) -> None:
     """Its descriptors may be closed as soon as a monitor has them, also one that then knows no such container."""
     monitor, attached = Successor(), []
+    monitor.away = away
     async with running(tmp_path, monitor) as container:
         await container.attach(stdin=None, stdout=1, stderr=None, attached=lambda: attached.append(True))
     assert (monitor.asked, attached) == (["hold", "attach"], [True])
