@@ -13,7 +13,7 @@ from tests.unit.streaming.stream_client import WebSocketClient, websocket
 _PROTOCOL = "v4.channel.k8s.io"
 _SAYS = ": swept; while read word; do echo said $word; done; exec sleep 1009"
 _LEFT = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c -e 'swep[t]' -e 'slee[p] 1009' || true"
-_READS = "echo up; while read line; do echo got $line; done"
+READS = "echo up; while read line; do echo got $line; done"
 
 
 async def _until(client: WebSocketClient, wanted: bytes) -> None:
@@ -27,7 +27,7 @@ def _heard(client: WebSocketClient, channel: int) -> bytes:
     return b"".join(message[1:] for message in client.messages if isinstance(message, bytes) and message[0] == channel)
 
 
-async def _told(url: str, word: str, answer: str) -> None:
+async def converse(url: str, word: str, answer: str) -> None:
     """Type a word, wait for the answer and leave amid it. Raises ConnectionError when there is none."""
     try:
         async with websocket(url, _PROTOCOL) as client:
@@ -43,7 +43,7 @@ async def _exec_url(kubelet: Kubelet, stage: Stage, command: str) -> str:
 
 
 async def _exec(kubelet: Kubelet, stage: Stage) -> None:
-    await _told(await _exec_url(kubelet, stage, _SAYS), "hello", "said hello")
+    await converse(await _exec_url(kubelet, stage, _SAYS), "hello", "said hello")
 
 
 async def _execs(kubelet: Kubelet, stage: Stage) -> None:
@@ -61,7 +61,7 @@ async def _execs(kubelet: Kubelet, stage: Stage) -> None:
 
 async def _reading(kubelet: Kubelet, stage: Stage) -> None:
     await pod(kubelet, stage)
-    await made(kubelet, stage, _READS, stdin=True)
+    await made(kubelet, stage, READS, stdin=True)
     await kubelet.start(stage.container)
     await kubelet.log(stage.pod)
 
@@ -72,7 +72,7 @@ async def _attach(kubelet: Kubelet, stage: Stage) -> None:
 
 async def _type(kubelet: Kubelet, stage: Stage, word: str) -> None:
     asked = pb.AttachRequest(container_id=stage.container, stdin=True, stdout=True, stderr=True)
-    await _told((await kubelet.cri.runtime.attach(asked)).url, word, f"got {word}")
+    await converse((await kubelet.cri.runtime.attach(asked)).url, word, f"got {word}")
 
 
 async def _attaches(kubelet: Kubelet, stage: Stage) -> None:

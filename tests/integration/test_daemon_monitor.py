@@ -14,6 +14,7 @@ from bridge._proto.runtime import v1 as pb
 from bridge.client import CriClient, CriError, connect
 from bridge.host import cgroups
 from bridge.host.cgroup_paths import pod_cgroup
+from tests.crash.stream_operations import READS, converse
 from tests.integration import pod_cgroups
 from tests.integration.daemon_fixtures import handler, own_node
 from tests.integration.daemon_node import DaemonNode, Kubelet, mark, namespaces, processes
@@ -96,8 +97,11 @@ async def test_the_monitor_is_killed(own_node: DaemonNode, handler: str) -> None
     scene = Scene(own_node, handler)
     async with connect(own_node.socket) as cri:
         kubelet = await scene.set(cri)
+        reader = await kubelet.started(scene.pod, READS, name="reader", stdin=True)
+        session = (await cri.runtime.attach(pb.AttachRequest(container_id=reader, stdin=True, stdout=True, stderr=True))).url
         await own_node.kill_monitor()
         (scene.flags / "during").touch()
+        await converse(session, "hello", "got hello")  # who attaches in the second without a monitor waits for the next
         assert await ready_again(cri) < 5
         ended = await kubelet.exited(scene.during)
         reason = "Error" if KERNEL_TELLS else "MonitorLost"
