@@ -98,10 +98,14 @@ async def test_the_monitor_is_killed(own_node: DaemonNode, handler: str) -> None
     async with connect(own_node.socket) as cri:
         kubelet = await scene.set(cri)
         reader = await kubelet.started(scene.pod, READS, name="reader", stdin=True)
+        late = await kubelet.create(scene.pod, name="late")
         session = (await cri.runtime.attach(pb.AttachRequest(container_id=reader, stdin=True, stdout=True, stderr=True))).url
         await own_node.kill_monitor()
         (scene.flags / "during").touch()
-        await converse(session, "hello", "got hello")  # who attaches in the second without a monitor waits for the next
+        async with anyio.create_task_group() as group:  # what comes in the second without a monitor waits for the next one
+            group.start_soon(converse, session, "hello", "got hello")
+            group.start_soon(kubelet.start, late)
+            assert await kubelet.output(reader, "echo at once") == "at once"
         assert await ready_again(cri) < 5
         ended = await kubelet.exited(scene.during)
         reason = "Error" if KERNEL_TELLS else "MonitorLost"

@@ -91,7 +91,10 @@ def host(tmp_path: Path, runsc: Runsc) -> tuple[GvisorHost, Launches]:
     async def write_bundle(bundle: Path, oci: object) -> None:
         bundle.mkdir(exist_ok=True)
 
-    made = SimpleNamespace(runsc=runsc, monitor=monitor, write_bundle=write_bundle, process=dict)
+    async def present() -> object:
+        return monitor
+
+    made = SimpleNamespace(runsc=runsc, present=present, write_bundle=write_bundle, process=dict)
     made.context = SimpleNamespace(adjusted=lambda oci, ident, pod, handler: oci)
     return cast("GvisorHost", made), monitor
 

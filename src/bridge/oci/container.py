@@ -90,8 +90,9 @@ class OciContainer(Checkpointed):
         log, pid_file = bundle / "runtime.log", bundle / "pid"
         console = self._runtime.console_socket(self.id) if self._spec.io.terminal else None
         verb, flags = launch_words(cli, self._spec, pid_file, console)
+        monitor = await self._runtime.present()
         launch = partial(
-            self._runtime.monitor.launch,
+            monitor.launch,
             self.id,
             cli.argv(verb, *flags, self.id, log=log),
             cwd=bundle,

@@ -94,8 +94,9 @@ class OciExec:
         flags = [*switch(words.detach), *flag(words.process, files.process), *flag(words.pid_file, files.pid), *self._cgroup_flags()]
         if spec.console is not None:
             flags += flag(words.console, spec.console)
+        monitor = await self._runtime.present()
         launch = partial(
-            self._runtime.monitor.exec,
+            monitor.exec,
             spec.id,
             cli.argv("exec", *flags, container_id, log=files.log),
             cwd=self._bundle,

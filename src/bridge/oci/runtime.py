@@ -16,7 +16,7 @@ from bridge.host import cgroup_paths, cgroups
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.host.oci_documents import at_start
 from bridge.host.runtime_words import merge
-from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, lasting
+from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, lasting, present
 from bridge.monitor.protocol import LaunchFailed
 from bridge.oci.cli import OciCli, read_log
 from bridge.oci.dialect import ExecCgroup, Scope
@@ -40,6 +40,10 @@ class OciRuntime:
     def monitor(self) -> Monitor:
         """The live monitor. Raises MonitorGone."""
         return self.context.monitor()
+
+    async def present(self) -> Monitor:
+        """The live monitor, waited for while it is being replaced. Raises MonitorGone."""
+        return await present(self.context.monitor)
 
     async def lasting(self, ask: Callable[[Monitor], Awaitable[T]], *, patience: float = MONITOR_RETURN_SECONDS) -> T:
         """Ask the monitor something that may be asked twice, again if it is replaced meanwhile.

@@ -87,8 +87,9 @@ class GvisorContainer:
             verb, flags = "restore", [*flags, "--image-path", str(self._images)]
         if console is not None:
             flags += ["--console-socket", str(console)]
+        monitor = await self._host.present()
         launch = partial(
-            self._host.monitor.launch,
+            monitor.launch,
             self.id,
             runsc.argv(verb, *flags, self.id, log=log),
             exit_argv=self._waiting(),

@@ -69,8 +69,9 @@ class GvisorExec:
         flags = ["--detach", "--process", str(files.process), "--pid-file", str(files.pid), "--internal-pid-file", str(files.guest_pid)]
         if spec.console is not None:
             flags += ["--console-socket", str(spec.console)]
+        monitor = await self._host.present()
         try:
-            return await self._host.monitor.exec(
+            return await monitor.exec(
                 spec.id,
                 runsc.argv("exec", *flags, self._container, log=files.log),
                 cwd=self._bundle,

@@ -11,7 +11,7 @@ from anyio import to_thread
 
 from bridge.host import cgroups
 from bridge.host.oci_documents import in_cgroupfs, write_json
-from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, lasting
+from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, lasting, present
 from bridge.oci import strays
 from bridge.ports.host import HostContext, Monitor
 from bridge.ports.runtime import RuntimeFeatures, SandboxSpec
@@ -37,6 +37,10 @@ class GvisorHost:
     def monitor(self) -> Monitor:
         """The live monitor. Raises MonitorGone."""
         return self.context.monitor()
+
+    async def present(self) -> Monitor:
+        """The live monitor, waited for while it is being replaced. Raises MonitorGone."""
+        return await present(self.context.monitor)
 
     async def lasting(self, ask: Callable[[Monitor], Awaitable[T]], *, patience: float = MONITOR_RETURN_SECONDS) -> T:
         """Ask the monitor something that may be asked twice, again if it is replaced meanwhile. Raises MonitorGone."""

@@ -76,8 +76,9 @@ class GvisorSandbox:
         verb, images = "run", list[str]()
         if self._spec.restore is not None:
             verb, images = "restore", ["--image-path", str(self._spec.restore)]
+        monitor = await self._host.present()
         launch = partial(
-            self._host.monitor.launch,
+            monitor.launch,
             self.id,
             runsc.argv(verb, "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), *images, self.id, log=log),
             cwd=bundle,

@@ -16,7 +16,7 @@ from bridge.host.cgroup_kill import kill_all
 from bridge.host.cgroup_limits import PodLimits
 from bridge.host.cgroup_stats import CgroupStats
 from bridge.host.oci_documents import merged, write_json
-from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, lasting
+from bridge.monitor.lasting import MONITOR_RETURN_SECONDS, lasting, present
 from bridge.monitor.protocol import LaunchFailed
 from bridge.ports.host import HostContext, Monitor
 from bridge.ports.runtime import ContainerSpec, ExecSpec, ExitStatus, Record
@@ -126,7 +126,7 @@ class ChrootContainer:
             directories = await to_thread.run_sync(cgroups.create, self._cgroup)
             await to_thread.run_sync(_limit, self._cgroup, resources)
             await to_thread.run_sync((self._launcher.state / self.id).touch)
-            self._pid = await context.monitor().launch(
+            self._pid = await (await present(context.monitor)).launch(
                 self.id,
                 self._launcher.argv("run", spec.bundle, spec.bundle / "pid", console or "-", *directories),
                 cwd=spec.bundle,
@@ -186,7 +186,7 @@ class ChrootContainer:
             directories = await to_thread.run_sync(cgroups.create_child, self._cgroup, f"exec-{spec.id}")
             await to_thread.run_sync(write_json, described, spec.process)
             words = ("exec", self._pid, described, pid_file, spec.console or "-", *directories)
-            pid = await context.monitor().exec(
+            pid = await (await present(context.monitor)).exec(
                 spec.id,
                 self._launcher.argv(*words),
                 cwd=self._spec.bundle,
@@ -208,7 +208,7 @@ class ChrootContainer:
 
     async def attach(self, *, stdin: int | None, stdout: int | None, stderr: int | None, attached: Callable[[], None]) -> None:
         """Copy its output and its input from now on; the monitor has them."""
-        await self._launcher.context.monitor().attach(self.id, stdin=stdin, stdout=stdout, stderr=stderr, attached=attached)
+        await (await present(self._launcher.context.monitor)).attach(self.id, stdin=stdin, stdout=stdout, stderr=stderr, attached=attached)
 
     async def resize(self, width: int, height: int) -> None:
         """Set its terminal's size."""
