@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from bridge.core.services import Services
-from bridge.errors import IllegalTransition, InvalidRequest, RuntimeFailed, TimedOut
+from bridge.errors import BridgeError, HostError, IllegalTransition, InvalidRequest, RuntimeFailed, TimedOut
 from bridge.host.pipes import Collector
 from bridge.ports.runtime import ExecSpec, ExitStatus
 from bridge.testing.fakes import FakeContainer
@@ -28,6 +28,8 @@ class Command:
         assert spec.stdout is not None
         assert spec.stderr is not None
         self.deleted = False
+        self.deletions = 0
+        self.fails: list[BridgeError] = []
         self._code = code
         self._fds = [os.dup(spec.stdout), os.dup(spec.stderr)]
         os.write(self._fds[0], out)
@@ -48,6 +50,9 @@ class Command:
         self._code = 128 + signal
 
     async def delete(self) -> None:
+        self.deletions += 1
+        if self.fails:
+            raise self.fails.pop(0)
         self.deleted = True
         self.close()
 
@@ -103,6 +108,29 @@ async def test_a_child_that_keeps_stdout_does_not_hold_the_answer(world: World, 
         result = await core.execs.run(fake.id, ["daemon"], 0)
     assert (result.stdout, result.exit_code) == (b"done\n", 0)
     assert made[0].deleted
+
+
+@pytest.mark.parametrize(
+    ("fails", "deletions", "deleted"),
+    [([HostError("no descriptor")], 2, True), ([HostError("no descriptor")] * 4, 3, False), ([TimedOut("stuck")], 1, False)],
+)
+async def test_what_fails_to_end_it_is_tried_again(
+    world: World, core: Services, monkeypatch: pytest.MonkeyPatch, fails: list[BridgeError], deletions: int, deleted: bool
+) -> None:
+    """But for one that is stuck in the kernel, which had its time."""
+    monkeypatch.setattr("bridge.core.streams._DELETE_PAUSES", (0.0, 0.0))
+    fake = await running(world, core)
+
+    made: list[Command] = []
+
+    async def failing(spec: ExecSpec) -> Command:
+        made.append(Command(spec, out=b"done\n"))
+        made[-1].fails = list(fails)
+        return made[-1]
+
+    monkeypatch.setattr(fake, "exec", failing)
+    assert (await core.execs.run(fake.id, ["cmd"], 10)).stdout == b"done\n"
+    assert (made[-1].deletions, made[-1].deleted) == (deletions, deleted)
 
 
 async def test_output_past_the_limit_is_dropped(world: World, core: Services, monkeypatch: pytest.MonkeyPatch) -> None:

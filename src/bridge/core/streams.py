@@ -25,7 +25,7 @@ from bridge.core.settings import CoreSettings
 from bridge.core.store import Store
 from bridge.core.stream_requests import AttachRequest, ExecRequest, PortForwardRequest, Stdio
 from bridge.core.stream_sessions import Attached, Command, Session, Size
-from bridge.errors import BridgeError, IllegalTransition, InvalidRequest, NotFound, Unavailable, Unsupported
+from bridge.errors import BridgeError, IllegalTransition, InvalidRequest, NotFound, TimedOut, Unavailable, Unsupported
 from bridge.host.console import ConsoleListener
 from bridge.host.pipes import StdioPipes
 from bridge.ports.handlers import Handlers
@@ -33,6 +33,7 @@ from bridge.ports.runtime import Ability, ExecProcess, ExecSpec
 
 _logger = log.get("core.streams")
 _DELETE_TIMEOUT = 30.0
+_DELETE_PAUSES = (0.05, 1.0)
 
 
 class StreamService:
@@ -192,8 +193,14 @@ def _sized(process: Mapping[str, Any], size: Size) -> Mapping[str, Any]:
 
 
 async def _delete(process: ExecProcess) -> None:
+    """Tried again where it failed: nobody else ends what a caller who has left was running."""
     with anyio.CancelScope(shield=True, deadline=anyio.current_time() + _DELETE_TIMEOUT):
-        try:
-            await process.delete()
-        except BridgeError as exc:
-            _logger.warning("what is left of an exec can't be removed: %s", exc)
+        for pause in (*_DELETE_PAUSES, None):
+            try:
+                await process.delete()
+                return
+            except BridgeError as exc:
+                _logger.warning("what is left of an exec can't be removed: %s", exc)
+                if pause is None or isinstance(exc, TimedOut):  # that one has had its time
+                    return
+            await anyio.sleep(pause)

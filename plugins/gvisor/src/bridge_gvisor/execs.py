@@ -104,8 +104,8 @@ class GvisorExec:
 
     async def delete(self) -> None:
         """Kill whatever is left of it, children included, and remove its traces. Raises TimedOut when it does not end."""
+        await self._end_guests()  # when that fails the files stay: they tell which processes, now and after a restart
         try:
-            await self._end_guests()
             with contextlib.suppress(MonitorGone, NotFound):
                 await self._forget()
         finally:
