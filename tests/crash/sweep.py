@@ -38,6 +38,7 @@ from tests.integration.registry_node import push
 
 _SIGNALS = "bridge.daemon:_until_stopped"
 _HELD_SECONDS = 15.0
+_AFTERWARDS_SECONDS = 1.0
 _LOST_SECONDS = 2.0
 _PATIENCE = 45.0
 _READ_SECONDS = 5.0
@@ -166,6 +167,9 @@ class Sweeper:
             group.start_soon(act)
             with anyio.move_on_after(_HELD_SECONDS):
                 while not self._control.held and not done.is_set():
+                    await anyio.sleep(0.002)
+            with anyio.move_on_after(_AFTERWARDS_SECONDS):  # what the server does once the caller has left
+                while not self._control.held:
                     await anyio.sleep(0.002)
             if self._control.held and case.fault != "error":
                 await self._fault(case)
