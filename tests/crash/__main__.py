@@ -53,6 +53,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     unknown = [each for each in given.handler or () if each not in (*HANDLERS, *plugins.runtimes)]
     if unknown:
         parser.error(f"--handler: no plugin serves {unknown[0]}; there are {', '.join(dict.fromkeys((*HANDLERS, *plugins.runtimes)))}")
+    if given.options and not set(given.handler or ()) - set(HANDLERS):
+        parser.error(f"--options: are of a plugin's handler; {', '.join(HANDLERS)} have theirs")
     return given
 
 
