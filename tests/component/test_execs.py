@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
@@ -24,12 +25,21 @@ class Command:
 
     pid = 77
 
-    def __init__(self, spec: ExecSpec, *, out: bytes = b"", err: bytes = b"", code: int | None = 0, holds: bool = False) -> None:
+    def __init__(
+        self,
+        spec: ExecSpec,
+        *,
+        out: bytes = b"",
+        err: bytes = b"",
+        code: int | None = 0,
+        holds: bool = False,
+        fails: Sequence[BridgeError] = (),
+    ) -> None:
         assert spec.stdout is not None
         assert spec.stderr is not None
         self.deleted = False
         self.deletions = 0
-        self.fails: list[BridgeError] = []
+        self._fails = list(fails)
         self._code = code
         self._fds = [os.dup(spec.stdout), os.dup(spec.stderr)]
         os.write(self._fds[0], out)
@@ -51,8 +61,8 @@ class Command:
 
     async def delete(self) -> None:
         self.deletions += 1
-        if self.fails:
-            raise self.fails.pop(0)
+        if self._fails:
+            raise self._fails.pop(0)
         self.deleted = True
         self.close()
 
@@ -120,17 +130,9 @@ async def test_what_fails_to_end_it_is_tried_again(
     """But for one that is stuck in the kernel, which had its time."""
     monkeypatch.setattr("bridge.core.streams._DELETE_PAUSES", (0.0, 0.0))
     fake = await running(world, core)
-
-    made: list[Command] = []
-
-    async def failing(spec: ExecSpec) -> Command:
-        made.append(Command(spec, out=b"done\n"))
-        made[-1].fails = list(fails)
-        return made[-1]
-
-    monkeypatch.setattr(fake, "exec", failing)
+    made = answer(fake, monkeypatch, out=b"done\n", fails=fails)
     assert (await core.execs.run(fake.id, ["cmd"], 10)).stdout == b"done\n"
-    assert (made[-1].deletions, made[-1].deleted) == (deletions, deleted)
+    assert (made[0].deletions, made[0].deleted) == (deletions, deleted)
 
 
 async def test_output_past_the_limit_is_dropped(world: World, core: Services, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from tests.crash.nursery import nursery
 from tests.crash.operations import OPERATIONS, image_removed
 from tests.crash.stages import Operation, Stage
 from tests.integration.daemon_fixtures import warm
-from tests.integration.daemon_node import DaemonNode, Kubelet, daemon_node, environment
+from tests.integration.daemon_node import DaemonNode, Kubelet, ServerProcess, daemon_node, environment
 from tests.integration.registry_node import push
 
 _SIGNALS = "bridge.daemon:_until_stopped"
@@ -152,7 +152,7 @@ class Sweeper:
         return came
 
     async def _interrupted(self, case: Case, stage: Stage) -> bool:
-        done = anyio.Event()
+        done, first = anyio.Event(), self._node.process
 
         async def act() -> None:
             try:
@@ -172,7 +172,7 @@ class Sweeper:
                 while not self._control.held:
                     await anyio.sleep(0.002)
             if self._control.held and case.fault != "error":
-                await self._fault(case)
+                await self._fault(case, first)
             self._control.disarm()
             with anyio.move_on_after(self._patience(case)):
                 await done.wait()
@@ -191,7 +191,8 @@ class Sweeper:
             return 0
         return _HELD_SECONDS if self._node.process.poll() is None else _LOST_SECONDS
 
-    async def _fault(self, case: Case) -> None:
+    async def _fault(self, case: Case, first: ServerProcess | None) -> None:
+        """``first`` is the server that the operation began with, which a restart kills itself."""
         if case.fault in ("kill-monitor", "kill-both"):
             with suppress(MonitorGone):  # it may be the lack of one that is interrupted
                 await self._node.kill_monitor(and_server=case.fault == "kill-both")
@@ -204,7 +205,7 @@ class Sweeper:
             assert process is not None
             process.send_signal(signal.SIGTERM)
             code = await run_sync(process.wait, 30)
-            killed = case.operation.name == "restart" and code == -signal.SIGKILL  # the predecessor held there: a restart kills it
+            killed = case.operation.name == "restart" and process is first and code == -signal.SIGKILL
             assert killed or code in (0, 1), f"a server with hanging work ended with code {code}"
 
     async def _reads_go_on(self, handler: str) -> None:

@@ -1,10 +1,9 @@
-"""The plugin without a sandbox: options, specs, words, statistics, and what a probe makes of what it saw."""
+"""The plugin without a sandbox: options and specs."""
 
 from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,25 +12,21 @@ from typing import Any, cast
 
 import bridge_gvisor
 import pytest
-from bridge_gvisor import execs, forwarding, hiding
+from bridge_gvisor import forwarding, hiding
 from bridge_gvisor import spec as specs
 from bridge_gvisor.backend import GvisorBackend
 from bridge_gvisor.handler import settings
 from bridge_gvisor.host import GvisorHost
-from bridge_gvisor.limits import limits
 from bridge_gvisor.options import GvisorOptions
-from bridge_gvisor.probe import judge
-from bridge_gvisor.runsc import Runsc, RunscSettings, descendants, parse_processes
+from bridge_gvisor.runsc import Runsc, RunscSettings
 from bridge_gvisor.sandbox import GvisorSandbox
-from bridge_gvisor.trial import Outcome
-from bridge_gvisor.words import mending, start_code
 
 from bridge.errors import ConfigError, MonitorGone, Unsupported
 from bridge.host import cgroups, netdial
 from bridge.host.cgroup_paths import CgroupDriver
 from bridge.plugins import Plugins
 from bridge.ports.host import HostContext, Monitor
-from bridge.ports.runtime import SANDBOX_PID_NAMESPACE, Ability, NamespacePaths, SandboxSpec, Support
+from bridge.ports.runtime import SANDBOX_PID_NAMESPACE, NamespacePaths, SandboxSpec
 
 
 def no_monitor() -> Monitor:
@@ -187,84 +182,6 @@ def test_pid_namespaces(given: dict[str, str], made: list[dict[str, str]]) -> No
     assert found["annotations"]["io.kubernetes.cri.sandbox-id"] == "s1"
 
 
-@pytest.mark.parametrize(
-    ("said", "code"),
-    [
-        ("starting sub-container [/nope]: creating process: failed to load /nope: no such file or directory", 127),
-        ('starting sub-container [nope]: error finding executable "nope" in PATH [/bin]: no such file or directory', 127),
-        ("starting sub-container [/etc]: creating process: failed to load /etc: permission denied", 126),
-        ("starting sub-container [/x]: creating process: failed to load /x: exec format error", 126),
-        ("cannot create sandbox: no such file or directory", 128),
-    ],
-)
-def test_start_codes(said: str, code: int) -> None:
-    assert start_code([said]) == code
-
-
-@pytest.mark.parametrize(
-    ("said", "hint"),
-    [
-        ("creating interfaces: cannot run with network enabled in root network namespace", 'options.network to "host"'),
-        ("panic: running on goroutine 0 (task goroutine is 5)", "gVisor project's own build"),
-        ('Rootless mode not supported with "create"', "options.rootless"),
-        ("opening /dev/kvm: no such file", "options.platform is kvm"),
-        ("something else", ""),
-    ],
-)
-def test_known_failures_are_mended_in_words(said: str, hint: str) -> None:
-    found = mending([said], "runsc version 0.0~20221219.0", "6.18.0")
-    assert hint in found
-    assert bool(found) is bool(hint)
-
-
-def test_processes_and_who_is_below() -> None:
-    lines = (
-        "UID  PID  PPID  C  TTY  STIME  TIME  CMD",
-        "0  2  0  1  ?  10:36  10ms  sleep",
-        "0 8 0 7 ? 1 30ms sh",
-        "0 9 8 2 ? 1 1 s",
-        "0 10 9 2 ? 1 1 s",
-    )
-    text = "\n".join(lines)
-    parents = parse_processes(text)
-    assert parents == {2: 0, 8: 0, 9: 8, 10: 9}
-    assert descendants(parents, 8) == {9, 10}
-    assert descendants(parents, 2) == set()
-    assert descendants({1: 1}, 1) == set()
-
-
-def judged(verbs: str = "", *, hook_ran: bool = False, **changes: Any) -> Mapping[Ability, Any]:
-    made = RunscSettings("h", Path("/x"), Path("/r"), **changes)
-    return judge(made, frozenset(verbs.split()), Outcome("a trial sandbox ran", hook_ran))
-
-
-def test_each_ability_has_an_answer_with_its_reason() -> None:
-    found = judged()
-    assert set(found) == set(Ability)
-    assert all(feature.detail for feature in found.values())
-
-
-@pytest.mark.parametrize(
-    ("ability", "given", "support"),
-    [
-        (Ability.PORT_FORWARD, {}, Support.EMULATED),
-        (Ability.PORT_FORWARD, {"network": "host"}, Support.SUPPORTED),
-        (Ability.PORT_FORWARD, {"verbs": "port-forward"}, Support.SUPPORTED),
-        (Ability.HOST_NETWORK, {}, Support.UNSUPPORTED),
-        (Ability.HOST_NETWORK, {"network": "host"}, Support.SUPPORTED),
-        (Ability.SECCOMP, {}, Support.UNSUPPORTED),
-        (Ability.SECCOMP, {"seccomp": True}, Support.EMULATED),
-        (Ability.SYSTEMD_CGROUP, {}, Support.UNSUPPORTED),
-        (Ability.SYSTEMD_CGROUP, {"systemd_cgroup": True}, Support.SUPPORTED),
-        (Ability.START_CONTAINER_HOOKS, {}, Support.UNSUPPORTED),
-        (Ability.START_CONTAINER_HOOKS, {"hook_ran": True}, Support.SUPPORTED),
-        (Ability.UPDATE, {"verbs": "update"}, Support.UNSUPPORTED),
-    ],
-)
-def test_abilities_follow_what_was_seen(ability: Ability, given: dict[str, Any], support: Support) -> None:
-    assert judged(**given)[ability].support is support
-
-
 async def test_a_pod_on_the_hosts_stack_is_reached_without_runsc() -> None:
     """runsc's own way ends a connection with the first of its halves, so a client that has said all would lose the answer."""
     made = RunscSettings("h", Path("/x"), Path("/y"), network="host")
@@ -274,18 +191,6 @@ async def test_a_pod_on_the_hosts_stack_is_reached_without_runsc() -> None:
         port = listener.getsockname()[1]
         with await forwarding.connect(host, spec, netdial.Dialer(None), port) as made_socket:
             assert made_socket.getpeername() == ("127.0.0.1", port)
-
-
-def test_what_runsc_has_state_of(tmp_path: Path) -> None:
-    member, pod = "a" * 64, "b" * 64
-    runsc = Runsc(RunscSettings("h", Path("/x"), tmp_path / "root"))
-    assert runsc.known() == []
-    (tmp_path / "root").mkdir()
-    for name in (f"{pod}_sandbox:{pod}.state", f"{pod}_sandbox:{pod}.lock", f"{member}_sandbox:{pod}.state", "runsc.sock", "x.state"):
-        (tmp_path / "root" / name).touch()
-    assert runsc.known() == [(member, pod), (pod, pod)], "a sandbox comes after its members"
-    assert runsc.knows(member)
-    assert not runsc.knows("c" * 64)
 
 
 def hidden(root: Path, *, masked: list[str] | None = None, readonly: list[str] | None = None) -> dict[str, Any]:
@@ -328,16 +233,6 @@ def test_users_other_than_root_have_the_capabilities_that_linux_leaves_them(uid:
     assert made["capabilities"] == {"bounding": ["CAP_CHOWN"], "effective": left, "permitted": left, "ambient": ambient}
     assert "apparmorProfile" not in made
     assert given["capabilities"] == {**sets, "ambient": ambient}, "what was given is not changed"
-
-
-def test_limits_depend_on_version_and_network() -> None:
-    old, new, spec = "runsc version 0.0~20221219.0", "runsc version 0.0~20240729.0", "port-forward-to-localhost"
-    assert "exec-leaves-nothing" in limits(GvisorOptions(), new)
-    assert spec not in limits(GvisorOptions(network="host"), new)
-    assert "seccomp" not in limits(GvisorOptions(), new)
-    assert "exec" in limits(GvisorOptions(oci_seccomp=True), new)["seccomp"]
-    assert "EAGAIN" in limits(GvisorOptions(network="host"), old)[spec]
-    assert "no port-forward" in limits(GvisorOptions(), old)[spec]
 
 
 def test_capabilities_that_an_older_runsc_does_not_know() -> None:
@@ -386,31 +281,3 @@ async def test_a_runsc_that_makes_cgroups_itself_gets_a_path_on_a_host_of_system
     await host.write_bundle(tmp_path / "bundle", given)
     assert json.loads((tmp_path / "bundle/config.json").read_text())["linux"]["cgroupsPath"] == path
     assert host.sandbox_spec(sandbox(oci=given))["linux"]["cgroupsPath"] == path
-
-
-class Guest:
-    """A runsc that knows its guest's processes, parents by pid, and ends those that it is told to."""
-
-    settings = SimpleNamespace(timeouts=SimpleNamespace(kill=1.0))
-
-    def __init__(self, parents: Mapping[int, int]) -> None:
-        self.parents = dict(parents)
-
-    async def processes(self, ident: str) -> Mapping[int, int]:
-        return dict(self.parents)
-
-    async def check(self, verb: str, flag: str, pid: str, ident: str, signal: str, *, timeout: float) -> bytes:
-        assert (verb, flag, ident, signal) == ("kill", "--pid", "c1", "9")
-        del self.parents[int(pid)]
-        return b""
-
-
-async def test_what_a_lost_server_executed_is_ended(tmp_path: Path) -> None:
-    guest = Guest({1: 0, 2: 1, 7: 0, 8: 7, 9: 0})
-    (tmp_path / "exec-aa.json").write_text("{}")
-    (tmp_path / "exec-aa.guest").write_text("7")
-    (tmp_path / "exec-bb.json").write_text("{}")  # whose launch was cut off
-    (tmp_path / "config.json").write_text("{}")
-    await execs.end_orphans(cast("GvisorHost", SimpleNamespace(runsc=guest)), "c1", tmp_path)
-    assert guest.parents == {1: 0, 2: 1, 9: 0}, "with whom it had forked; the container's own go on"
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

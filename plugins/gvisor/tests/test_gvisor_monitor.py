@@ -1,4 +1,4 @@
-"""A container whose monitor was lost a moment ago: its successor is given it by whoever comes first. And what ends a command in one."""
+"""A container whose monitor was lost a moment ago: its successor is given it by whoever comes first."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Any, cast
 
 import pytest
 from bridge_gvisor.container import GvisorContainer
-from bridge_gvisor.execs import GvisorExec
 
-from bridge.errors import HostError, IllegalTransition, NotFound
-from bridge.ports.host import RuntimeTimeouts
-from bridge.ports.runtime import ContainerIO, ContainerSpec, ExecSpec
+from bridge.errors import IllegalTransition, NotFound
+from bridge.ports.runtime import ContainerIO, ContainerSpec
 
 
 class Successor:
@@ -77,33 +75,3 @@ async def test_what_nobody_knows_has_ended() -> None:
     spec = ContainerSpec("c", "s", Path("/bundle"), {}, ContainerIO())
     with pytest.raises(IllegalTransition, match="has ended"):  # and not NOT_FOUND, as which a kubelet forgets a container
         await GvisorContainer(cast("Any", Host(Successor())), spec).reopen_log()
-
-
-async def test_an_exec_that_could_not_be_ended_is_found_again(tmp_path: Path) -> None:
-    """By the next attempt, and by a server that comes after this one."""
-    signalled: list[str] = []
-    answers: list[Any] = [HostError("no descriptor"), {7: 1, 8: 7}, {}]
-
-    async def processes(_ident: str) -> dict[int, int]:
-        found = answers.pop(0)
-        if isinstance(found, Exception):
-            raise found
-        return dict(found)
-
-    async def check(*words: str, timeout: float) -> bytes:
-        assert timeout > 0
-        signalled.append(words[2])
-        return b""
-
-    async def gone(_ident: str) -> None:
-        raise NotFound("forgotten with its connection")
-
-    runsc = SimpleNamespace(processes=processes, check=check, settings=SimpleNamespace(timeouts=RuntimeTimeouts()))
-    host = SimpleNamespace(runsc=runsc, monitor=SimpleNamespace(wait=gone, forget=gone))
-    command = GvisorExec(cast("Any", host), "c", ExecSpec("e", {}), tmp_path)
-    command._files.guest_pid.write_text("7")
-    with pytest.raises(HostError):
-        await command.delete()
-    assert command._files.guest_pid.exists()
-    await command.delete()
-    assert (signalled, list(tmp_path.iterdir())) == (["8", "7"], [])
